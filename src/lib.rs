@@ -1,0 +1,3 @@
+//! Gateway between charging devices and third-party business systems.
+
+pub mod protocol;

@@ -1,0 +1,1 @@
+//! BKV / GN codec.

@@ -1,0 +1,1 @@
+//! Which codec a connection speaks, decided once from its first bytes.
