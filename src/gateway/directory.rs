@@ -1,0 +1,535 @@
+//! The directory: which shard owns a device, and its live state. The one structure all threads share.
+//!
+//! ```text
+//! device id ──▶ Arc<Entry> { owner + generation, epoch, clocks, ports }      64 striped maps
+//!                 ▲ written by the owner shard alone, relaxed atomics, no lock
+//!                 └ read by API threads and by other shards at bind
+//! ```
+//!
+//! A stripe's lock is taken to find, add or remove an entry, for less than a microsecond; an entry's fields never need one.
+//! A reader may see one field of a port newer than another: good for showing and for refusing early. Whether a port is free is
+//! decided by the store's unique index, never here.
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::RwLock;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use super::ShardId;
+use crate::{
+    model::{DeviceId, OrderNo, PortStatus, Protocol},
+    store::PortRecord,
+};
+
+const STRIPES: usize = 64;
+const NO_SHARD: u16 = u16::MAX;
+/// A TCP close or an ACK timeout counts against the score for this long.
+pub const PENALTY_MS: i64 = 5 * 60 * 1000;
+
+/// All devices this process knows.
+#[derive(Debug)]
+pub struct Directory {
+    stripes: Box<[RwLock<FxHashMap<DeviceId, Arc<Entry>>>]>,
+    online: AtomicI64,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { stripes: (0..STRIPES).map(|_| RwLock::default()).collect(), online: AtomicI64::new(0) }
+    }
+}
+
+impl Directory {
+    fn stripe(&self, device_id: DeviceId) -> &RwLock<FxHashMap<DeviceId, Arc<Entry>>> {
+        let hash = FxBuildHasher.hash_one(device_id);
+        &self.stripes[(hash >> 58) as usize % STRIPES]
+    }
+
+    /// The device's entry.
+    pub fn find(&self, device_id: DeviceId) -> Option<Arc<Entry>> {
+        self.stripe(device_id).read().get(&device_id).cloned()
+    }
+
+    /// The device's entry, made if it is new. Taken by a shard at bind.
+    pub fn enter(&self, device_id: DeviceId, protocol: Protocol) -> Arc<Entry> {
+        if let Some(entry) = self.find(device_id) {
+            return entry;
+        }
+        let mut stripe = self.stripe(device_id).write();
+        let entry = stripe.entry(device_id).or_insert_with(|| Arc::new(Entry::new(device_id, protocol)));
+        Arc::clone(entry)
+    }
+
+    /// Forgets an entry that no shard owns.
+    pub fn forget(&self, device_id: DeviceId) {
+        let mut stripe = self.stripe(device_id).write();
+        if stripe.get(&device_id).is_some_and(|entry| entry.owner().is_none()) {
+            stripe.remove(&device_id);
+        }
+    }
+
+    /// Calls `visit` for every entry, stripe by stripe.
+    pub fn visit(&self, mut visit: impl FnMut(&Arc<Entry>)) {
+        for stripe in &self.stripes {
+            stripe.read().values().for_each(&mut visit);
+        }
+    }
+
+    /// Devices declared online by their shards.
+    pub fn online(&self) -> i64 {
+        self.online.load(Ordering::Relaxed)
+    }
+
+    /// Counts a device that came online (1) or went offline (−1).
+    pub fn count_online(&self, change: i64) {
+        self.online.fetch_add(change, Ordering::Relaxed);
+    }
+}
+
+/// Who owns a device: a shard and the generation of the binding there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The shard.
+    pub shard: ShardId,
+    /// Raised by one per bind, over all shards of the process.
+    pub generation: u64,
+}
+
+/// Live state of one device.
+#[derive(Debug)]
+pub struct Entry {
+    device_id: DeviceId,
+    protocol: AtomicU16,
+    /// generation << 16 | shard.
+    owner: AtomicU64,
+    /// Whether a socket is bound right now.
+    connected: AtomicBool,
+    /// 0 while the store has not answered the bind.
+    epoch: AtomicI64,
+    timeout_ms: AtomicI64,
+    networked: AtomicBool,
+    fallback_id: AtomicBool,
+    last_seen: AtomicI64,
+    last_tcp_down: AtomicI64,
+    last_ack_timeout: AtomicI64,
+    connected_at: AtomicI64,
+    signal: AtomicU16,
+    firmware: AtomicU64,
+    iccid: RwLock<Option<Box<str>>>,
+    waiting: AtomicU32,
+    ports: RwLock<Arc<[PortCell]>>,
+}
+
+impl Entry {
+    fn new(device_id: DeviceId, protocol: Protocol) -> Self {
+        Self {
+            device_id,
+            protocol: AtomicU16::new(protocol as u16),
+            owner: AtomicU64::new(u64::from(NO_SHARD)),
+            connected: AtomicBool::new(false),
+            epoch: AtomicI64::new(0),
+            timeout_ms: AtomicI64::new(60_000),
+            networked: AtomicBool::new(false),
+            fallback_id: AtomicBool::new(false),
+            last_seen: AtomicI64::new(0),
+            last_tcp_down: AtomicI64::new(0),
+            last_ack_timeout: AtomicI64::new(0),
+            connected_at: AtomicI64::new(0),
+            signal: AtomicU16::new(u16::MAX),
+            firmware: AtomicU64::new(0),
+            iccid: RwLock::new(None),
+            waiting: AtomicU32::new(0),
+            ports: RwLock::new(Arc::new([])),
+        }
+    }
+
+    /// The device.
+    pub const fn device_id(&self) -> DeviceId {
+        self.device_id
+    }
+
+    /// Its protocol.
+    pub fn protocol(&self) -> Protocol {
+        let index = usize::from(self.protocol.load(Ordering::Relaxed));
+        Protocol::ALL.get(index).copied().unwrap_or(Protocol::Bkv)
+    }
+
+    /// Sets the protocol the device's record names.
+    pub fn set_protocol(&self, protocol: Protocol) {
+        self.protocol.store(protocol as u16, Ordering::Relaxed);
+    }
+
+    /// The shard that owns the device, whether or not a socket is bound.
+    pub fn owner(&self) -> Option<Owner> {
+        let word = self.owner.load(Ordering::Acquire);
+        let shard = (word & 0xFFFF) as u16;
+        (shard != NO_SHARD).then_some(Owner { shard: ShardId(shard), generation: word >> 16 })
+    }
+
+    /// Makes `shard` the owner and returns its generation with the owner before.
+    pub fn take(&self, shard: ShardId) -> (u64, Option<Owner>) {
+        let next = |word: u64| (((word >> 16) + 1) << 16) | u64::from(shard.0);
+        let before = self
+            .owner
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(next(word)))
+            .unwrap_or_else(|word| word);
+        self.epoch.store(0, Ordering::Release);
+        let shard_before = (before & 0xFFFF) as u16;
+        let owner = Owner { shard: ShardId(shard_before), generation: before >> 16 };
+        ((before >> 16) + 1, (shard_before != NO_SHARD).then_some(owner))
+    }
+
+    /// Gives the device up, unless another shard took it since.
+    pub fn release(&self, owner: Owner) -> bool {
+        let word = (owner.generation << 16) | u64::from(owner.shard.0);
+        let free = (owner.generation << 16) | u64::from(NO_SHARD);
+        self.owner.compare_exchange(word, free, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Epoch of the live binding; `None` without a socket or before the store answered.
+    pub fn live_epoch(&self) -> Option<i64> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        (self.connected() && epoch > 0).then_some(epoch)
+    }
+
+    /// Set by the owner when the store answered the bind.
+    pub fn set_epoch(&self, epoch: i64) {
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Whether a socket is bound.
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire)
+    }
+
+    /// A socket was bound at `at` (Unix ms); the device is offline when nothing comes for `timeout_ms`.
+    pub fn set_connected(&self, at: i64, timeout_ms: i64) {
+        self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+        self.connected_at.store(at, Ordering::Relaxed);
+        self.connected.store(true, Ordering::Release);
+    }
+
+    /// The bound socket went down at `at` (Unix ms).
+    pub fn set_disconnected(&self, at: i64) {
+        self.connected.store(false, Ordering::Release);
+        self.last_tcp_down.store(at, Ordering::Relaxed);
+    }
+
+    /// Bytes or a frame came at `at` (Unix ms).
+    pub fn seen(&self, at: i64) {
+        self.last_seen.store(at, Ordering::Relaxed);
+    }
+
+    /// A command's ACK timed out at `at` (Unix ms).
+    pub fn ack_timed_out(&self, at: i64) {
+        self.last_ack_timeout.store(at, Ordering::Relaxed);
+    }
+
+    /// Unix ms of the last inbound bytes; 0: never in this process.
+    pub fn last_seen(&self) -> i64 {
+        self.last_seen.load(Ordering::Relaxed)
+    }
+
+    /// Unix ms of the last bind; 0: never in this process.
+    pub fn connected_at(&self) -> i64 {
+        self.connected_at.load(Ordering::Relaxed)
+    }
+
+    /// The score and its parts at `at` (Unix ms).
+    pub fn score(&self, at: i64) -> Score {
+        let recent = |then: i64| then != 0 && at.saturating_sub(then) < PENALTY_MS;
+        let seen = self.last_seen();
+        Score {
+            alive: seen != 0 && at.saturating_sub(seen) < self.timeout_ms.load(Ordering::Relaxed),
+            tcp_down: recent(self.last_tcp_down.load(Ordering::Relaxed)),
+            ack_timeout: recent(self.last_ack_timeout.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// BKV/GN: whether the device addresses sockets ≥ 1.
+    pub fn networked(&self) -> bool {
+        self.networked.load(Ordering::Relaxed)
+    }
+
+    /// Once networked, for good.
+    pub fn set_networked(&self) {
+        self.networked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the id is one that damaged devices fall back to: answered, but takes no orders.
+    pub fn is_fallback(&self) -> bool {
+        self.fallback_id.load(Ordering::Relaxed)
+    }
+
+    /// Marks an AP3000 fallback number.
+    pub fn set_fallback(&self) {
+        self.fallback_id.store(true, Ordering::Relaxed);
+    }
+
+    /// Radio signal as the device sent it.
+    pub fn signal(&self) -> Option<u8> {
+        u8::try_from(self.signal.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Stores the radio signal.
+    pub fn set_signal(&self, signal: u8) {
+        self.signal.store(u16::from(signal), Ordering::Relaxed);
+    }
+
+    /// Firmware as at most 8 ASCII characters.
+    pub fn firmware(&self) -> Option<String> {
+        let bytes = self.firmware.load(Ordering::Relaxed).to_be_bytes();
+        let text: String = bytes
+            .iter()
+            .take_while(|byte| **byte != 0)
+            .filter(|byte| byte.is_ascii_graphic())
+            .map(|b| *b as char)
+            .collect();
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Stores the firmware text's first 8 bytes.
+    pub fn set_firmware(&self, text: &[u8]) {
+        let mut bytes = [0; 8];
+        bytes.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
+        self.firmware.store(u64::from_be_bytes(bytes), Ordering::Relaxed);
+    }
+
+    /// SIM number.
+    pub fn iccid(&self) -> Option<String> {
+        self.iccid.read().as_deref().map(str::to_owned)
+    }
+
+    /// Stores the SIM number, where it is new: once per connection at most.
+    pub fn set_iccid(&self, iccid: &str) {
+        if self.iccid.read().as_deref() != Some(iccid) {
+            *self.iccid.write() = Some(iccid.into());
+        }
+    }
+
+    /// Commands accepted for the device and not yet written.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Set by the owner as its lane grows and shrinks.
+    pub fn set_waiting(&self, waiting: u32) {
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// The device's ports by number.
+    pub fn ports(&self) -> Arc<[PortCell]> {
+        Arc::clone(&self.ports.read())
+    }
+
+    /// One port.
+    pub fn port(&self, port_no: u16) -> Option<PortState> {
+        self.ports.read().iter().find(|cell| cell.port_no == port_no).map(PortCell::load)
+    }
+
+    /// Replaces the list of ports (rare: ports come into being by registration, network list or first report).
+    pub fn set_ports(&self, ports: Vec<PortCell>) {
+        *self.ports.write() = ports.into();
+    }
+}
+
+/// Why a device counts as online or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Score {
+    /// Seen within its protocol's timeout: 100, else 0.
+    pub alive: bool,
+    /// TCP went down in the last 5 min: −20.
+    pub tcp_down: bool,
+    /// An ACK timed out in the last 5 min: −30.
+    pub ack_timeout: bool,
+}
+
+impl Score {
+    /// The sum, never below 0.
+    pub const fn total(self) -> i32 {
+        let sum = self.base() + self.tcp_down_part() + self.ack_timeout_part();
+        if sum < 0 { 0 } else { sum }
+    }
+
+    /// 100 or 0.
+    pub const fn base(self) -> i32 {
+        if self.alive { 100 } else { 0 }
+    }
+
+    /// −20 or 0.
+    pub const fn tcp_down_part(self) -> i32 {
+        if self.tcp_down { -20 } else { 0 }
+    }
+
+    /// −30 or 0.
+    pub const fn ack_timeout_part(self) -> i32 {
+        if self.ack_timeout { -30 } else { 0 }
+    }
+
+    /// A score of 50 or more.
+    pub const fn online(self) -> bool {
+        self.total() >= 50
+    }
+}
+
+/// One port's live state, packed in four words; the owner shard writes, anybody reads.
+#[derive(Debug)]
+pub struct PortCell {
+    /// From 1.
+    pub port_no: u16,
+    /// BKV/GN: 0 for a standalone device.
+    pub socket: Option<u8>,
+    /// BKV/GN.
+    pub hole: Option<u8>,
+    /// status 8 | raw 8 | power 16 | current 16 | voltage 16.
+    readings: AtomicU64,
+    /// energy Wh 32 | seconds 32.
+    totals: AtomicU64,
+    updated_at: AtomicI64,
+    order: RwLock<Option<OrderNo>>,
+}
+
+/// A port's state at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortState {
+    /// From 1.
+    pub port_no: u16,
+    /// BKV/GN.
+    pub socket: Option<u8>,
+    /// BKV/GN.
+    pub hole: Option<u8>,
+    /// Status.
+    pub status: PortStatus,
+    /// As the device sent it.
+    pub raw_status: u8,
+    /// 0.1 W.
+    pub power_dw: u16,
+    /// mA.
+    pub current_ma: u16,
+    /// 0.1 V.
+    pub voltage_dv: u16,
+    /// Wh of the running charge.
+    pub energy_wh: u32,
+    /// Seconds of the running charge.
+    pub charged_seconds: u32,
+    /// The order that holds the port.
+    pub order_no: Option<OrderNo>,
+    /// Unix ms of the last report; 0: none yet.
+    pub updated_at: i64,
+}
+
+impl PortState {
+    /// A port nothing is known of.
+    pub const fn unknown(port_no: u16, socket: Option<u8>, hole: Option<u8>) -> Self {
+        Self {
+            port_no,
+            socket,
+            hole,
+            status: PortStatus::Unknown,
+            raw_status: 0,
+            power_dw: 0,
+            current_ma: 0,
+            voltage_dv: 0,
+            energy_wh: 0,
+            charged_seconds: 0,
+            order_no: None,
+            updated_at: 0,
+        }
+    }
+
+    /// A stored port.
+    pub const fn of_record(record: &PortRecord) -> Self {
+        Self {
+            port_no: record.port_no,
+            socket: record.socket,
+            hole: record.hole,
+            status: record.status,
+            raw_status: record.raw_status,
+            power_dw: record.power_dw,
+            current_ma: record.current_ma,
+            voltage_dv: record.voltage_dv,
+            energy_wh: record.energy_wh,
+            charged_seconds: record.charged_seconds,
+            order_no: None,
+            updated_at: record.updated_at,
+        }
+    }
+
+    /// The row to store.
+    pub const fn record(&self, device_id: DeviceId) -> PortRecord {
+        PortRecord {
+            device_id,
+            port_no: self.port_no,
+            socket: self.socket,
+            hole: self.hole,
+            status: self.status,
+            raw_status: self.raw_status,
+            power_dw: self.power_dw,
+            current_ma: self.current_ma,
+            voltage_dv: self.voltage_dv,
+            energy_wh: self.energy_wh,
+            charged_seconds: self.charged_seconds,
+            updated_at: self.updated_at,
+        }
+    }
+}
+
+impl PortCell {
+    /// A cell with this state.
+    pub fn new(state: &PortState) -> Self {
+        let cell = Self {
+            port_no: state.port_no,
+            socket: state.socket,
+            hole: state.hole,
+            readings: AtomicU64::new(0),
+            totals: AtomicU64::new(0),
+            updated_at: AtomicI64::new(0),
+            order: RwLock::new(state.order_no),
+        };
+        cell.store(state);
+        cell
+    }
+
+    /// Reads the cell.
+    pub fn load(&self) -> PortState {
+        let readings = self.readings.load(Ordering::Relaxed).to_be_bytes();
+        let [status, raw_status, p1, p0, c1, c0, v1, v0] = readings;
+        let totals = self.totals.load(Ordering::Relaxed);
+        PortState {
+            port_no: self.port_no,
+            socket: self.socket,
+            hole: self.hole,
+            status: PortStatus::from_code(status),
+            raw_status,
+            power_dw: u16::from_be_bytes([p1, p0]),
+            current_ma: u16::from_be_bytes([c1, c0]),
+            voltage_dv: u16::from_be_bytes([v1, v0]),
+            energy_wh: (totals >> 32) as u32,
+            charged_seconds: totals as u32,
+            order_no: *self.order.read(),
+            updated_at: self.updated_at.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes readings and totals; the order is set apart.
+    pub fn store(&self, state: &PortState) {
+        let [p1, p0] = state.power_dw.to_be_bytes();
+        let [c1, c0] = state.current_ma.to_be_bytes();
+        let [v1, v0] = state.voltage_dv.to_be_bytes();
+        let readings = [state.status.code(), state.raw_status, p1, p0, c1, c0, v1, v0];
+        self.readings.store(u64::from_be_bytes(readings), Ordering::Relaxed);
+        self.totals.store((u64::from(state.energy_wh) << 32) | u64::from(state.charged_seconds), Ordering::Relaxed);
+        self.updated_at.store(state.updated_at, Ordering::Relaxed);
+    }
+
+    /// Names the order that holds the port.
+    pub fn set_order(&self, order_no: Option<OrderNo>) {
+        *self.order.write() = order_no;
+    }
+}

@@ -1,0 +1,26 @@
+//! The state half of the core: connections, sessions, ports, orders, command pacing, timers. Inputs in, effects out.
+//!
+//! No socket, clock, thread or random number: the driver passes the time in and carries the effects out.
+
+pub mod directory;
+pub mod order;
+
+/// Index of a shard, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+/// The time as a driver passes it in: both clocks read together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since the process started; never steps back. Deadlines are counted on this one.
+    pub mono_ms: u64,
+    /// Unix milliseconds. Stored and sent to third parties.
+    pub unix_ms: i64,
+}
+
+impl Now {
+    /// Unix time of a monotonic instant near now.
+    pub const fn unix_of(&self, mono_ms: u64) -> i64 {
+        self.unix_ms.saturating_sub(self.mono_ms.saturating_sub(mono_ms).cast_signed())
+    }
+}

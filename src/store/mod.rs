@@ -1,0 +1,689 @@
+//! What the gateway persists, as one contract.
+//!
+//! Two ways in and one way out:
+//!
+//! - [`Store::submit`] takes a [`Job`]: a durable change. It never blocks; the queue is bounded and gives the job back when full.
+//!   The job's [`Outcome`] is delivered to its [`Reply`] only after the commit that made it durable.
+//! - [`Store::append`] takes command-log rows, [`Store::coalesce`] latest-value rows: a crash may lose the last seconds of these.
+//! - [`Store::read`] runs a query on a reader thread.
+//!
+//! Order of things, everywhere: write, commit, answer, notify. Nothing is acknowledged that is not committed. Replays change
+//! nothing the second time. Jobs of one device are applied in the order they were submitted.
+//!
+//! The rules of the domain are not in here: [`crate::gateway::order::transition`] decides, a store writes.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU64},
+};
+
+use crate::{
+    gateway::order,
+    model::{
+        ChargeSpec, Command, CommandState, DeviceId, EventType, Order, OrderNo, OrderStatus, PortStatus, Protocol,
+    },
+};
+
+pub mod sqlite;
+
+/// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
+#[derive(Debug)]
+pub enum Job {
+    /// A device was bound to a connection. Dropped: the shard submits it again after 1 s; commands wait for it.
+    Bind(Bind),
+    /// A third party orders a charge. Dropped: the API answers `NOT_READY`, and the job's deadline makes it insert nothing later.
+    CreateOrder(Box<NewOrder>),
+    /// Something happened to an order. Dropped: the shard submits it again at its next deadline; an API call answers `NOT_READY`.
+    Order(Box<OrderJob>),
+    /// A device reported the end of a charge. Dropped: the device is not acknowledged and sends it again.
+    Settle(Box<Settlement>),
+    /// Something happened to a device or port that third parties are told. Dropped: counted as lost.
+    Device(Box<DeviceEvent>),
+    /// A durable device report without an order (exception event): stored as event, then acknowledged. Dropped: as `Settle`.
+    Report(Box<DeviceReport>),
+    /// A command's row moves on. Dropped: the claim expires and the backstop decides.
+    Command(CommandUpdate),
+    /// Claim what waits for a device whose epoch is live. Dropped: the safety poll asks again.
+    Claim {
+        /// The device.
+        device_id: DeviceId,
+        /// Its epoch as the shard knows it; a stale one claims nothing.
+        epoch: i64,
+        /// Now, Unix ms.
+        at: i64,
+    },
+    /// The order monitor's backstop: timeouts of orders without a live owner. Dropped: runs again in 10 s.
+    Backstop(Backstop),
+    /// Webhook delivery progress. Dropped: the event is delivered again (at least once).
+    Delivery(Vec<DeliveryUpdate>),
+    /// Batched pruning by age, bounded rows per call. Dropped: runs again in an hour.
+    Prune {
+        /// Delete rows older than this, Unix ms.
+        before: i64,
+        /// At most this many rows per table.
+        rows_max: u32,
+    },
+}
+
+/// Binds a device to a connection and raises its epoch.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    /// The device.
+    pub device_id: DeviceId,
+    /// As detected; a device record that says `gn` wins.
+    pub protocol: Protocol,
+    /// The decimal number under the QR code (AP3000).
+    pub printed_no: Option<u32>,
+    /// Refuse devices that have no row (admission `known`).
+    pub known_only: bool,
+    /// Now, Unix ms.
+    pub at: i64,
+}
+
+/// What binding found.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// The device.
+    pub device_id: DeviceId,
+    /// False: no row and admission is `known`; nothing was written and all that follows is empty.
+    pub admitted: bool,
+    /// True when this bind made the row (`device.registered` was emitted).
+    pub first_seen: bool,
+    /// Raised by one per bind, never reused.
+    pub epoch: i64,
+    /// The record's protocol.
+    pub protocol: Protocol,
+    /// BKV/GN: its record has sockets, or it showed a socket ≥ 1.
+    pub networked: bool,
+    /// First of [`Bound::MSG_IDS`] message ids reserved for the shard's own queries during this epoch.
+    pub msg_id_first: u32,
+    /// Known ports.
+    pub ports: Vec<PortRecord>,
+    /// Orders that are active, or final with the device's end still pending.
+    pub orders: Vec<Order>,
+    /// Commands claimed for this epoch: queued ones, and ones claimed by an older epoch and not known to be written
+    /// (`maybe_written`). Only if still wanted by their order, before their `not_after`, and for a start within 15 s of creation.
+    pub commands: Vec<Command>,
+}
+
+impl Bound {
+    /// Message ids reserved per bind.
+    pub const MSG_IDS: u32 = 32;
+}
+
+/// A charge to create: order + `order.created` + start command, in one transaction.
+#[derive(Clone, Debug)]
+pub struct NewOrder {
+    /// Made by the API.
+    pub order_no: OrderNo,
+    /// The device.
+    pub device_id: DeviceId,
+    /// From 1.
+    pub port_no: u16,
+    /// Checked against the protocol's limits.
+    pub spec: ChargeSpec,
+    /// Epoch of the device's live binding on this instance: the command is inserted already claimed for it if it is still
+    /// the device's epoch, else queued.
+    pub epoch: Option<i64>,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// On the store's clock: executing later inserts nothing (Unix ms).
+    pub deadline: i64,
+    /// Request that made it.
+    pub request_id: String,
+}
+
+/// An event for one order.
+#[derive(Clone, Debug)]
+pub struct OrderJob {
+    /// Which order.
+    pub order: OrderKey,
+    /// What happened.
+    pub event: order::Event,
+    /// Refuse if the device of the order is another one (API paths that name both).
+    pub device_id: Option<DeviceId>,
+    /// Epoch of the device's live binding on this instance, as in [`NewOrder::epoch`].
+    pub epoch: Option<i64>,
+    /// The device's number for this order, where the event carries one (stored once).
+    pub business_no: Option<u16>,
+    /// More exact reason for a failure: the device's code or text, e.g. `device_refused_01`.
+    pub reason: Option<String>,
+    /// When it happened, Unix ms.
+    pub at: i64,
+    /// Request that caused it, for API calls.
+    pub request_id: Option<String>,
+}
+
+/// How a job names its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderKey {
+    /// By number.
+    No(OrderNo),
+    /// The active order of a port.
+    ActiveOn(DeviceId, u16),
+}
+
+/// What became of an order job.
+#[derive(Clone, Debug)]
+pub struct OrderOutcome {
+    /// The order after it; `None`: no such order (or not of that device).
+    pub order: Option<Order>,
+    /// Status before.
+    pub from: OrderStatus,
+    /// What the transition said.
+    pub verdict: order::Verdict,
+    /// Commands queued by it, claimed when a live epoch was given.
+    pub commands: Vec<Command>,
+    /// Rows withdrawn by it: the shard drops them from its lanes.
+    pub withdrawn: Vec<i64>,
+}
+
+/// The end of a charge as the device tells it.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// Names this settlement: a device's resend has the same key.
+    pub key: SettlementKey,
+    /// The device.
+    pub device_id: DeviceId,
+    /// From 1.
+    pub port_no: u16,
+    /// Seconds.
+    pub duration_seconds: u32,
+    /// Wh, converted from the wire's unit.
+    pub energy_wh: u32,
+    /// Amount reported by the device, cents.
+    pub amount_cent: Option<u32>,
+    /// How the charge ended, as far as the frame says.
+    pub end: SettlementEnd,
+    /// Epoch of the live binding, as in [`NewOrder::epoch`].
+    pub epoch: Option<i64>,
+    /// When it arrived, Unix ms.
+    pub at: i64,
+    /// The frame, whole.
+    pub raw: Vec<u8>,
+}
+
+/// Identity of a settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SettlementKey {
+    /// AP3000: (device, port, start mode, 16 bytes); duration and energy are added for offline starts, whose numbers can collide
+    /// while the device's clock is not set (device-server protocol v8.6, command 03).
+    Ap3000 {
+        /// The device.
+        device_id: DeviceId,
+        /// Zero-based wire port.
+        port: u8,
+        /// 1 online; 0 offline card; 3 code.
+        start_mode: u8,
+        /// The order field.
+        order_ref: [u8; 16],
+        /// Zero for online starts.
+        duration_seconds: u16,
+        /// Zero for online starts; raw 0.01 kWh.
+        energy_raw: u16,
+    },
+    /// BKV/GN: (gateway, socket, hole, business number). A number repeats over time, so duplicates are judged against the matched
+    /// order (or, for orphans, by equal minutes and energy within 24 h).
+    Bkv {
+        /// The gateway.
+        device_id: DeviceId,
+        /// 0–250.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// The device's number.
+        business_no: u16,
+        /// Charged minutes.
+        minutes: u16,
+        /// Wh.
+        energy_wh: u16,
+    },
+}
+
+/// How a settlement frame says the charge ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettlementEnd {
+    /// AP3000 stop reason.
+    Ap3000 {
+        /// Table "stop reason" of the device-server protocol v8.6.
+        reason: u8,
+    },
+    /// BKV/GN: status byte and, for some reports, a reason byte; the meaning also depends on the order.
+    Bkv {
+        /// Hole status before switch-off.
+        status: u8,
+        /// Sub-command 18 and tag 2F.
+        reason: Option<u8>,
+    },
+}
+
+/// What became of a settlement.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// As submitted.
+    pub key: SettlementKey,
+    /// False for a replay, whose totals were already stored; acknowledged all the same.
+    pub stored: bool,
+    /// The order that took it, after it; `None`: an orphan row, or quarantined.
+    pub order: Option<Order>,
+    /// Status before.
+    pub from: Option<OrderStatus>,
+    /// Commands withdrawn with it.
+    pub withdrawn: Vec<i64>,
+    /// It could not be applied: its bytes are in `settlement_quarantine` and an alarm was raised.
+    pub quarantined: bool,
+}
+
+/// An event of a device or a port.
+#[derive(Clone, Debug)]
+pub struct DeviceEvent {
+    /// The device.
+    pub device_id: DeviceId,
+    /// What happened.
+    pub event_type: EventType,
+    /// The event's `data`.
+    pub data: serde_json::Value,
+    /// When, Unix ms.
+    pub at: i64,
+}
+
+/// A device report that is stored before it is acknowledged.
+#[derive(Clone, Debug)]
+pub struct DeviceReport {
+    /// Chosen by the shard; comes back in the outcome.
+    pub ticket: u64,
+    /// The event to store.
+    pub event: DeviceEvent,
+}
+
+/// A command's row moves on.
+#[derive(Clone, Debug)]
+pub struct CommandUpdate {
+    /// Row of `outbound_queue`.
+    pub id: i64,
+    /// New state; an update that would go backwards changes nothing.
+    pub state: CommandState,
+    /// For a start's first write: recorded in the order as well.
+    pub order_no: Option<OrderNo>,
+    /// Writes so far.
+    pub attempts: u8,
+    /// Why, for refused, expired, withdrawn and dead.
+    pub reason: Option<&'static str>,
+    /// When, Unix ms.
+    pub at: i64,
+}
+
+/// Timeouts by SQL for orders whose device has no live owner. Each deadline lies 30 s behind the owner's.
+#[derive(Clone, Copy, Debug)]
+pub struct Backstop {
+    /// Now, Unix ms.
+    pub at: i64,
+    /// No order is interrupted before this time on account of the gateway's own absence (ready + 10 min).
+    pub interrupts_from: i64,
+    /// Nor timed out or declared offline before this one (ready + 90 s).
+    pub offline_from: i64,
+}
+
+/// Progress of webhook deliveries.
+#[derive(Clone, Debug)]
+pub enum DeliveryUpdate {
+    /// Everything up to `pos` is delivered, parked or dead for this endpoint.
+    Cursor {
+        /// Endpoint name.
+        endpoint: String,
+        /// Last position done.
+        pos: i64,
+    },
+    /// A delivery failed and is tried again; later events of its key wait behind it.
+    Park(ParkedDelivery),
+    /// A parked delivery succeeded.
+    Unpark {
+        /// Endpoint name.
+        endpoint: String,
+        /// The event's position.
+        pos: i64,
+    },
+    /// Attempts used up, or a final answer: dead letter.
+    Dead(ParkedDelivery),
+}
+
+/// A delivery that failed, or waits behind one of its key.
+#[derive(Clone, Debug)]
+pub struct ParkedDelivery {
+    /// Endpoint name.
+    pub endpoint: String,
+    /// The event's position.
+    pub pos: i64,
+    /// The event's key: order number or device id.
+    pub key: String,
+    /// Attempts made.
+    pub attempts: u8,
+    /// Earliest next attempt, Unix ms.
+    pub next_at: i64,
+    /// What went wrong last, e.g. `http_500`, `timeout`.
+    pub reason: String,
+}
+
+/// What a job came to. A failed store gives [`Outcome::Failed`]: nothing was committed.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Of [`Job::Bind`].
+    Bound(Box<Bound>),
+    /// Of [`Job::CreateOrder`].
+    Created(Box<Created>),
+    /// Of [`Job::Order`].
+    Order(Box<OrderOutcome>),
+    /// Of [`Job::Settle`].
+    Settled(Box<Settled>),
+    /// Of [`Job::Report`].
+    Reported {
+        /// The device.
+        device_id: DeviceId,
+        /// As submitted.
+        ticket: u64,
+    },
+    /// Of [`Job::Claim`].
+    Claimed {
+        /// The device.
+        device_id: DeviceId,
+        /// What was claimed.
+        commands: Vec<Command>,
+    },
+    /// Of [`Job::Backstop`]: orders it changed, whose owners (if any) are told.
+    Backstop(Vec<OrderOutcome>),
+    /// Committed, nothing to tell.
+    Done,
+    /// The store could not commit it; the job had no effect. `what` names the job.
+    Failed {
+        /// Device the job was for.
+        device_id: Option<DeviceId>,
+        /// Settlement it carried: the shard forgets the waiting entry, the device sends again.
+        key: Option<SettlementKey>,
+        /// Why.
+        error: StoreError,
+    },
+}
+
+/// What became of a creation.
+#[derive(Debug)]
+pub enum Created {
+    /// Committed.
+    Order {
+        /// The order.
+        order: Order,
+        /// Its start command, when claimed.
+        command: Option<Command>,
+    },
+    /// Another order holds the port.
+    PortBusy {
+        /// The order that holds it.
+        holder: OrderNo,
+    },
+    /// The deadline had passed: nothing was inserted.
+    TooLate,
+}
+
+/// Where an outcome goes.
+pub enum Reply {
+    /// To a shard's mailbox, which has room for every job the shard has under way.
+    Shard(crate::gateway::ShardId),
+    /// To a completion, run on a thread that may block briefly, never on the writer's.
+    Call(Box<dyn FnOnce(Outcome) + Send>),
+    /// Nowhere.
+    None,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shard(shard) => write!(f, "Shard({shard:?})"),
+            Self::Call(_) => f.write_str("Call"),
+            Self::None => f.write_str("None"),
+        }
+    }
+}
+
+/// Who is told what was committed. Called by the store's delivery thread, after the commit.
+pub trait Notify: Send + Sync {
+    /// An outcome for a shard.
+    fn shard(&self, shard: crate::gateway::ShardId, outcome: Outcome);
+    /// An order changed at the request of somebody other than its owner shard: the owner is sent a copy and the claimed commands.
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
+    /// Commands were queued for a device that had no live epoch at the time.
+    fn commands_queued(&self, device_id: DeviceId);
+    /// Events up to this position are committed.
+    fn events_committed(&self, pos: i64);
+}
+
+/// A port as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRecord {
+    /// The device.
+    pub device_id: DeviceId,
+    /// From 1.
+    pub port_no: u16,
+    /// BKV/GN.
+    pub socket: Option<u8>,
+    /// BKV/GN.
+    pub hole: Option<u8>,
+    /// Status.
+    pub status: PortStatus,
+    /// As the device sent it.
+    pub raw_status: u8,
+    /// 0.1 W.
+    pub power_dw: u16,
+    /// mA.
+    pub current_ma: u16,
+    /// 0.1 V.
+    pub voltage_dv: u16,
+    /// Wh of the running charge.
+    pub energy_wh: u32,
+    /// Seconds of the running charge.
+    pub charged_seconds: u32,
+    /// Unix ms of the report.
+    pub updated_at: i64,
+}
+
+/// A device as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceRecord {
+    /// The device.
+    pub device_id: DeviceId,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The decimal number under the QR code.
+    pub printed_no: Option<u32>,
+    /// Unix ms of the last inbound bytes.
+    pub last_seen_at: Option<i64>,
+    /// Unix ms of the last bind.
+    pub connected_at: Option<i64>,
+    /// Radio signal, raw.
+    pub signal: Option<u8>,
+    /// Firmware text.
+    pub firmware: Option<String>,
+    /// SIM.
+    pub iccid: Option<String>,
+    /// Epoch of the last bind.
+    pub session_epoch: i64,
+}
+
+/// Latest values, written every few seconds.
+#[derive(Clone, Debug)]
+pub enum Latest {
+    /// Device fields; `None` leaves the stored value.
+    Device {
+        /// The device.
+        device_id: DeviceId,
+        /// Unix ms.
+        last_seen_at: i64,
+        /// Radio signal, raw.
+        signal: Option<u8>,
+        /// Firmware text.
+        firmware: Option<String>,
+        /// SIM.
+        iccid: Option<String>,
+        /// It showed a socket ≥ 1.
+        networked: bool,
+    },
+    /// A port snapshot.
+    Port(PortRecord),
+    /// Progress of a running order.
+    Progress {
+        /// The order.
+        order_no: OrderNo,
+        /// Seconds so far.
+        duration_seconds: u32,
+        /// Wh so far.
+        energy_wh: u32,
+        /// Unix ms.
+        at: i64,
+    },
+}
+
+/// One command frame, either way.
+#[derive(Clone, Debug)]
+pub struct CommandLogRow {
+    /// Unix ms.
+    pub at: i64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// `up` or `down`.
+    pub up: bool,
+    /// Command code.
+    pub command: u16,
+    /// Message id or sequence.
+    pub msg_id: u32,
+    /// The frame, whole.
+    pub raw: Vec<u8>,
+}
+
+/// An event as third parties read it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRecord {
+    /// Position in the log, rising.
+    pub pos: i64,
+    /// Stable over retries.
+    pub event_id: String,
+    /// What happened.
+    pub event_type: String,
+    /// Order number or device id: deliveries of one key keep their order.
+    pub key: String,
+    /// The device.
+    pub device_id: Option<String>,
+    /// The order.
+    pub order_no: Option<String>,
+    /// The key's own counter; 0 for progress.
+    pub sequence_no: u32,
+    /// Unix ms.
+    pub at: i64,
+    /// JSON text of `data`.
+    pub data: String,
+}
+
+/// Restricts a list of orders.
+#[derive(Clone, Debug, Default)]
+pub struct OrderFilter {
+    /// Only this device.
+    pub device_id: Option<DeviceId>,
+    /// Only this port.
+    pub port_no: Option<u16>,
+    /// Only this status.
+    pub status: Option<OrderStatus>,
+}
+
+/// Restricts a list of devices.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceFilter {
+    /// Only this protocol.
+    pub protocol: Option<Protocol>,
+    /// Only this printed number.
+    pub printed_no: Option<u32>,
+    /// Only these (for `online`, which memory decides).
+    pub among: Option<Vec<DeviceId>>,
+    /// All but these.
+    pub except: Option<Vec<DeviceId>>,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// Rows of the page.
+    pub rows: Vec<T>,
+    /// Rows in all.
+    pub total: u64,
+}
+
+/// Queries. One object per reader thread.
+pub trait Reader {
+    /// One order.
+    fn order(&mut self, order_no: OrderNo) -> Result<Option<Order>, StoreError>;
+    /// Orders, newest first; `page` from 1.
+    fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError>;
+    /// Events of one order in sequence.
+    fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError>;
+    /// One device.
+    fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError>;
+    /// Ports of a device by number.
+    fn ports(&mut self, device_id: DeviceId) -> Result<Vec<PortRecord>, StoreError>;
+    /// Active orders of a device by port.
+    fn active_orders(&mut self, device_id: DeviceId) -> Result<Vec<Order>, StoreError>;
+    /// Devices by id; `page` from 1.
+    fn devices(&mut self, filter: &DeviceFilter, page: u32, size: u32) -> Result<Page<DeviceRecord>, StoreError>;
+    /// Events behind a position, at most `limit`.
+    fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
+    /// Delivery cursor of an endpoint; `None`: it has none yet.
+    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError>;
+    /// Parked deliveries of an endpoint with their events, by position.
+    fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
+    /// Dead letters of an endpoint, by position.
+    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
+    /// Highest position in the log; 0 when empty.
+    fn last_pos(&mut self) -> Result<i64, StoreError>;
+    /// Devices that have queued commands.
+    fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
+}
+
+/// A query to run on a reader thread.
+pub type ReadCall = Box<dyn FnOnce(Result<&mut dyn Reader, StoreError>) + Send>;
+
+/// The store, as every other part sees it.
+pub trait Store: Send + Sync {
+    /// Hands over a durable change. `Err` gives it back: the queue is full or the store is closing.
+    #[expect(clippy::result_large_err, reason = "the job goes back to its owner, who keeps it")]
+    fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)>;
+    /// Hands over latest values; false: the queue is full, keep them.
+    fn coalesce(&self, rows: &mut Vec<Latest>) -> bool;
+    /// Hands over log rows; what does not fit is dropped and counted.
+    fn append(&self, rows: Vec<CommandLogRow>);
+    /// Runs a query on a reader thread. `Err` gives it back: the queue is full or the store is closing.
+    fn read(&self, call: ReadCall) -> Result<(), ReadCall>;
+    /// Whether commits succeed, and why not.
+    fn health(&self) -> &StoreHealth;
+    /// Finishes what was handed over, within the deadline, and closes.
+    fn close(&self, deadline: std::time::Duration);
+}
+
+/// State of the store, readable from any thread.
+#[derive(Debug, Default)]
+pub struct StoreHealth {
+    /// Whether the last commit succeeded.
+    pub ready: AtomicBool,
+    /// Microseconds the last commit took.
+    pub commit_us: AtomicU64,
+    /// Why it is not ready.
+    pub reason: parking_lot::Mutex<Option<String>>,
+}
+
+/// Why the store could not do something.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The environment: disk, file, connection. Tried again later.
+    #[error("store unavailable: {0}")]
+    Unavailable(String),
+    /// What is stored is not what this build writes.
+    #[error("stored data is not understood: {0}")]
+    Corrupt(String),
+    /// Our bug: a statement or constraint failed.
+    #[error("store refused a statement: {0}")]
+    Statement(String),
+}
