@@ -3,4 +3,5 @@
 pub mod gateway;
 pub mod model;
 pub mod protocol;
+pub mod shard;
 pub mod store;

@@ -2,8 +2,13 @@
 //!
 //! No socket, clock, thread or random number: the driver passes the time in and carries the effects out.
 
+mod core;
 pub mod directory;
+mod effects;
 pub mod order;
+
+pub use self::core::{Core, CoreConfig};
+pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
 
 /// Index of a shard, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

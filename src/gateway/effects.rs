@@ -1,0 +1,162 @@
+//! What goes into the core and what comes out of it.
+
+use std::{collections::VecDeque, ops::Range};
+
+use super::ShardId;
+use crate::{
+    model::{Command, DeviceId, Order},
+    store::{CommandLogRow, Job, Latest, Outcome},
+};
+
+/// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// Index, reused; engines keep sockets under it.
+    pub slot: u32,
+    /// Raised at each reuse.
+    pub generation: u32,
+}
+
+/// Which listener a connection came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Listener {
+    /// `device.listen`.
+    Devices,
+    /// `device.listen_gn`: BKV-family devices on it are GN.
+    Gn,
+}
+
+/// Why a connection ended; the labels of `chargegate_tcp_closed_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// The peer closed.
+    Peer,
+    /// Reading or writing failed.
+    Io,
+    /// No byte for the protocol's silence limit.
+    Idle,
+    /// No protocol recognised within the deadline.
+    DetectTimeout,
+    /// The first bytes start no known protocol.
+    UnknownProtocol,
+    /// Too large a share of the bytes was garbage.
+    Garbage,
+    /// The peer did not drain its replies in time.
+    WriteStalled,
+    /// More replies waited than allowed.
+    WriteOverflow,
+    /// A newer connection carries the device.
+    Replaced,
+    /// Its device is not in `devices` and admission is `known`.
+    NotAdmitted,
+    /// The gateway is draining or stopping.
+    Drain,
+}
+
+impl CloseReason {
+    /// All reasons, in the order of their metric labels.
+    pub const ALL: [Self; 11] = [
+        Self::Peer,
+        Self::Io,
+        Self::Idle,
+        Self::DetectTimeout,
+        Self::UnknownProtocol,
+        Self::Garbage,
+        Self::WriteStalled,
+        Self::WriteOverflow,
+        Self::Replaced,
+        Self::NotAdmitted,
+        Self::Drain,
+    ];
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Io => "io",
+            Self::Idle => "idle",
+            Self::DetectTimeout => "detect_timeout",
+            Self::UnknownProtocol => "unknown_protocol",
+            Self::Garbage => "garbage",
+            Self::WriteStalled => "write_stalled",
+            Self::WriteOverflow => "write_overflow",
+            Self::Replaced => "replaced",
+            Self::NotAdmitted => "not_admitted",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// Why a connection was closed right after accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AcceptRefused {
+    /// `limits.max_connections` are open.
+    Connections,
+    /// `limits.max_connections_per_ip` are open from this address.
+    ConnectionsPerIp,
+}
+
+/// What other threads tell a shard. Every variant says what happens if it is dropped (mailbox full) and who tries again.
+#[derive(Debug)]
+pub enum Message {
+    /// A job came to an end. Never dropped: the mailbox has room for every job under way.
+    Outcome(Outcome),
+    /// An order of one of the shard's devices was created or changed by the API or the backstop. Dropped: a start expires unwritten
+    /// and the order times out by the backstop; a stop is claimed again by the safety poll.
+    OrderChanged {
+        /// The order, as committed.
+        order: Box<Order>,
+        /// Commands claimed for the shard's epoch.
+        commands: Vec<Command>,
+        /// Rows to drop from the device's lane.
+        withdrawn: Vec<i64>,
+    },
+    /// Commands are queued for a device. Dropped: the safety poll says it again.
+    CommandsQueued(DeviceId),
+    /// Another shard bound the device. Dropped: the entry's generation fences every write all the same.
+    Superseded {
+        /// The device.
+        device_id: DeviceId,
+        /// The generation that lost it.
+        generation: u64,
+    },
+    /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
+    Drain,
+}
+
+/// What an input made necessary. One per shard, reused: in the steady state nothing in it allocates.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Bytes of all `writes`, one after the other.
+    pub tx: Vec<u8>,
+    /// Bytes for a connection, in order.
+    pub writes: Vec<(ConnId, Range<usize>)>,
+    /// Connections to close, after the writes.
+    pub closes: Vec<ConnId>,
+    /// Durable changes, in order. Bounded by [`crate::shard::JOBS_MAX`] under way.
+    pub jobs: VecDeque<Job>,
+    /// Command-log rows.
+    pub log: Vec<CommandLogRow>,
+    /// Latest values.
+    pub latest: Vec<Latest>,
+    /// Messages for other shards.
+    pub tells: Vec<(ShardId, Message)>,
+}
+
+impl Effects {
+    /// Whether sockets are concerned.
+    pub const fn has_io(&self) -> bool {
+        !self.writes.is_empty() || !self.closes.is_empty()
+    }
+
+    /// Appends what `encode` writes to the bytes for `conn`; neighbouring writes to one connection become one.
+    pub(super) fn write(&mut self, conn: ConnId, encode: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.tx.len();
+        encode(&mut self.tx);
+        let end = self.tx.len();
+        match self.writes.last_mut() {
+            Some((last, range)) if *last == conn && range.end == start => range.end = end,
+            _ => self.writes.push((conn, start..end)),
+        }
+    }
+}
