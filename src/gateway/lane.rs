@@ -1,0 +1,232 @@
+//! The lane of one device: commands that wait to be written, and written ones that wait for their reply.
+//!
+//! Invariants:
+//! - Lowest priority number first, first come first within one; but a stop never overtakes its own start: it annihilates it
+//!   while the start is unwritten.
+//! - At the instant of writing four local facts are checked and nothing else: the deadline, the epoch, the binding's generation
+//!   (by the caller), and that no withdrawal was seen (withdrawn commands leave the lane).
+//! - Bounded: at most [`WAITING_MAX`] wait and [`IN_FLIGHT_MAX`] are in flight.
+
+use crate::model::{Command, CommandBody, OrderNo, Priority};
+
+/// Commands that may wait per device.
+pub(crate) const WAITING_MAX: usize = 16;
+const IN_FLIGHT_MAX: usize = 8;
+/// A written command is remembered this long for a late reply.
+const REMEMBER_MS: u64 = 60_000;
+
+/// Something to send.
+#[derive(Clone, Debug)]
+pub(super) enum Outgoing {
+    /// A row of the command queue.
+    Command(Box<Command>),
+    /// A question of the gateway's own about a port; losing it is harmless.
+    Ask {
+        /// From 1.
+        port_no: u16,
+    },
+    /// A stop of the gateway's own for a charge that should not run.
+    Stop {
+        /// The order.
+        order_no: OrderNo,
+        /// From 1.
+        port_no: u16,
+    },
+}
+
+impl Outgoing {
+    pub(super) fn priority(&self) -> Priority {
+        match self {
+            Self::Command(command) => command.priority,
+            Self::Ask { .. } => Priority::Low,
+            Self::Stop { .. } => Priority::Emergency,
+        }
+    }
+
+    pub(super) fn order_no(&self) -> Option<OrderNo> {
+        match self {
+            Self::Command(command) => command.order_no,
+            Self::Ask { .. } => None,
+            Self::Stop { order_no, .. } => Some(*order_no),
+        }
+    }
+
+    pub(super) fn is_start(&self) -> bool {
+        matches!(self, Self::Command(command) if matches!(command.body, CommandBody::Start { .. }))
+    }
+
+    pub(super) fn is_stop(&self) -> bool {
+        match self {
+            Self::Command(command) => matches!(command.body, CommandBody::Stop { .. }),
+            Self::Stop { .. } => true,
+            Self::Ask { .. } => false,
+        }
+    }
+
+    pub(super) fn port_no(&self) -> u16 {
+        match self {
+            Self::Command(command) => command.body.port_no(),
+            Self::Ask { port_no } | Self::Stop { port_no, .. } => *port_no,
+        }
+    }
+
+    pub(super) fn row(&self) -> Option<i64> {
+        if let Self::Command(command) = self { Some(command.id) } else { None }
+    }
+}
+
+/// How a reply names its command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReplyKey {
+    /// AP3000 command, or BKV/GN command and sub-command; 1C counts as 1D.
+    pub(super) command: (u16, u16),
+    /// Message id or sequence.
+    pub(super) msg_id: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) what: Outgoing,
+    pub(super) key: ReplyKey,
+    pub(super) written_at: u64,
+    pub(super) writes: u8,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    what: Outgoing,
+    deadline: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    waiting: Vec<Waiting>,
+    in_flight: Vec<InFlight>,
+    pace_until: u64,
+}
+
+/// What became of something pushed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// It waits.
+    Queued,
+    /// It was a stop whose start had not been written: both are gone; the start's and the stop's rows.
+    Annihilated {
+        start: Option<i64>,
+        stop: Option<i64>,
+    },
+    /// The same row (or question) is there already.
+    Known,
+    /// The lane is full.
+    Full,
+}
+
+impl Lane {
+    /// Commands that wait for writing, questions not counted.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.iter().filter(|waiting| waiting.what.row().is_some()).count()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Queues something that must be written before `deadline` (monotonic ms).
+    pub(super) fn push(&mut self, what: Outgoing, deadline: u64) -> Pushed {
+        if let Some(row) = what.row() {
+            let known = |other: &Outgoing| other.row() == Some(row);
+            if self.waiting.iter().any(|waiting| known(&waiting.what)) || self.in_flight.iter().any(|f| known(&f.what)) {
+                return Pushed::Known;
+            }
+        }
+        if let Outgoing::Ask { port_no } = what {
+            if self.waiting.iter().any(|waiting| matches!(waiting.what, Outgoing::Ask { port_no: other } if other == port_no)) {
+                return Pushed::Known;
+            }
+        }
+        if what.is_stop() {
+            let order_no = what.order_no();
+            let start = self.waiting.iter().position(|w| w.what.is_start() && w.what.order_no() == order_no);
+            if let Some(start) = start {
+                let start = self.waiting.remove(start).what.row();
+                return Pushed::Annihilated { start, stop: what.row() };
+            }
+        }
+        // Rows are bounded where they are accepted; a row that is claimed must not be lost here for the sake of questions.
+        if what.row().is_none() && self.waiting.len() >= WAITING_MAX {
+            return Pushed::Full;
+        }
+        let place = self.waiting.partition_point(|waiting| waiting.what.priority() <= what.priority());
+        self.waiting.insert(place, Waiting { what, deadline });
+        Pushed::Queued
+    }
+
+    /// Takes what is to be written now; pacing and the number in flight hold it back.
+    pub(super) fn next(&mut self, now_ms: u64) -> Option<Outgoing> {
+        if now_ms < self.pace_until || self.in_flight.len() >= IN_FLIGHT_MAX || self.waiting.is_empty() {
+            return None;
+        }
+        Some(self.waiting.remove(0).what)
+    }
+
+    /// Takes what was not written before its deadline.
+    pub(super) fn expired(&mut self, now_ms: u64) -> Option<Outgoing> {
+        let late = self.waiting.iter().position(|waiting| waiting.deadline <= now_ms)?;
+        Some(self.waiting.remove(late).what)
+    }
+
+    /// Notes a write. Commands to one device keep `gap_ms` between them.
+    pub(super) fn written(&mut self, what: Outgoing, key: ReplyKey, now_ms: u64, gap_ms: u64) {
+        self.pace_until = now_ms + gap_ms;
+        if !matches!(what, Outgoing::Ask { .. }) {
+            self.in_flight.push(InFlight { what, key, written_at: now_ms, writes: 1 });
+        }
+    }
+
+    /// Holds the next command back (a reply that the vendor counts as a command).
+    pub(super) fn hold(&mut self, until_ms: u64) {
+        self.pace_until = self.pace_until.max(until_ms);
+    }
+
+    /// The written start or stop of an order, to be written again.
+    pub(super) fn in_flight_mut(&mut self, order_no: OrderNo, stop: bool) -> Option<&mut InFlight> {
+        let wanted = |what: &Outgoing| if stop { what.is_stop() } else { what.is_start() };
+        self.in_flight.iter_mut().find(|f| f.what.order_no() == Some(order_no) && wanted(&f.what))
+    }
+
+    /// Takes the command that a reply answers.
+    pub(super) fn reply(&mut self, key: ReplyKey) -> Option<InFlight> {
+        let index = self.in_flight.iter().position(|in_flight| in_flight.key == key)?;
+        Some(self.in_flight.swap_remove(index))
+    }
+
+    /// Takes the written start of an order: evidence answered it.
+    pub(super) fn take_start(&mut self, order_no: OrderNo) -> Option<InFlight> {
+        let index = self.in_flight.iter().position(|f| f.what.is_start() && f.what.order_no() == Some(order_no))?;
+        Some(self.in_flight.swap_remove(index))
+    }
+
+    /// Takes what was written long ago and never answered.
+    pub(super) fn forgotten(&mut self, now_ms: u64) -> Option<InFlight> {
+        let index = self.in_flight.iter().position(|f| now_ms.saturating_sub(f.written_at) >= REMEMBER_MS)?;
+        Some(self.in_flight.swap_remove(index))
+    }
+
+    /// Drops withdrawn rows that are not written.
+    pub(super) fn withdraw(&mut self, rows: &[i64]) {
+        self.waiting.retain(|waiting| waiting.what.row().is_none_or(|row| !rows.contains(&row)));
+    }
+
+    /// Drops everything unwritten: the binding it was claimed for is gone, the next one claims it again.
+    pub(super) fn clear_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// When something is due, monotonic ms; `u64::MAX`: nothing.
+    pub(super) fn deadline(&self, connected: bool) -> u64 {
+        let expiry = self.waiting.iter().map(|waiting| waiting.deadline).min().unwrap_or(u64::MAX);
+        let forget = self.in_flight.iter().map(|f| f.written_at + REMEMBER_MS).min().unwrap_or(u64::MAX);
+        let write = if connected && !self.waiting.is_empty() { self.pace_until } else { u64::MAX };
+        expiry.min(forget).min(write)
+    }
+}

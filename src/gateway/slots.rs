@@ -1,0 +1,113 @@
+//! Slots with generations: a late key for a freed slot misses, it never hits the successor.
+
+/// A slot and the generation it had when the key was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    generation: u32,
+    value: Option<T>,
+}
+
+/// Values kept in chunks, so that growing never copies what is there and never doubles the memory.
+#[derive(Debug)]
+pub(super) struct Slots<T> {
+    chunks: Vec<Box<[Slot<T>]>>,
+    free: Vec<u32>,
+    len: usize,
+}
+
+const CHUNK_BITS: u32 = 8;
+const CHUNK: usize = 1 << CHUNK_BITS;
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), free: Vec::new(), len: 0 }
+    }
+}
+
+impl<T> Slots<T> {
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    fn slot(&self, slot: u32) -> Option<&Slot<T>> {
+        self.chunks.get((slot >> CHUNK_BITS) as usize)?.get(slot as usize % CHUNK)
+    }
+
+    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot<T>> {
+        self.chunks.get_mut((slot >> CHUNK_BITS) as usize)?.get_mut(slot as usize % CHUNK)
+    }
+
+    pub(super) fn insert(&mut self, value: T) -> Key {
+        if self.free.is_empty() {
+            let first = u32::try_from(self.chunks.len() * CHUNK).unwrap_or(u32::MAX);
+            self.chunks.push((0..CHUNK).map(|_| Slot { generation: 1, value: None }).collect());
+            self.free.extend((first..first + CHUNK as u32).rev());
+        }
+        let slot = self.free.pop().unwrap_or_default();
+        self.len += 1;
+        let generation = self.slot_mut(slot).map_or(0, |place| {
+            place.value = Some(value);
+            place.generation
+        });
+        Key { slot, generation }
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&T> {
+        self.slot(key.slot).filter(|slot| slot.generation == key.generation)?.value.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        self.slot_mut(key.slot).filter(|slot| slot.generation == key.generation)?.value.as_mut()
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<T> {
+        let slot = self.slot_mut(key.slot).filter(|slot| slot.generation == key.generation)?;
+        let value = slot.value.take()?;
+        slot.generation = slot.generation.wrapping_add(1).max(1);
+        self.free.push(key.slot);
+        self.len -= 1;
+        Some(value)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.chunks.iter().flatten().enumerate().filter(|(_, slot)| slot.value.is_some()).map(|(index, slot)| Key {
+            slot: u32::try_from(index).unwrap_or(u32::MAX),
+            generation: slot.generation,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_key_misses_the_successor() {
+        let mut slots = Slots::default();
+        let first = slots.insert('a');
+        assert_eq!(slots.remove(first), Some('a'));
+        let second = slots.insert('b');
+        assert_eq!(first.slot, second.slot);
+        assert_eq!(slots.get(first), None);
+        assert_eq!(slots.remove(first), None);
+        assert_eq!(slots.get(second), Some(&'b'));
+        assert_eq!(slots.len(), 1);
+    }
+
+    #[test]
+    fn chunks_grow_and_keys_list_what_is_there() {
+        let mut slots = Slots::default();
+        let keys: Vec<_> = (0..1000).map(|value| slots.insert(value)).collect();
+        for key in keys.iter().step_by(2) {
+            slots.remove(*key);
+        }
+        assert_eq!(slots.keys().count(), 500);
+        assert!(slots.keys().all(|key| slots.get(key).is_some_and(|value| value % 2 == 1)));
+    }
+}

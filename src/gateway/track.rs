@@ -1,0 +1,427 @@
+//! An order as its owner shard follows it: evidence, deadlines, questions.
+//!
+//! A [`Track`] decides *when* something has happened to an order, from receive times; *what* becomes of the order is decided by
+//! [`super::order::transition`] in the store's transaction. Its copy of the status is a hint for timing and never guards a write.
+//!
+//! A track outlives its order's end while the charge is unsettled, because a final order that still shows charging must be
+//! stopped (or, if it was lost from sight, left to run).
+
+use smallvec::SmallVec;
+
+use super::{Now, order::Event};
+use crate::model::{ChargeMode, Order, OrderNo, OrderStatus};
+
+/// From the first write of a start to its acknowledgement.
+pub(super) const START_ACK_MS: u64 = 10_000;
+/// From an order's creation to its acknowledgement, where the start was not written.
+pub(super) const START_TOTAL_MS: u64 = 15_000;
+const START_HALF_MS: u64 = START_ACK_MS / 2;
+const NO_LOAD_MS: u64 = 10 * 60_000;
+const NO_LOAD_ASK_MS: u64 = NO_LOAD_MS - 30_000;
+const RETURN_MS: u64 = 60_000;
+const RETURN_UNCLEAR_MS: u64 = 5 * 60_000;
+/// Inbound items in a row that make a return credible.
+const RETURN_STREAK: u32 = 3;
+const MISMATCH_MS: u64 = 90_000;
+const STOP_RESEND_MS: [u64; 2] = [10_000, 20_000];
+const STOP_TOTAL_MS: u64 = 30_000;
+const END_STOP_BACKOFF_MS: [u64; 5] = [10_000, 30_000, 60_000, 120_000, 300_000];
+/// An event the store did not take is told again.
+const RETELL_MS: u64 = 2_000;
+const HOUR_MS: u64 = 3_600_000;
+/// Maximum duration of modes without one.
+const OPEN_DURATION_MS: u64 = 10 * HOUR_MS;
+
+/// What a track asks its device to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Submit the event.
+    Tell(Event),
+    /// Ask for the port's state.
+    Ask,
+    /// Write the start again, with its message id.
+    ResendStart,
+    /// Write the stop again, with its message id.
+    ResendStop,
+    /// Send a stop that no command row asks for.
+    Stop,
+    /// Raise an alarm.
+    Alarm(&'static str),
+    /// A command was not acknowledged in time: counts against the score.
+    AckTimedOut,
+}
+
+pub(super) type Actions = SmallVec<[Action; 2]>;
+
+/// What the device knows that a track needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Situation {
+    pub(super) now: Now,
+    /// A socket is bound.
+    pub(super) connected: bool,
+    /// Inbound items in a row since the bind.
+    pub(super) streak: u32,
+    /// A start may be resent without asking (AP3000).
+    pub(super) resend_blindly: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Track {
+    pub(super) order_no: OrderNo,
+    pub(super) port_no: u16,
+    pub(super) status: OrderStatus,
+    pub(super) business_no: Option<u16>,
+    pub(super) settled: bool,
+    end_pending: bool,
+    lost: bool,
+    created: u64,
+    since: u64,
+    start_written: Option<u64>,
+    start_asked: bool,
+    start_resent: bool,
+    limit: u64,
+    asked: bool,
+    mismatch: Option<u64>,
+    away: bool,
+    evidence: bool,
+    stop_resends: usize,
+    end_stops: usize,
+    end_stop_at: u64,
+    told: Option<(Event, u64)>,
+}
+
+impl Track {
+    /// Follows an order from its committed state. `taken_over`: it was not followed by this shard before, so its clocks start
+    /// now: nothing times out on account of our own absence.
+    pub(super) fn new(order: &Order, now: Now, taken_over: bool) -> Self {
+        let created = mono_of(now, order.created_at);
+        let mut track = Self {
+            order_no: order.order_no,
+            port_no: order.port_no,
+            status: order.status,
+            business_no: order.business_no,
+            settled: order.settled_at.is_some(),
+            end_pending: order.device_end_pending,
+            lost: is_lost(order),
+            created,
+            since: if taken_over { now.mono_ms } else { mono_of(now, order.status_at) },
+            start_written: order.start_written_at.map(|at| mono_of(now, at)),
+            start_asked: false,
+            start_resent: false,
+            limit: limit(order, now),
+            asked: false,
+            mismatch: None,
+            away: false,
+            evidence: false,
+            stop_resends: 0,
+            end_stops: 0,
+            end_stop_at: now.mono_ms + END_STOP_BACKOFF_MS[0],
+            told: None,
+        };
+        if taken_over && track.status == OrderStatus::Pending && track.start_written.is_some() {
+            // The acknowledgement may have come while nobody listened.
+            track.start_written = Some(now.mono_ms);
+            track.start_resent = true;
+        }
+        track
+    }
+
+    /// Takes over the committed state after a change.
+    pub(super) fn update(&mut self, order: &Order, now: Now) {
+        if self.status != order.status {
+            self.status = order.status;
+            self.since = now.mono_ms;
+            self.asked = false;
+            self.mismatch = None;
+            self.evidence = false;
+            self.stop_resends = 0;
+            if order.status == OrderStatus::Charging {
+                self.away = false;
+                self.limit = limit(order, now);
+            }
+        }
+        if order.device_end_pending && !self.end_pending {
+            self.end_stop_at = now.mono_ms + END_STOP_BACKOFF_MS[0];
+        }
+        self.end_pending = order.device_end_pending;
+        self.lost = is_lost(order);
+        self.settled = order.settled_at.is_some();
+        self.business_no = order.business_no.or(self.business_no);
+        self.told = None;
+    }
+
+    /// Whether nothing more can come of it.
+    pub(super) const fn is_over(&self) -> bool {
+        self.status.is_final() && self.settled
+    }
+
+    pub(super) const fn is_active(&self) -> bool {
+        self.status.is_active()
+    }
+
+    /// The store could not commit what was told: tell again after a while.
+    pub(super) fn retell(&mut self, now: Now) {
+        if let Some((_, at)) = &mut self.told {
+            *at = now.mono_ms + RETELL_MS;
+        }
+    }
+
+    /// The start was written to the socket.
+    pub(super) fn start_written(&mut self, now: Now) {
+        self.start_written.get_or_insert(now.mono_ms);
+    }
+
+    pub(super) const fn was_start_written(&self) -> bool {
+        self.start_written.is_some()
+    }
+
+    /// The device acknowledged the start.
+    pub(super) fn start_acked(&mut self, now: Now) -> Option<Action> {
+        let in_time = self.start_written.is_some_and(|at| now.mono_ms.saturating_sub(at) <= START_ACK_MS);
+        self.tell(if in_time { Event::StartAcked } else { Event::StartAckedLate }, now)
+    }
+
+    /// Says that something happened, unless just that was said and is not answered.
+    pub(super) fn tell(&mut self, event: Event, now: Now) -> Option<Action> {
+        if self.told.is_some_and(|(told, until)| told == event && now.mono_ms < until) {
+            return None;
+        }
+        self.told = Some((event, u64::MAX));
+        Some(Action::Tell(event))
+    }
+
+    /// The port shows that it charges for this order.
+    pub(super) fn evidence(&mut self, situation: Situation) -> Option<Action> {
+        self.mismatch = None;
+        self.away = false;
+        match self.status {
+            OrderStatus::Pending | OrderStatus::Confirmed if self.start_written.is_some() => {
+                self.tell(Event::Evidence, situation.now)
+            }
+            OrderStatus::Interrupted => {
+                self.evidence = true;
+                self.returned(situation)
+            }
+            OrderStatus::Completed
+            | OrderStatus::Cancelled
+            | OrderStatus::Stopped
+            | OrderStatus::Failed
+            | OrderStatus::Timeout
+                if !self.settled && !self.end_pending =>
+            {
+                self.tell(Event::Evidence, situation.now)
+            }
+            OrderStatus::Pending
+            | OrderStatus::Confirmed
+            | OrderStatus::Charging
+            | OrderStatus::Cancelling
+            | OrderStatus::Stopping
+            | OrderStatus::Completed
+            | OrderStatus::Cancelled
+            | OrderStatus::Stopped
+            | OrderStatus::Failed
+            | OrderStatus::Timeout => None,
+        }
+    }
+
+    /// The port shows that it does not charge for this order.
+    pub(super) fn not_charging(&mut self, situation: Situation) -> Option<Action> {
+        self.away = false;
+        match self.status {
+            OrderStatus::Charging | OrderStatus::Interrupted => {
+                if self.mismatch.is_none() {
+                    self.mismatch = Some(situation.now.mono_ms);
+                    return Some(Action::Ask);
+                }
+                None
+            }
+            OrderStatus::Pending if self.start_asked && !self.start_resent => {
+                // Asked at half the time, and the hole is idle: the start did not arrive.
+                self.start_resent = true;
+                Some(Action::ResendStart)
+            }
+            status if status.is_final() && self.end_pending => self.tell(Event::PortMismatch, situation.now),
+            _ => None,
+        }
+    }
+
+    /// The device, or the port's socket, went away.
+    pub(super) fn offline(&mut self, now: Now) -> Option<Action> {
+        self.away = true;
+        (self.status == OrderStatus::Charging).then(|| self.tell(Event::Offline, now)).flatten()
+    }
+
+    /// The device was bound again after `absent_ms`. Clocks that stand still while it is away are moved.
+    pub(super) fn bound(&mut self, now: Now, absent_ms: u64) -> Actions {
+        self.away = false;
+        let mut actions = Actions::new();
+        match self.status {
+            OrderStatus::Confirmed => {
+                self.since = self.since.saturating_add(absent_ms).min(now.mono_ms);
+                actions.push(Action::Ask);
+            }
+            OrderStatus::Interrupted | OrderStatus::Pending => {
+                if self.start_written.is_some() {
+                    actions.push(Action::Ask);
+                }
+            }
+            status if status.is_final() && self.end_pending && !self.lost => {
+                self.end_stops = 0;
+                self.end_stop_at = now.mono_ms;
+            }
+            _ => {}
+        }
+        actions
+    }
+
+    /// An inbound item came: it may complete a return.
+    pub(super) fn returned(&mut self, situation: Situation) -> Option<Action> {
+        let back = self.status == OrderStatus::Interrupted && self.evidence && situation.streak >= RETURN_STREAK;
+        back.then(|| self.tell(Event::Returned, situation.now)).flatten()
+    }
+
+    /// What is due.
+    pub(super) fn poll(&mut self, situation: Situation) -> Actions {
+        let now = situation.now;
+        let mut actions = Actions::new();
+        if let Some((event, at)) = self.told {
+            if at <= now.mono_ms {
+                self.told = None;
+                actions.extend(self.tell(event, now));
+            }
+            return actions;
+        }
+        let since = now.mono_ms.saturating_sub(self.since);
+        match self.status {
+            OrderStatus::Pending => {
+                let written = self.start_written.map(|at| now.mono_ms.saturating_sub(at));
+                match written {
+                    None if now.mono_ms.saturating_sub(self.created) >= START_TOTAL_MS => {
+                        actions.extend(self.tell(Event::StartTimedOut, now));
+                    }
+                    Some(waited) if waited >= START_ACK_MS => {
+                        actions.push(Action::AckTimedOut);
+                        actions.extend(self.tell(Event::StartTimedOut, now));
+                    }
+                    Some(waited) if waited >= START_HALF_MS && situation.connected => {
+                        if situation.resend_blindly && !self.start_resent {
+                            self.start_resent = true;
+                            actions.push(Action::ResendStart);
+                        } else if !situation.resend_blindly && !self.start_asked {
+                            self.start_asked = true;
+                            actions.push(Action::Ask);
+                        }
+                    }
+                    Some(_) | None => {}
+                }
+            }
+            OrderStatus::Confirmed if situation.connected => {
+                if since >= NO_LOAD_MS {
+                    actions.extend(self.tell(Event::NoLoad, now));
+                } else if since >= NO_LOAD_ASK_MS && !self.asked {
+                    self.asked = true;
+                    actions.push(Action::Ask);
+                }
+            }
+            OrderStatus::Charging | OrderStatus::Interrupted => {
+                if self.mismatch.is_some_and(|at| now.mono_ms.saturating_sub(at) >= MISMATCH_MS) {
+                    actions.extend(self.tell(Event::PortMismatch, now));
+                } else if self.status == OrderStatus::Charging && now.mono_ms >= self.limit {
+                    actions.extend(self.tell(Event::Stop, now));
+                } else if self.status == OrderStatus::Interrupted {
+                    let gone = self.away || !situation.connected;
+                    if gone && since >= RETURN_MS {
+                        actions.extend(self.tell(Event::ReturnTimedOut, now));
+                    } else if !gone && since >= RETURN_UNCLEAR_MS {
+                        actions.extend(self.tell(Event::PortMismatch, now));
+                    }
+                }
+            }
+            OrderStatus::Cancelling | OrderStatus::Stopping => {
+                if since >= STOP_TOTAL_MS {
+                    actions.extend(self.tell(Event::StopTimedOut, now));
+                } else if STOP_RESEND_MS.get(self.stop_resends).is_some_and(|after| since >= *after) {
+                    if self.stop_resends == 0 && situation.connected {
+                        actions.push(Action::AckTimedOut);
+                    }
+                    self.stop_resends += 1;
+                    actions.push(Action::ResendStop);
+                }
+            }
+            status if status.is_final() && self.stops_on_end(situation) && now.mono_ms >= self.end_stop_at => {
+                match END_STOP_BACKOFF_MS.get(self.end_stops) {
+                    Some(wait) => {
+                        self.end_stops += 1;
+                        self.end_stop_at = now.mono_ms + wait;
+                        actions.push(Action::Stop);
+                    }
+                    None => {
+                        self.end_stop_at = u64::MAX;
+                        actions.push(Action::Alarm("stop_ignored"));
+                    }
+                }
+            }
+            _ => {}
+        }
+        actions
+    }
+
+    /// When [`Track::poll`] has something to do, monotonic ms; `u64::MAX`: nothing is due.
+    pub(super) fn deadline(&self, situation: Situation) -> u64 {
+        if let Some((_, at)) = self.told {
+            return at;
+        }
+        match self.status {
+            OrderStatus::Pending => match self.start_written {
+                None => self.created + START_TOTAL_MS,
+                Some(at) => {
+                    let half_done = !situation.connected
+                        || if situation.resend_blindly { self.start_resent } else { self.start_asked };
+                    at + if half_done { START_ACK_MS } else { START_HALF_MS }
+                }
+            },
+            OrderStatus::Confirmed if situation.connected => {
+                self.since + if self.asked { NO_LOAD_MS } else { NO_LOAD_ASK_MS }
+            }
+            OrderStatus::Charging => self.limit.min(self.mismatch.map_or(u64::MAX, |at| at + MISMATCH_MS)),
+            OrderStatus::Interrupted => {
+                let gone = self.away || !situation.connected;
+                let clear = self.since + if gone { RETURN_MS } else { RETURN_UNCLEAR_MS };
+                clear.min(self.mismatch.map_or(u64::MAX, |at| at + MISMATCH_MS))
+            }
+            OrderStatus::Cancelling | OrderStatus::Stopping => {
+                self.since + STOP_RESEND_MS.get(self.stop_resends).copied().unwrap_or(STOP_TOTAL_MS)
+            }
+            status if status.is_final() && self.stops_on_end(situation) => self.end_stop_at,
+            _ => u64::MAX,
+        }
+    }
+
+    fn stops_on_end(&self, situation: Situation) -> bool {
+        self.end_pending && !self.settled && !self.lost && situation.connected
+    }
+}
+
+fn is_lost(order: &Order) -> bool {
+    order.status == OrderStatus::Failed
+        && matches!(order.failure_reason.as_deref(), Some("device_offline" | "port_state_mismatch"))
+}
+
+/// Monotonic time of a Unix time; times before the process's start become its start.
+fn mono_of(now: Now, unix_ms: i64) -> u64 {
+    let ago = u64::try_from(now.unix_ms.saturating_sub(unix_ms)).unwrap_or(0);
+    now.mono_ms.saturating_sub(ago).max(1)
+}
+
+/// When the charge has lasted too long: ordered duration and 10 min, at least 2 h; 10 h for modes without a duration.
+fn limit(order: &Order, now: Now) -> u64 {
+    let Some(start) = order.start_time else { return u64::MAX };
+    let allowed = match order.spec.mode {
+        ChargeMode::Time { minutes } => (u64::from(minutes) + 10).saturating_mul(60_000).max(2 * HOUR_MS),
+        ChargeMode::Full | ChargeMode::Energy { .. } | ChargeMode::Power { .. } | ChargeMode::ServiceFee { .. } => {
+            OPEN_DURATION_MS
+        }
+    };
+    let elapsed = u64::try_from(now.unix_ms.saturating_sub(start)).unwrap_or(0);
+    now.mono_ms.saturating_add(allowed.saturating_sub(elapsed))
+}
