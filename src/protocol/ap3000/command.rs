@@ -1,0 +1,233 @@
+//! The table of all commands: who sends what, what is answered, and how the data is read.
+//!
+//! Sources: device-server protocol v8.6, host-server protocol v2.9. Sizes are those of the documents; shorter data is an
+//! error, longer data is kept as extra bytes. Where a list is as long as a device says, the frame is the limit.
+
+use std::ops::RangeInclusive;
+
+use super::body::Body;
+use super::frame::{DATA_MAX, Frame};
+use super::wire::Layout as _;
+use crate::protocol::{DecodeError, Direction, Input};
+
+/// A row of the table.
+#[derive(Debug)]
+pub struct Command {
+    /// Code on the wire.
+    pub code: u8,
+    /// Name used in logs, metrics and test vectors.
+    pub name: &'static str,
+    /// Who sends the request. `None` for commands between host and sub-device, which never reach the server, and for
+    /// deleted ones.
+    pub request: Option<Direction>,
+    /// Whether the request is answered.
+    pub reply: Reply,
+    /// What the device sends under this code.
+    pub up: Option<Layout>,
+    /// What the server (or, on the local bus, the host) sends under this code.
+    pub down: Option<Layout>,
+}
+
+/// Whether a request is answered. The answer carries the command and message id of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The sender repeats the request, or changes its state, without an answer.
+    Mandatory,
+    /// Answered, but the answer may be lost: the device restarts.
+    BestEffort,
+    /// Answered by another command.
+    By(u8),
+    /// Never answered.
+    None,
+}
+
+/// The data of a command in one direction.
+#[derive(Debug)]
+pub struct Layout {
+    /// Bytes of data in the shortest and longest documented form.
+    pub size: RangeInclusive<usize>,
+    /// Reads the data of a frame.
+    pub decode: for<'a> fn(&'a [u8]) -> Result<Body<'a>, DecodeError>,
+}
+
+impl Command {
+    /// The layout of this command's data from this sender.
+    #[inline]
+    pub const fn layout(&self, direction: Direction) -> Option<&Layout> {
+        match direction {
+            Direction::Up => self.up.as_ref(),
+            Direction::Down => self.down.as_ref(),
+        }
+    }
+}
+
+/// The row of a command code; `None` for codes in no document.
+#[inline]
+pub fn lookup(code: u8) -> Option<&'static Command> {
+    COMMANDS.get(usize::from(*ROWS.get(usize::from(code))?))
+}
+
+/// Reads the data of a frame.
+///
+/// # Errors
+/// The command is not in the table, has no data defined for this sender, or its data ends inside a field.
+#[inline]
+pub fn decode_body<'a>(frame: &Frame<'a>, direction: Direction) -> Result<Body<'a>, DecodeError> {
+    let command = u16::from(frame.command);
+    let row = lookup(frame.command).ok_or(DecodeError::Unknown { command })?;
+    let layout = row.layout(direction).ok_or(DecodeError::NotDecoded { command })?;
+    (layout.decode)(frame.data)
+}
+
+/// Who probably sent a frame, for captures that do not say. Request and reply share their code, so the data decides:
+///
+/// 1. a command that only one side sends, by that side;
+/// 2. data that is exactly a request is one: 0x8D with one byte is down;
+/// 3. else data that is exactly a reply is one: 0x82 with 1, 17, 18 or 20 bytes is up, 0x21 with one byte is down;
+/// 4. else data at least as long as the shortest request is one: 0x82 with 25 bytes and more is down.
+///
+/// Rule 2 is wrong for replies that look like their request: 0x72, and the one-byte results of 0x8D, 0x8F, 0x96, 0x97.
+/// Unknown commands count as uplinks: there are many devices and one server.
+pub fn guess_direction(frame: &Frame<'_>) -> Direction {
+    let Some(row) = lookup(frame.command) else { return Direction::Up };
+    let request = row.request.unwrap_or(Direction::Up);
+    let reply = match request {
+        Direction::Up => Direction::Down,
+        Direction::Down => Direction::Up,
+    };
+    match (row.layout(request), row.layout(reply)) {
+        (Some(asked), Some(answered)) => {
+            let exact = |layout: &Layout| (layout.decode)(frame.data).is_ok_and(|body| body.extra().is_empty());
+            if exact(asked) || (!exact(answered) && frame.data.len() >= *asked.size.start()) { request } else { reply }
+        }
+        (None, Some(_)) => reply,
+        (Some(_) | None, None) => request,
+    }
+}
+
+macro_rules! layout {
+    () => {
+        None
+    };
+    ($name:ident $size:expr) => {
+        Some(Layout { size: $size, decode: |data| super::body::$name::read(&mut Input::new(data)).map(Body::$name) })
+    };
+}
+
+macro_rules! request {
+    (Up) => {
+        Some(Direction::Up)
+    };
+    (Down) => {
+        Some(Direction::Down)
+    };
+    (Local) => {
+        None
+    };
+}
+
+macro_rules! commands {
+    ($(
+        $code:literal $name:literal $request:ident $reply:ident $(($by:literal))?
+        up($($up:ident $up_size:expr)?) down($($down:ident $down_size:expr)?);
+    )*) => {
+        /// All commands of both documents, by code.
+        pub static COMMANDS: &[Command] = &[$(
+            Command {
+                code: $code,
+                name: $name,
+                request: request!($request),
+                reply: Reply::$reply $(($by))?,
+                up: layout!($($up $up_size)?),
+                down: layout!($($down $down_size)?),
+            },
+        )*];
+
+        /// Row of each code in [`COMMANDS`], [`NO_ROW`] if none.
+        static ROWS: [u8; 256] = rows(&[$($code),*]);
+    };
+}
+
+const NO_ROW: u8 = u8::MAX;
+
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler: a mistake does not build"
+)]
+const fn rows(codes: &[u8]) -> [u8; 256] {
+    assert!(codes.len() < NO_ROW as usize);
+    let mut rows = [NO_ROW; 256];
+    let mut row = 0;
+    while row < codes.len() {
+        assert!(row == 0 || codes[row - 1] < codes[row], "rows must be sorted by code");
+        rows[codes[row] as usize] = row as u8;
+        row += 1;
+    }
+    rows
+}
+
+commands! {
+    0x00 "host_poll" Local None up() down(HostPoll 1..=1);
+    0x01 "legacy_heartbeat" Up Mandatory up(LegacyHeartbeat 5..=DATA_MAX) down(ResultReply 1..=1);
+    0x02 "card_swipe" Up Mandatory up(CardSwipe 6..=268) down(CardReply 11..=11);
+    0x03 "settlement" Up Mandatory up(Settlement 29..=37) down(ResultReply 1..=1);
+    0x04 "order_confirm" Up Mandatory up(OrderConfirm 24..=24) down(OrderConfirmReply 2..=2);
+    0x05 "firmware_update_request" Up None up(FirmwareUpdateRequest 0..=7) down();
+    0x06 "charging_report" Up None up(ChargingReport 31..=47) down();
+    0x09 "sub_device_test" Local None up(SubDeviceTest 8..=8) down();
+    0x0a "sub_device_set_host_address" Local None up(ServerAddress 50..=50) down();
+    0x11 "host_heartbeat" Up None up(HostHeartbeat 9..=71) down();
+    0x12 "host_time_request" Up Mandatory up(Empty 0..=0) down(TimeReply 4..=4);
+    0x15 "host_update_request_legacy" Up Mandatory up(Empty 0..=0) down(ResultReply 1..=1);
+    0x17 "host_status" Up None up(HostStatus 18..=23) down();
+    0x20 "registration" Up Mandatory up(Registration 5..=8) down(ResultReply 1..=1);
+    0x21 "heartbeat" Up Mandatory up(Heartbeat 3..=260) down(ResultReply 1..=1);
+    0x22 "time_request" Up Mandatory up(Empty 0..=0) down(TimeReply 4..=4);
+    0x31 "host_reboot" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x32 "module_reboot" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x33 "clear_sub_device_update_data" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x34 "set_server_address" Down Mandatory up(ResultReply 1..=1) down(ServerAddress 50..=50);
+    0x35 "sub_device_versions" Up None up(SubDeviceVersions 1..=DATA_MAX) down();
+    0x3a "set_fsk_params" Down Mandatory up(ResultReply 1..=1) down(FskParams 6..=DATA_MAX);
+    0x3b "request_fsk_params" Up By(0x3a) up(FskRequest 2..=2) down();
+    0x41 "cabinet_heartbeat" Up None up(CabinetHeartbeat 9..=9) down();
+    0x42 "alarm" Up None up(Alarm 2..=3) down();
+    0x43 "charge_complete_notice" Up None up(ChargeComplete 29..=29) down();
+    0x44 "port_event" Up None up(PortEvent 18..=18) down();
+    0x72 "cabinet_stop_keep_door" Down Mandatory up(CabinetStopReply 17..=17) down(CabinetStop 17..=17);
+    0x81 "query_status" Down None up() down(Empty 0..=0);
+    0x82 "charge_control" Down Mandatory up(ChargeControlReply 1..=20) down(ChargeControl 25..=38);
+    0x83 "set_params_1_1" Down Mandatory up(ResultReply 1..=1) down(Params11 11..=11);
+    0x84 "set_params_1_2" Down Mandatory up(ResultReply 1..=1) down(Params12 23..=23);
+    0x85 "set_limits" Down Mandatory up(ResultReply 1..=1) down(Limits 4..=8);
+    0x86 "set_user_card" Down Mandatory up(ResultReply 1..=1) down(UserCard 13..=13);
+    0x87 "reboot" Down BestEffort up(ResultReply 1..=1) down(Empty 0..=0);
+    0x88 "clear_storage" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x89 "play_voice" Down Mandatory up(ResultReply 1..=1) down(PlayVoice 2..=257);
+    0x8a "modify_charge" Down Mandatory up(ResultReply 1..=1) down(ModifyCharge 4..=4);
+    0x8b "eeprom_read" Down Mandatory up(EepromReadReply 1..=33) down(EepromRead 3..=3);
+    0x8c "eeprom_write" Down Mandatory up(ResultReply 1..=1) down(EepromWrite 3..=35);
+    0x8d "set_work_mode" Down Mandatory up(ResultReply 1..=1) down(WorkMode 1..=1);
+    0x8e "set_qr_url" Down Mandatory up(ResultReply 1..=1) down(QrUrl 76..=76);
+    0x8f "set_tc_mode" Down Mandatory up(ResultReply 1..=1) down(TcMode 1..=1);
+    0x90 "query_params_1_1" Down Mandatory up(Params11 11..=11) down(Empty 0..=0);
+    0x91 "query_params_1_2" Down Mandatory up(Params12 23..=23) down(Empty 0..=0);
+    0x92 "query_limits" Down Mandatory up(Limits 4..=8) down(Empty 0..=0);
+    0x93 "query_user_card" Down Mandatory up(UserCard 13..=13) down(Empty 0..=0);
+    0x94 "deleted" Local None up() down();
+    0x95 "temporary_qr" Down Mandatory up(ResultReply 1..=1) down(TemporaryQr 200..=200);
+    0x96 "locate_device" Down Mandatory up(ResultReply 1..=1) down(LocateDevice 1..=1);
+    0x97 "set_params_1_3" Down Mandatory up(ResultReply 1..=1) down(Params13 1..=1);
+    0x98 "multi_function" Down Mandatory up(ResultReply 1..=1) down(MultiFunction 2..=2);
+    0xe0 "ota_sub_device" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
+    0xe1 "ota_power_board" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
+    0xe2 "ota_host_unified" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
+    0xe4 "trigger_self_update" Down None up() down(Empty 0..=0);
+    0xf8 "ota_legacy" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=260);
+    0xf9 "host_ota_legacy" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=260);
+    0xfa "host_ota" Down Mandatory up(OtaReply 3..=3) down(HostOta 0..=204);
+    0xfd "reserved_fd" Down Mandatory up(ReservedFdReply 2..=2) down(ReservedFd 17..=17);
+    0xfe "reserved_fe" Down None up() down(ReservedFe 12..=12);
+}
