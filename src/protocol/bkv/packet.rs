@@ -1,0 +1,569 @@
+//! Bodies of command 0x1000: tagged packets with a 16-bit sub-command of their own.
+//!
+//! ```text
+//! 04 01 01 cmd 2 | 0A 01 02 frame_seq 8 | 09 01 03 gateway_id 7 | element ...
+//! ```
+//!
+//! Values are read in one pass by key. A tag whose value has another size than the guide's counts as absent; it stays
+//! visible in the serialised tree.
+
+use serde::ser::{SerializeMap, SerializeSeq};
+use serde::{Serialize, Serializer};
+
+use super::clock::{DeviceTime, TimeOfDay};
+use super::frame::{Frame, GatewayId};
+use super::records::{Record, Records};
+use super::report::{EndReport, Sockets, next_socket};
+use super::status::HoleStatus;
+use super::tlv::{Element, Elements, key};
+use crate::protocol::{DecodeError, Hex, Input};
+
+/// What tags 02 and 03 repeat from the frame. An acknowledgement copies them from the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketHeader {
+    /// The frame's sequence, extended to 8 bytes.
+    pub frame_seq: [u8; 8],
+    /// The frame's gateway id. Where the two differ, the frame is right.
+    pub gateway_id: GatewayId,
+}
+
+impl PacketHeader {
+    /// The header that belongs to a frame.
+    pub fn new(sequence: u32, gateway_id: GatewayId) -> Self {
+        Self { frame_seq: u64::from(sequence).to_be_bytes(), gateway_id }
+    }
+}
+
+/// A tagged packet, checked to its last element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// Sub-command, e.g. 0x1017.
+    pub command: u16,
+    /// Tags 02 and 03; from the frame where the packet lacks them.
+    pub header: PacketHeader,
+    /// Elements whose TYPE is not 01: never seen, tolerated, worth counting.
+    pub odd_types: u16,
+    elements: Elements<'a>,
+}
+
+impl<'a> Packet<'a> {
+    /// Reads the payload of a 0x1000 frame.
+    ///
+    /// # Errors
+    /// [`DecodeError::NotDecoded`] if the payload does not begin with the sub-command tag: some other layout, opaque
+    /// here. Else what [`Elements::parse`] gives.
+    #[inline]
+    pub fn parse(frame: &Frame<'a>) -> Result<Self, DecodeError> {
+        let &[0x04, 0x01, key::CMD, c0, c1, ..] = frame.payload else {
+            return Err(DecodeError::NotDecoded { command: frame.command });
+        };
+        let (elements, odd_types) = Elements::parse(frame.payload)?;
+        let mut header = PacketHeader::new(frame.sequence, frame.gateway_id);
+        // The two tags directly follow the first in every frame seen; a tag found later is honoured all the same.
+        let mut wanted: u8 = 2;
+        for element in elements {
+            match element.key {
+                key::FRAME_SEQ => header.frame_seq = element.array().unwrap_or(header.frame_seq),
+                key::GATEWAY_ID => header.gateway_id = element.array().map_or(header.gateway_id, GatewayId),
+                _ => continue,
+            }
+            wanted = wanted.saturating_sub(1);
+            if wanted == 0 {
+                break;
+            }
+        }
+        Ok(Self { command: u16::from_be_bytes([c0, c1]), header, odd_types, elements })
+    }
+
+    /// All elements, the three of the header included.
+    pub const fn elements(&self) -> Elements<'a> {
+        self.elements
+    }
+
+    /// The sockets of a status push; none in other packets.
+    pub const fn sockets(&self) -> Sockets<'a> {
+        Sockets::of_push(self.elements)
+    }
+
+    fn u8(&self, key: u8) -> Option<u8> {
+        self.elements.get(key)?.u8()
+    }
+
+    fn u16(&self, key: u8) -> Option<u16> {
+        self.elements.get(key)?.u16()
+    }
+}
+
+fn need<T>(value: Option<T>, field: &'static str, need: usize) -> Result<T, DecodeError> {
+    value.ok_or(DecodeError::Truncated { field, need, have: 0 })
+}
+
+/// 1004 up: a charge with electricity and service fee ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeeEnd<'a> {
+    /// The packet.
+    pub packet: Packet<'a>,
+    /// Its values.
+    pub report: EndReport,
+    /// Charge mode, 4 in the only example.
+    pub charge_mode: Option<u8>,
+    /// "Time and energy per tier", 6 bytes each, split unclear.
+    pub tier_results: &'a [u8],
+}
+
+impl<'a> FeeEnd<'a> {
+    /// # Errors
+    /// [`DecodeError::Truncated`] naming the tag, if one is absent without which the charge cannot be settled.
+    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        let (mut socket, mut hole, mut status, mut business_no) = (None, None, None, None);
+        let (mut energy_wh, mut charged_min) = (None, None);
+        let (mut charge_mode, mut tier_results) = (None, &[][..]);
+        let mut report = EndReport {
+            socket: 0,
+            hole: 0,
+            status: HoleStatus(0),
+            business_no: 0,
+            power_dw: None,
+            current_ma: None,
+            energy_wh: 0,
+            charged_min: 0,
+            temp_c: None,
+            rssi: None,
+            end_reason_raw: None,
+            spent_cent: None,
+            settle_power_dw: None,
+            end_time: None,
+            card: None,
+            electricity_fee_cent: None,
+            service_fee_cent: None,
+        };
+        for element in packet.elements {
+            match element.key {
+                key::SOCKET_NO => socket = element.u8(),
+                key::HOLE => hole = element.u8(),
+                key::STATUS => status = element.u8().map(HoleStatus),
+                key::BUSINESS_NO => business_no = element.u16(),
+                key::POWER => report.power_dw = element.u16(),
+                key::CURRENT => report.current_ma = element.u16(),
+                key::ENERGY => energy_wh = element.u16(),
+                key::CHARGED_MIN => charged_min = element.u16(),
+                key::MCU_TEMP => report.temp_c = element.u8(),
+                key::RSSI => report.rssi = element.u8(),
+                key::END_REASON => report.end_reason_raw = element.u8(),
+                key::END_TIME => report.end_time = element.array().map(DeviceTime::from_bcd),
+                key::ELECTRICITY_FEE => report.electricity_fee_cent = element.u16(),
+                key::SERVICE_FEE => report.service_fee_cent = element.u16(),
+                key::CHARGE_MODE => charge_mode = element.u8(),
+                key::TIER_RESULTS => tier_results = element.value,
+                _ => {}
+            }
+        }
+        report.socket = need(socket, "socket_no", 1)?;
+        report.hole = need(hole, "hole", 1)?;
+        report.status = need(status, "status", 1)?;
+        report.business_no = need(business_no, "business_no", 2)?;
+        report.energy_wh = need(energy_wh, "energy_wh", 2)?;
+        report.charged_min = need(charged_min, "charged_min", 2)?;
+        Ok(Self { packet, report, charge_mode, tier_results })
+    }
+}
+
+/// A packet that answers: down for 1017, 1004, 1010, 1013; up for 1007, 1011, 1012.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketReply<'a> {
+    /// The packet; a 1012 reply's values are in [`Params`].
+    pub packet: Packet<'a>,
+    /// 1 is success, 0 failure.
+    pub ack: u8,
+    /// Socket number; absent in the reply to 1017.
+    pub socket: Option<u8>,
+    /// 0 or 1.
+    pub hole: Option<u8>,
+    /// The device's order number; expected in the reply to 1007, which the guide does not describe.
+    pub business_no: Option<u16>,
+}
+
+impl<'a> PacketReply<'a> {
+    /// # Errors
+    /// [`DecodeError::Truncated`] if tag 0F is absent.
+    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            packet,
+            ack: need(packet.u8(key::ACK), "ack", 1)?,
+            socket: packet.u8(key::SOCKET_NO),
+            hole: packet.u8(key::HOLE),
+            business_no: packet.u16(key::BUSINESS_NO),
+        })
+    }
+}
+
+/// 1010 up: an exception event. The guide lists no codes, so they are kept raw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception<'a> {
+    /// The packet.
+    pub packet: Packet<'a>,
+    /// Socket number.
+    pub socket: u8,
+    /// Event state of the socket, of hole 0 and of hole 1 (the guide's "hole 1" and "hole 2").
+    pub states: [Option<u8>; 3],
+    /// Event reason of the socket, of hole 0 and of hole 1.
+    pub reasons: [Option<u8>; 3],
+    /// Voltage at the event in 0.1 V: over- and undervoltage.
+    pub voltages_dv: [Option<u16>; 2],
+    /// Leakage of hole 0 and 1, unit not given.
+    pub leakages: [Option<u16>; 2],
+    /// Over-temperature of hole 0 and 1, presumably °C.
+    pub overtemps: [Option<u8>; 2],
+    /// Status byte of hole 0 and 1.
+    pub statuses: [Option<HoleStatus>; 2],
+}
+
+impl<'a> Exception<'a> {
+    /// # Errors
+    /// [`DecodeError::Truncated`] if the socket number is absent.
+    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        let byte = |key| packet.u8(key);
+        let word = |key| packet.u16(key);
+        Ok(Self {
+            packet,
+            socket: need(byte(key::SOCKET_NO), "socket_no", 1)?,
+            states: [key::SOCKET_EVENT_STATE, key::HOLE1_EVENT_STATE, key::HOLE2_EVENT_STATE].map(byte),
+            reasons: [key::SOCKET_EVENT_REASON, key::HOLE1_EVENT_REASON, key::HOLE2_EVENT_REASON].map(byte),
+            voltages_dv: [key::OVERVOLTAGE, key::UNDERVOLTAGE].map(word),
+            leakages: [key::HOLE1_LEAKAGE, key::HOLE2_LEAKAGE].map(word),
+            overtemps: [key::HOLE1_OVERTEMP, key::HOLE2_OVERTEMP].map(byte),
+            statuses: [key::HOLE1_STATUS, key::HOLE2_STATUS].map(|key| byte(key).map(HoleStatus)),
+        })
+    }
+}
+
+/// 1013 up: not in the guide, seen in the field once per connection. Changes no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// The packet.
+    pub packet: Packet<'a>,
+    /// Socket number, if given.
+    pub socket: Option<u8>,
+    /// 0x7F in the field: no single hole.
+    pub hole: Option<u8>,
+    /// Local time, close to the connect.
+    pub event_time: Option<DeviceTime>,
+}
+
+impl<'a> Event<'a> {
+    pub(super) fn new(packet: Packet<'a>) -> Self {
+        Self {
+            packet,
+            socket: packet.u8(key::SOCKET_NO),
+            hole: packet.u8(key::HOLE),
+            event_time: packet.elements.get(key::EVENT_TIME).and_then(|time| time.array()).map(DeviceTime::from_bcd),
+        }
+    }
+}
+
+/// 1007 down: start with electricity and service fee, or stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeeStart<'a> {
+    /// The packet.
+    pub packet: Packet<'a>,
+    /// Socket number.
+    pub socket: u8,
+    /// 0 or 1.
+    pub hole: u8,
+    /// 1 on, 0 off.
+    pub switch: u8,
+    /// Amount paid in 0.01 yuan.
+    pub paid_amount_cent: Option<u16>,
+    /// 0 by time, 1 by energy.
+    pub service_fee_mode: Option<u8>,
+    /// Tiers of the day, the last ending at 23:59.
+    pub tiers: Records<'a, FeeTier>,
+}
+
+impl<'a> FeeStart<'a> {
+    /// # Errors
+    /// [`DecodeError::Truncated`] if socket, hole or switch is absent.
+    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        let tiers = packet.elements.get(key::FEE_TIERS).map_or(&[][..], |element| element.value);
+        Ok(Self {
+            packet,
+            socket: need(packet.u8(key::SOCKET_NO), "socket_no", 1)?,
+            hole: need(packet.u8(key::HOLE), "hole", 1)?,
+            switch: need(packet.u8(key::SWITCH), "switch", 1)?,
+            paid_amount_cent: packet.u16(key::PAID_AMOUNT),
+            service_fee_mode: packet.u8(key::SERVICE_FEE_MODE),
+            tiers: Records::rest(&mut Input::new(tiers)),
+        })
+    }
+}
+
+/// One tier of tag 83.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct FeeTier {
+    /// When the tier ends; it begins where the one before ends.
+    #[serde(rename = "end_hhmm")]
+    pub end: TimeOfDay,
+    /// Electricity price in 0.01 yuan per kWh.
+    pub electricity_cent_per_kwh: u16,
+    /// Service fee: 0.01 yuan per kWh when charged by energy; the basis by time is not stated.
+    pub service_cent_per_kwh: u16,
+}
+
+impl Record for FeeTier {
+    const LEN: usize = 6;
+
+    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            end: TimeOfDay { hour: input.u8("end_hour")?, minute: input.u8("end_minute")? },
+            electricity_cent_per_kwh: input.u16_be("electricity")?,
+            service_cent_per_kwh: input.u16_be("service")?,
+        })
+    }
+}
+
+/// Parameters of one socket (1011 sets any of the first seven, a 1012 reply carries all).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Params {
+    /// Seconds to go on after "full".
+    pub full_charge_delay_s: Option<u16>,
+    /// Seconds without load before the end.
+    pub no_load_delay_s: Option<u16>,
+    /// Power below which a battery counts as full, 0.1 W.
+    pub full_power_threshold_dw: Option<u16>,
+    /// Power below which nothing is plugged in, 0.1 W.
+    pub no_load_power_threshold_dw: Option<u16>,
+    /// No unit given; presumably °C.
+    pub high_temp_threshold: Option<u8>,
+    /// Largest power, 0.1 W.
+    pub power_limit_dw: Option<u16>,
+    /// Largest charge, minutes.
+    pub max_charge_min: Option<u16>,
+    /// Largest current, mA; only reported.
+    pub overcurrent_limit_ma: Option<u16>,
+    /// Trickle threshold, %; only reported.
+    pub trickle_threshold_pct: Option<u8>,
+    /// Base amount of the push-button; only reported.
+    pub key_base_amount: Option<u32>,
+    /// Unit not given; only reported.
+    pub anti_pulse_time: Option<u16>,
+}
+
+impl Params {
+    /// Reads whatever parameters a packet carries.
+    pub fn of(packet: &Packet<'_>) -> Self {
+        let mut params = Self::default();
+        for element in packet.elements {
+            match element.key {
+                key::FULL_CHARGE_DELAY => params.full_charge_delay_s = element.u16(),
+                key::NO_LOAD_DELAY => params.no_load_delay_s = element.u16(),
+                key::FULL_POWER_THRESHOLD => params.full_power_threshold_dw = element.u16(),
+                key::NO_LOAD_POWER_THRESHOLD => params.no_load_power_threshold_dw = element.u16(),
+                key::HIGH_TEMP_THRESHOLD => params.high_temp_threshold = element.u8(),
+                key::POWER_LIMIT => params.power_limit_dw = element.u16(),
+                key::MAX_CHARGE_MIN => params.max_charge_min = element.u16(),
+                key::OVERCURRENT_LIMIT => params.overcurrent_limit_ma = element.u16(),
+                key::TRICKLE_THRESHOLD => params.trickle_threshold_pct = element.u8(),
+                key::KEY_BASE_AMOUNT => params.key_base_amount = element.u32(),
+                key::ANTI_PULSE_TIME => params.anti_pulse_time = element.u16(),
+                _ => {}
+            }
+        }
+        params
+    }
+}
+
+/// 1011 down: change parameters of one socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamSet<'a> {
+    /// The packet.
+    pub packet: Packet<'a>,
+    /// Socket number.
+    pub socket: u8,
+    /// The parameters to change.
+    pub params: Params,
+}
+
+impl<'a> ParamSet<'a> {
+    /// # Errors
+    /// [`DecodeError::Truncated`] if the socket number is absent.
+    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        let socket = need(packet.u8(key::SOCKET_NO), "socket_no", 1)?;
+        Ok(Self { packet, socket, params: Params::of(&packet) })
+    }
+}
+
+/// 1012 down: ask for the parameters of one socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamQuery<'a> {
+    /// The packet.
+    pub packet: Packet<'a>,
+    /// Socket number.
+    pub socket: u8,
+}
+
+impl<'a> ParamQuery<'a> {
+    /// # Errors
+    /// [`DecodeError::Truncated`] if the socket number is absent.
+    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        Ok(Self { packet, socket: need(packet.u8(key::SOCKET_NO), "socket_no", 1)? })
+    }
+}
+
+/// The named values, then `tlv`: the exact tree.
+impl Serialize for Packet<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        serialize_named(&mut map, self.elements)?;
+        map.serialize_entry("tlv", &self.elements)?;
+        map.end()
+    }
+}
+
+/// One level of elements as a map: the first value of each key, containers grouped.
+struct Named<'a>(Elements<'a>);
+
+impl Serialize for Named<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        serialize_named(&mut map, self.0)?;
+        map.end()
+    }
+}
+
+fn serialize_named<M: SerializeMap>(map: &mut M, elements: Elements<'_>) -> Result<(), M::Error> {
+    let mut seen = [false; 256];
+    for element in elements {
+        let seen = seen.get_mut(usize::from(element.key));
+        if seen.is_some_and(|seen| std::mem::replace(seen, true)) {
+            continue;
+        }
+        match (element.key, name(element.key)) {
+            (key::SOCKET_STATUS, _) => map.serialize_entry("socket_status", &NamedSockets(elements))?,
+            (key::HOLE_ATTRS, _) => map.serialize_entry("hole_attrs", &NamedHoles(elements))?,
+            (_, Some(name)) => map.serialize_entry(name, &Value(element))?,
+            (key, None) => map.serialize_entry(&format_args!("tag_{key:02x}"), &Value(element))?,
+        }
+    }
+    Ok(())
+}
+
+/// All sockets of a packet: one stands alone, several make a list.
+struct NamedSockets<'a>(Elements<'a>);
+
+impl Serialize for NamedSockets<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (mut container, mut packet) = (None, self.0);
+        let mut sockets = std::iter::from_fn(|| next_socket(&mut container, &mut packet)).map(Named);
+        let first = sockets.next();
+        let Some(second) = sockets.next() else {
+            return first.serialize(serializer);
+        };
+        let mut list = serializer.serialize_seq(None)?;
+        for socket in first.into_iter().chain([second]).chain(sockets) {
+            list.serialize_element(&socket)?;
+        }
+        list.end()
+    }
+}
+
+/// All holes of a socket.
+struct NamedHoles<'a>(Elements<'a>);
+
+impl Serialize for NamedHoles<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let holes = self.0.filter(|element| element.key == key::HOLE_ATTRS);
+        serializer.collect_seq(holes.filter_map(|hole| hole.children()).map(Named))
+    }
+}
+
+/// A value in the form its key asks for; as prefixed hex if its size is not the guide's.
+struct Value<'a>(Element<'a>);
+
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let element = &self.0;
+        match element.key {
+            key::FRAME_SEQ | key::GATEWAY_ID | key::EVENT_TIME | key::END_TIME | key::SOCKET_FW | key::TIER_RESULTS => {
+                Hex(element.value).serialize(serializer)
+            }
+            key::CMD | key::TAG_5A | key::TAG_98 | key::TAG_99 | key::TAG_9A | key::TAG_9B | key::TAG_F4 => {
+                prefixed_hex(element, serializer)
+            }
+            key::STATUS | key::HOLE1_STATUS | key::HOLE2_STATUS => match element.u8() {
+                Some(raw) => HoleStatus(raw).serialize(serializer),
+                None => prefixed_hex(element, serializer),
+            },
+            key::FEE_TIERS => Records::<FeeTier>::rest(&mut Input::new(element.value)).serialize(serializer),
+            _ if (1..=8).contains(&element.value.len()) => {
+                let number = element.value.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+                serializer.serialize_u64(number)
+            }
+            _ => prefixed_hex(element, serializer),
+        }
+    }
+}
+
+fn prefixed_hex<S: Serializer>(element: &Element<'_>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("0x{}", Hex(element.value)))
+}
+
+/// The name of a key in serialised form; `None` for a key in no table.
+const fn name(key: u8) -> Option<&'static str> {
+    Some(match key {
+        key::CMD => "cmd",
+        key::FRAME_SEQ => "frame_seq",
+        key::GATEWAY_ID => "gateway_id",
+        key::EVENT_TIME => "event_time",
+        key::MCU_TEMP => "mcu_temp_c",
+        key::HOLE => "hole",
+        key::STATUS => "status",
+        key::BUSINESS_NO => "business_no",
+        key::POWER => "power_dw",
+        key::CURRENT => "current_ma",
+        key::ENERGY => "energy_wh",
+        key::CHARGED_MIN => "charged_min",
+        key::ACK => "ack",
+        key::OVERCURRENT_LIMIT => "overcurrent_limit_ma",
+        key::POWER_LIMIT => "power_limit_dw",
+        key::CHARGE_MODE => "charge_mode",
+        key::SWITCH => "switch",
+        key::FULL_CHARGE_DELAY => "full_charge_delay_s",
+        key::NO_LOAD_DELAY => "no_load_delay_s",
+        key::FULL_POWER_THRESHOLD => "full_power_threshold_dw",
+        key::NO_LOAD_POWER_THRESHOLD => "no_load_power_threshold_dw",
+        key::HIGH_TEMP_THRESHOLD => "high_temp_threshold",
+        key::END_TIME => "end_time",
+        key::END_REASON => "end_reason",
+        key::SOCKET_FW => "socket_fw",
+        key::CONTROL_TYPE => "control_type",
+        key::SOCKET_NO => "socket_no",
+        key::SOCKET_EVENT_STATE => "socket_event_state",
+        key::HOLE1_EVENT_STATE => "hole1_event_state",
+        key::HOLE2_EVENT_STATE => "hole2_event_state",
+        key::OVERVOLTAGE => "overvoltage_dv",
+        key::UNDERVOLTAGE => "undervoltage_dv",
+        key::HOLE1_LEAKAGE => "hole1_leakage",
+        key::HOLE2_LEAKAGE => "hole2_leakage",
+        key::HOLE1_OVERTEMP => "hole1_overtemp",
+        key::HOLE2_OVERTEMP => "hole2_overtemp",
+        key::SOCKET_EVENT_REASON => "socket_event_reason",
+        key::HOLE1_EVENT_REASON => "hole1_event_reason",
+        key::HOLE2_EVENT_REASON => "hole2_event_reason",
+        key::HOLE1_STATUS => "hole1_status",
+        key::HOLE2_STATUS => "hole2_status",
+        key::MAX_CHARGE_MIN => "max_charge_min",
+        key::TRICKLE_THRESHOLD => "trickle_threshold_pct",
+        key::KEY_BASE_AMOUNT => "key_base_amount",
+        key::SERVICE_FEE_MODE => "service_fee_mode",
+        key::FEE_TIERS => "fee_tiers",
+        key::TIER_RESULTS => "tier_results",
+        key::ELECTRICITY_FEE => "electricity_fee_cent",
+        key::SERVICE_FEE => "service_fee_cent",
+        key::PAID_AMOUNT => "paid_amount_cent",
+        key::TIER_COUNT => "tier_count",
+        key::ANTI_PULSE_TIME => "anti_pulse_time",
+        key::VOLTAGE => "voltage_dv",
+        key::RSSI => "rssi",
+        _ => return None,
+    })
+}

@@ -1,0 +1,272 @@
+//! One view of the four end reports, and one of the two kinds of socket state.
+//!
+//! A gateway reports the same facts in different layouts: an end as 0x02, 0x18, 0x0C or tagged 1004, a state as a query
+//! reply (1C or 1D) or as a tagged push (1017). Consumers settle and track through the types here and need not know.
+
+use serde::Serialize;
+
+use super::clock::DeviceTime;
+use super::records::{Record, Records};
+use super::status::HoleStatus;
+use super::tlv::{Elements, key};
+use crate::protocol::{DecodeError, Input};
+
+/// How a charge ended, from any of the four end reports.
+///
+/// Repeated reports are not byte-identical, because power and current are measured again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndReport {
+    /// Socket number, 0 on a standalone device.
+    pub socket: u8,
+    /// 0 or 1.
+    pub hole: u8,
+    /// Status of the moment before switch-off, so it still says charging.
+    pub status: HoleStatus,
+    /// The device's own order number; repeats over time.
+    pub business_no: u16,
+    /// Power in 0.1 W; `None` if a tagged report leaves it out.
+    pub power_dw: Option<u16>,
+    /// Current in mA; `None` if a tagged report leaves it out.
+    pub current_ma: Option<u16>,
+    /// Energy in Wh.
+    pub energy_wh: u16,
+    /// Charged time in minutes.
+    pub charged_min: u16,
+    /// Socket temperature in °C; `None` if a tagged report leaves it out.
+    pub temp_c: Option<u8>,
+    /// Radio signal of the socket, raw; absent in 1004.
+    pub rssi: Option<u8>,
+    /// Reason byte as sent (0x18, 1004). The guide lists no meanings.
+    pub end_reason_raw: Option<u8>,
+    /// Amount used up in 0.01 yuan (0x18, 0x0C).
+    pub spent_cent: Option<u16>,
+    /// Settlement power in 0.1 W (0x18, 0x0C).
+    pub settle_power_dw: Option<u16>,
+    /// When the device ended it, local time as sent (0x18, 1004).
+    pub end_time: Option<DeviceTime>,
+    /// Card that paid (0x0C).
+    pub card: Option<[u8; 6]>,
+    /// Electricity fee in 0.01 yuan (1004).
+    pub electricity_fee_cent: Option<u16>,
+    /// Service fee in 0.01 yuan (1004).
+    pub service_fee_cent: Option<u16>,
+}
+
+/// One hole's block in a query reply, 14 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct HoleBlock {
+    /// 0 or 1.
+    pub hole: u8,
+    /// Status byte.
+    pub status: HoleStatus,
+    /// Running order's number, 0 for none.
+    pub business_no: u16,
+    /// Voltage in 0.1 V.
+    pub voltage_dv: u16,
+    /// Power in 0.1 W.
+    pub power_dw: u16,
+    /// Current in mA.
+    pub current_ma: u16,
+    /// Energy of this order in Wh.
+    pub energy_wh: u16,
+    /// Charged time of this order in minutes.
+    pub charged_min: u16,
+}
+
+impl Record for HoleBlock {
+    const LEN: usize = 14;
+
+    #[inline]
+    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            hole: input.u8("hole")?,
+            status: HoleStatus::read(input)?,
+            business_no: input.u16_be("business_no")?,
+            voltage_dv: input.u16_be("voltage_dv")?,
+            power_dw: input.u16_be("power_dw")?,
+            current_ma: input.u16_be("current_ma")?,
+            energy_wh: input.u16_be("energy_wh")?,
+            charged_min: input.u16_be("charged_min")?,
+        })
+    }
+}
+
+/// State of one hole. `None`: the report leaves the value out (or sends it in another size than the guide's), so the
+/// last known value holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct HoleState {
+    /// 0 or 1; without it the state belongs to no hole.
+    pub hole: Option<u8>,
+    /// Status byte.
+    pub status: Option<HoleStatus>,
+    /// Running order's number, 0 for none.
+    pub business_no: Option<u16>,
+    /// Voltage in 0.1 V.
+    pub voltage_dv: Option<u16>,
+    /// Power in 0.1 W.
+    pub power_dw: Option<u16>,
+    /// Current in mA.
+    pub current_ma: Option<u16>,
+    /// Energy of this order in Wh.
+    pub energy_wh: Option<u16>,
+    /// Charged time of this order in minutes.
+    pub charged_min: Option<u16>,
+}
+
+impl From<HoleBlock> for HoleState {
+    fn from(block: HoleBlock) -> Self {
+        Self {
+            hole: Some(block.hole),
+            status: Some(block.status),
+            business_no: Some(block.business_no),
+            voltage_dv: Some(block.voltage_dv),
+            power_dw: Some(block.power_dw),
+            current_ma: Some(block.current_ma),
+            energy_wh: Some(block.energy_wh),
+            charged_min: Some(block.charged_min),
+        }
+    }
+}
+
+impl HoleState {
+    #[inline]
+    fn from_elements(elements: Elements<'_>) -> Self {
+        let mut state = Self::default();
+        for element in elements {
+            match element.key {
+                key::HOLE => state.hole = element.u8(),
+                key::STATUS => state.status = element.u8().map(HoleStatus),
+                key::BUSINESS_NO => state.business_no = element.u16(),
+                key::VOLTAGE => state.voltage_dv = element.u16(),
+                key::POWER => state.power_dw = element.u16(),
+                key::CURRENT => state.current_ma = element.u16(),
+                key::ENERGY => state.energy_wh = element.u16(),
+                key::CHARGED_MIN => state.charged_min = element.u16(),
+                _ => {}
+            }
+        }
+        state
+    }
+}
+
+/// State of one socket and its holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketState<'a> {
+    /// Socket number, 0 on a standalone device; without it the state belongs to no socket.
+    pub socket: Option<u8>,
+    /// Socket firmware, opaque; `FFFF` is unknown.
+    pub fw: Option<[u8; 2]>,
+    /// Temperature in °C.
+    pub temp_c: Option<u8>,
+    /// Radio signal, raw.
+    pub rssi: Option<u8>,
+    holes: Holes<'a>,
+}
+
+impl<'a> SocketState<'a> {
+    pub(super) const fn from_blocks(
+        socket: u8,
+        fw: [u8; 2],
+        temp_c: u8,
+        rssi: u8,
+        blocks: Records<'a, HoleBlock>,
+    ) -> Self {
+        Self {
+            socket: Some(socket),
+            fw: Some(fw),
+            temp_c: Some(temp_c),
+            rssi: Some(rssi),
+            holes: Holes::Blocks(blocks),
+        }
+    }
+
+    #[inline]
+    fn from_elements(elements: Elements<'a>) -> Self {
+        let mut state = Self { socket: None, fw: None, temp_c: None, rssi: None, holes: Holes::Elements(elements) };
+        for element in elements {
+            match element.key {
+                key::SOCKET_NO => state.socket = element.u8(),
+                key::SOCKET_FW => state.fw = element.array(),
+                key::MCU_TEMP => state.temp_c = element.u8(),
+                key::RSSI => state.rssi = element.u8(),
+                _ => {}
+            }
+        }
+        state
+    }
+
+    /// The holes reported, usually two.
+    pub const fn holes(&self) -> Holes<'a> {
+        self.holes
+    }
+}
+
+/// Iterates the holes of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holes<'a> {
+    /// Blocks of a query reply.
+    Blocks(Records<'a, HoleBlock>),
+    /// A socket's elements in a push.
+    Elements(Elements<'a>),
+}
+
+impl Iterator for Holes<'_> {
+    type Item = HoleState;
+
+    #[inline]
+    fn next(&mut self) -> Option<HoleState> {
+        match self {
+            Self::Blocks(blocks) => blocks.next().map(HoleState::from),
+            Self::Elements(elements) => {
+                let hole = elements.find(|element| element.key == key::HOLE_ATTRS)?;
+                hole.children().map(HoleState::from_elements)
+            }
+        }
+    }
+}
+
+/// Iterates the sockets of a push or query reply.
+#[derive(Clone, Copy, Debug)]
+pub struct Sockets<'a>(Source<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum Source<'a> {
+    Reply(Option<SocketState<'a>>),
+    /// `container` is what is left of the one being read, `packet` the elements behind it.
+    Push {
+        container: Option<Elements<'a>>,
+        packet: Elements<'a>,
+    },
+}
+
+impl<'a> Sockets<'a> {
+    pub(super) const fn of_reply(state: SocketState<'a>) -> Self {
+        Self(Source::Reply(Some(state)))
+    }
+
+    pub(super) const fn of_push(packet: Elements<'a>) -> Self {
+        Self(Source::Push { container: None, packet })
+    }
+}
+
+impl<'a> Iterator for Sockets<'a> {
+    type Item = SocketState<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<SocketState<'a>> {
+        match &mut self.0 {
+            Source::Reply(state) => state.take(),
+            Source::Push { container, packet } => next_socket(container, packet).map(SocketState::from_elements),
+        }
+    }
+}
+
+/// The elements of the next socket of a push, over all its containers.
+pub(super) fn next_socket<'a>(container: &mut Option<Elements<'a>>, packet: &mut Elements<'a>) -> Option<Elements<'a>> {
+    loop {
+        if let Some(socket) = container.as_mut().and_then(Elements::split_socket) {
+            return Some(socket);
+        }
+        *container = packet.find(|element| element.key == key::SOCKET_STATUS)?.children();
+    }
+}
