@@ -455,32 +455,32 @@ fn url_name(url: &str) -> Option<String> {
 }
 
 /// Appends both lists as TOML with masked secrets.
-pub(super) fn print(keys: &[ApiKey], endpoints: &[WebhookEndpoint], out: &mut String) {
+pub(super) fn print(keys: &[ApiKey], endpoints: &[WebhookEndpoint], out: &mut String) -> fmt::Result {
     let text = |text: &str| Toml::from(text).to_string();
     let list = |items: Vec<String>| items.iter().map(|item| text(item)).collect::<Vec<_>>().join(", ");
-    // Writing to a String cannot fail, so the results below say nothing.
     for key in keys {
-        let _ = write!(out, "\n[[{API_KEYS}]]\nname = {}\nkey = \"***\"\n", text(&key.name));
-        let _ = writeln!(out, "scopes = [{}]", list(key.scopes.words().into_iter().map(str::to_owned).collect()));
-        let _ = writeln!(out, "require_hmac = {}", key.require_hmac);
+        write!(out, "\n[[{API_KEYS}]]\nname = {}\nkey = \"***\"\n", text(&key.name))?;
+        writeln!(out, "scopes = [{}]", list(key.scopes.words().into_iter().map(str::to_owned).collect()))?;
+        writeln!(out, "require_hmac = {}", key.require_hmac)?;
         if key.hmac_secret.is_some() {
             out.push_str("hmac_secret = \"***\"\n");
         }
-        let _ = writeln!(out, "ip_allow = [{}]", list(key.ip_allow.iter().map(Cidr::to_string).collect()));
-        let _ = writeln!(out, "rate_per_s = {}", key.rate_per_s);
+        writeln!(out, "ip_allow = [{}]", list(key.ip_allow.iter().map(Cidr::to_string).collect()))?;
+        writeln!(out, "rate_per_s = {}", key.rate_per_s)?;
     }
     for endpoint in endpoints {
-        let _ = write!(out, "\n[[{WEBHOOK_ENDPOINTS}]]\nname = {}\n", text(&endpoint.name));
-        let _ = write!(out, "url = {}\nsecret = \"***\"\n", text(&endpoint.url));
+        write!(out, "\n[[{WEBHOOK_ENDPOINTS}]]\nname = {}\n", text(&endpoint.name))?;
+        write!(out, "url = {}\nsecret = \"***\"\n", text(&endpoint.url))?;
         for (field, secret) in [("secret_previous", &endpoint.secret_previous), ("api_key", &endpoint.api_key)] {
             if secret.is_some() {
-                let _ = writeln!(out, "{field} = \"***\"");
+                writeln!(out, "{field} = \"***\"")?;
             }
         }
         if !endpoint.events.is_empty() {
-            let _ = writeln!(out, "events = [{}]", list(endpoint.events.iter().map(EventPattern::to_string).collect()));
+            writeln!(out, "events = [{}]", list(endpoint.events.iter().map(EventPattern::to_string).collect()))?;
         }
     }
+    Ok(())
 }
 
 impl ApiKey {

@@ -19,7 +19,6 @@ mod lists;
 mod value;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -273,10 +272,9 @@ impl Config {
                 out.push_str(section);
                 out.push_str("]\n");
             }
-            // Writing to a String cannot fail.
-            let _ = writeln!(out, "{} = {}", key.name, value.masked());
+            out.extend([key.name, " = ", &value.masked(), "\n"]);
         }
-        lists::print(&self.api_keys, &self.webhook_endpoints, &mut out);
+        lists::print(&self.api_keys, &self.webhook_endpoints, &mut out).expect("writing to a String does not fail");
         out
     }
 
@@ -345,17 +343,16 @@ pub fn reference() -> String {
                 out.push_str(lists::API_KEYS_REFERENCE);
             }
             section = key.section;
-            // Writing to a String cannot fail.
-            let _ = write!(out, "\n# {}\n[{section}]\n", key.section_doc.trim());
+            out.extend(["\n# ", key.section_doc.trim(), "\n[", section, "]\n"]);
         }
         let reload = match key.reload {
             Reload::Live => "reloaded",
             Reload::Restart => "restart",
         };
         for line in key.doc {
-            let _ = writeln!(out, "# {}", line.trim());
+            out.extend(["# ", line.trim(), "\n"]);
         }
-        let _ = writeln!(out, "# Value: {}; {reload}.\n{} = {}", key.kind.expected(), key.name, key.default);
+        out.extend(["# Value: ", &key.kind.expected(), "; ", reload, ".\n", key.name, " = ", key.default, "\n"]);
     }
     out.push_str(lists::WEBHOOK_ENDPOINTS_REFERENCE);
     out
