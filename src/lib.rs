@@ -1,7 +1,10 @@
 //! Gateway between charging devices and third-party business systems.
 
+pub mod boot;
+pub mod config;
 pub mod gateway;
 pub mod model;
 pub mod protocol;
 pub mod shard;
+pub mod signature;
 pub mod store;

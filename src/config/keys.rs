@@ -1,0 +1,360 @@
+//! The table of all scalar keys.
+//!
+//! A row reads `name: type = default, kind, reload`; its doc comment is both the field's documentation and the text of
+//! the reference file. Adding a row is all it takes to add a key.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::key::{Key, Kind, Reload, Value};
+use super::lists::{ApiKey, WebhookEndpoint};
+use super::value::{
+    Admission, Engine, LogFormat, LogLevel, Magics, OrderPrefix, QueueUrl, RetrySchedule, Setting, StoreUrl,
+};
+
+use Kind::{Address, AddressOrNone, AutoInt, Bool, Choice, Int, Path, Prefix};
+use Reload::{Live, Restart};
+
+/// First lines of the reference file.
+pub(super) const REFERENCE_HEAD: &str = "\
+# Every key of chargegate with its default. Nothing here needs to be set.
+#
+# Later sources win: this file, then the environment (CHARGEGATE_<SECTION>_<KEY>, such as CHARGEGATE_DEVICE_LISTEN_GN;
+# the lists as JSON in CHARGEGATE_API_KEYS and CHARGEGATE_WEBHOOK_ENDPOINTS), then flags of `chargegate serve`.
+# Durations are written \"500ms\", \"60s\", \"10m\", \"24h\" or \"7d\". Secrets and URLs may be \"file:PATH\": the content of that
+# file without its last line end, the path relative to the working directory.
+# \"reloaded\" keys follow SIGHUP, \"restart\" keys need a restart. `chargegate check-config` checks a file.
+";
+
+// Bounds of durations in milliseconds; `Duration` cannot be multiplied in a constant.
+const MS: u64 = 1;
+const SEC: u64 = 1000 * MS;
+const MIN: u64 = 60 * SEC;
+const HOUR: u64 = 60 * MIN;
+const DAY: u64 = 24 * HOUR;
+
+const fn span(min_ms: u64, max_ms: u64) -> Kind {
+    Kind::Span(Duration::from_millis(min_ms), Duration::from_millis(max_ms))
+}
+
+const fn spans(min_ms: u64, max_ms: u64) -> Kind {
+    Kind::Spans(Duration::from_millis(min_ms), Duration::from_millis(max_ms))
+}
+
+macro_rules! settings {
+    ($(
+        #[doc = $section_doc:literal]
+        $section:ident: $Section:ident {
+            $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr, $kind:expr, $reload:expr;)+
+        }
+    )+) => {
+        $(
+            #[doc = $section_doc]
+            #[derive(Clone, Debug, PartialEq, Eq)]
+            pub struct $Section {
+                $($(#[doc = $doc])+ pub $name: $type,)+
+            }
+        )+
+
+        /// The checked configuration: a field per section of the file, then the two lists.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config {
+            $(#[doc = $section_doc] pub $section: $Section,)+
+            /// `[[api.keys]]`. Empty: the server makes one key at its first start.
+            pub api_keys: Vec<ApiKey>,
+            /// `[[webhook.endpoints]]`. Empty: events are only kept for `GET /events`.
+            pub webhook_endpoints: Vec<WebhookEndpoint>,
+        }
+
+        /// All scalar keys, in the order of the reference file.
+        pub static KEYS: &[Key] = &[
+            $($(Key {
+                section: stringify!($section),
+                section_doc: $section_doc,
+                name: stringify!($name),
+                kind: $kind,
+                default: stringify!($default),
+                reload: $reload,
+                doc: &[$($doc),+],
+            },)+)+
+        ];
+
+        impl Config {
+            /// Builds the typed form of one value per row of [`KEYS`].
+            pub(super) fn from_values(values: Vec<Value>) -> Self {
+                let mut values = values.into_iter();
+                Self {
+                    $($section: $Section {
+                        $($name: Setting::from_value(values.next().expect("one value per key")),)+
+                    },)+
+                    api_keys: Vec::new(),
+                    webhook_endpoints: Vec::new(),
+                }
+            }
+
+            /// The values in the order of [`KEYS`].
+            pub(super) fn values(&self) -> Vec<Value> {
+                vec![$($(Setting::to_value(&self.$section.$name),)+)+]
+            }
+        }
+    };
+}
+
+settings! {
+    /// Files of this instance.
+    data: Data {
+        /// Directory of the server id, the embedded database and firmware. Made at start if missing.
+        dir: PathBuf = "./data", Path, Restart;
+    }
+
+    /// Connections of devices.
+    device: Device {
+        /// TCP address for all protocols; the protocol is told by a connection's first bytes.
+        listen: SocketAddr = "0.0.0.0:6000", Address, Restart;
+        /// A second TCP address whose BKV-framed devices are of the variant GN.
+        listen_gn: Option<SocketAddr> = "", AddressOrNone, Restart;
+        /// A connection whose first bytes name no protocol for this long is closed.
+        detect_timeout: Duration = "10s", span(SEC, MIN), Restart;
+        /// A device that does not take what was written to it for this long is disconnected.
+        write_timeout: Duration = "5s", span(SEC, MIN), Restart;
+        /// An AP3000 connection that sends no byte for this long is closed; its module sends `link` after 30 s of silence.
+        idle_timeout_ap3000: Duration = "540s", span(SEC, DAY), Restart;
+        /// A BKV or GN connection that sends no byte for this long is closed; gateways beat about every 60 s.
+        idle_timeout_bkv: Duration = "300s", span(SEC, DAY), Restart;
+        /// A connection is closed when more than this share of what it sent is garbage, in percent. 100 never closes.
+        garbage_percent_max: u32 = 50, Int(1, 100), Restart;
+    }
+
+    /// REST API, health, metrics and console.
+    http: Http {
+        /// TCP address. TLS is the load balancer's or reverse proxy's affair.
+        listen: SocketAddr = "127.0.0.1:7055", Address, Restart;
+        /// Threads that run request handlers. They never wait for a device or the store.
+        workers: u32 = 4, Int(1, 256), Restart;
+        /// Open connections, above which new ones are closed. Each costs up to the head and body limits in memory.
+        max_connections: u32 = 4096, Int(1, 100_000), Restart;
+        /// Open connections from one address. Behind a proxy all requests come from the proxy's address.
+        max_connections_per_ip: u32 = 1024, Int(1, 100_000), Restart;
+        /// Largest request line and headers together, in bytes.
+        head_bytes_max: u32 = 8192, Int(1024, 65_536), Restart;
+        /// Largest request body in bytes, firmware upload excepted.
+        body_bytes_max: u32 = 65_536, Int(1024, 16_777_216), Restart;
+        /// Time for the whole request head to arrive.
+        head_timeout: Duration = "5s", span(SEC, MIN), Restart;
+        /// Time for the whole body to arrive.
+        body_timeout: Duration = "10s", span(SEC, 10 * MIN), Restart;
+        /// A client that does not take its response for this long is disconnected.
+        write_timeout: Duration = "5s", span(SEC, MIN), Restart;
+        /// A kept-alive connection without a request for this long is closed.
+        keep_alive_timeout: Duration = "60s", span(SEC, HOUR), Restart;
+        /// A request that waits for the store this long is answered 503 `NOT_READY`.
+        store_timeout: Duration = "5s", span(100 * MS, MIN), Restart;
+    }
+
+    /// Threads that own device connections.
+    shard: Shard {
+        /// Number of shards, one pinned thread each. "auto" is one per core.
+        count: Option<u32> = "auto", AutoInt(1, 256), Restart;
+        /// I/O engine. "auto" picks the faster one by measurement and falls back to mio where io_uring is refused.
+        engine: Engine = "auto", Choice(Engine::WORDS), Restart;
+    }
+
+    /// Durable state.
+    store: Store {
+        /// "sqlite:PATH" (with "embedded" as queue) or a PostgreSQL URL (with Redis). "<data.dir>" stands for data.dir.
+        url: StoreUrl = "sqlite:<data.dir>/chargegate.db", Kind::StoreUrl, Restart;
+        /// Lanes that devices are spread over. Writes of a lane keep their order, one transaction at a time.
+        lanes: u32 = 8, Int(1, 64), Restart;
+        /// Most jobs in one transaction. More raises throughput, and the time a job waits for its neighbours.
+        batch_jobs_max: u32 = 256, Int(1, 10_000), Restart;
+        /// Longest wait for a batch to fill. It adds to the latency of every durable write.
+        batch_wait: Duration = "2ms", span(0, SEC), Restart;
+        /// Reports waiting for their commit, per shard. A report beyond is dropped, counted, and sent again by its device.
+        waiting_jobs_max: u32 = 8192, Int(64, 1_000_000), Restart;
+        /// How often last-seen times, port snapshots and progress are written. A crash loses at most this much of them.
+        flush_interval: Duration = "3s", span(100 * MS, 5 * MIN), Restart;
+        /// Most rows of them in one transaction.
+        flush_rows_max: u32 = 500, Int(1, 10_000), Restart;
+        /// Whether cmd_log also gets heartbeats and time requests: several rows a minute and device.
+        cmd_log_heartbeats: bool = false, Bool, Restart;
+    }
+
+    /// How long finished rows are kept.
+    retention: Retention {
+        /// Frames in cmd_log.
+        cmd_log: Duration = "30d", span(HOUR, 3650 * DAY), Live;
+        /// Events that all endpoints have received. Undelivered ones past this age are dropped and counted as lost.
+        events: Duration = "30d", span(HOUR, 3650 * DAY), Live;
+        /// Commands that were given up.
+        dead_commands: Duration = "7d", span(HOUR, 3650 * DAY), Live;
+        /// Answers to requests that carried an `Idempotency-Key`.
+        idempotency_keys: Duration = "24h", span(HOUR, 30 * DAY), Live;
+    }
+
+    /// Commands waiting for devices.
+    queue: Queue {
+        /// "embedded" (with SQLite) or a Redis URL (with PostgreSQL).
+        url: QueueUrl = "embedded", Kind::QueueUrl, Restart;
+        /// Unwritten commands above which idle ones (statistics, OTA) are refused. For up to 10,000 connections; scaled above.
+        refuse_idle_above: u64 = 200, Int(1, 1_000_000), Live;
+        /// Unwritten commands above which low ones (queries, parameters) are refused too. Scaled likewise.
+        refuse_low_above: u64 = 500, Int(1, 1_000_000), Live;
+        /// Unwritten commands above which starts are refused too; stop and cancel never are. Scaled likewise.
+        refuse_normal_above: u64 = 1000, Int(1, 1_000_000), Live;
+        /// Commands waiting for one device.
+        per_device_max: u32 = 16, Int(1, 1024), Live;
+    }
+
+    /// When a device counts as online.
+    session: Session {
+        /// Silence after which a device of a protocol without a timeout of its own is offline.
+        heartbeat_timeout: Duration = "60s", span(SEC, HOUR), Restart;
+        /// The same for AP3000: twice the 30 s of its `link`, and a grace.
+        timeout_ap3000: Duration = "70s", span(SEC, HOUR), Restart;
+        /// The same for BKV: twice the 60 s of its heartbeat, and a grace.
+        timeout_bkv: Duration = "130s", span(SEC, HOUR), Restart;
+        /// The same for GN.
+        timeout_gn: Duration = "130s", span(SEC, HOUR), Restart;
+        /// The same for an AP3000 device that shares its socket with others: twice its own 180 s heartbeat, and a grace.
+        timeout_shared: Duration = "390s", span(SEC, HOUR), Restart;
+        /// How long a lost connection (20 points) and a missed acknowledgement (30 points) weigh on the online score.
+        penalty_window: Duration = "300s", span(SEC, DAY), Restart;
+        /// After a start or an outage of the store, no device is declared offline for this long.
+        offline_grace: Duration = "90s", span(0, HOUR), Restart;
+        /// After a start or an outage of the store, no order is interrupted or timed out for this long.
+        interrupt_grace: Duration = "10m", span(0, DAY), Restart;
+    }
+
+    /// Accepting device connections.
+    limits: Limits {
+        /// Open connections, above which new ones are closed. Lowered at start to the descriptor limit less 512.
+        max_connections: u32 = 60_000, Int(1, 1_000_000), Live;
+        /// Open connections from one address. Behind a TCP load balancer all come from its address.
+        max_connections_per_ip: u32 = 60_000, Int(1, 1_000_000), Live;
+        /// Connections accepted per second; the others wait in the kernel.
+        accept_rate_per_s: u32 = 10_000, Int(1, 1_000_000), Live;
+        /// Connections accepted at once after a quiet time.
+        accept_burst: u32 = 20_000, Int(1, 1_000_000), Live;
+        /// Failures in a row for want of descriptors or memory after which accepting pauses.
+        breaker_failures: u32 = 5, Int(1, 1000), Live;
+        /// First pause; each failed probe doubles it.
+        breaker_probe_min: Duration = "1s", span(100 * MS, 10 * MIN), Live;
+        /// Longest pause.
+        breaker_probe_max: Duration = "30s", span(100 * MS, 10 * MIN), Live;
+    }
+
+    /// The AP3000 protocol.
+    ap3000: Ap3000 {
+        /// The bytes that start a frame, in hex: "DNY", and what some firmware sends instead.
+        magics: Magics = ["444e59", "44224e"], Kind::Magics, Restart;
+        /// Pause from one command to the next on one device; shorter ones are lost by the module.
+        command_interval: Duration = "500ms", span(0, MIN), Restart;
+    }
+
+    /// Which devices are served.
+    devices: Devices {
+        /// "open" serves every device and records it at first sight, "known" only those with a record.
+        admission: Admission = "open", Choice(Admission::WORDS), Restart;
+        /// Frames after which a device without a record is disconnected (admission = "known").
+        unknown_frames_max: u32 = 5, Int(1, 1000), Restart;
+    }
+
+    /// Charging orders.
+    orders: Orders {
+        /// First letters of every order number.
+        prefix: OrderPrefix = "THD", Prefix, Restart;
+        /// From the written start to the device's acknowledgement.
+        confirm_timeout: Duration = "10s", span(SEC, 10 * MIN), Restart;
+        /// From creation to the device's acknowledgement.
+        create_timeout: Duration = "15s", span(SEC, 10 * MIN), Restart;
+        /// From the written start to its one repetition (AP3000) or the question for the hole's state (BKV, GN).
+        start_resend: Duration = "5s", span(SEC, MIN), Restart;
+        /// From acknowledgement to charging; then the order fails with `no_load`.
+        no_load_timeout: Duration = "10m", span(10 * SEC, DAY), Restart;
+        /// From interruption to the device's return; then the order fails with `device_offline`.
+        interrupt_timeout: Duration = "60s", span(SEC, DAY), Restart;
+        /// Wait for a settlement when the port no longer charges; then the order fails with `port_state_mismatch`.
+        settlement_timeout: Duration = "90s", span(SEC, HOUR), Restart;
+        /// Wait for a stop or cancel to be acknowledged; then the order ends without it.
+        stop_timeout: Duration = "30s", span(SEC, HOUR), Restart;
+        /// A stop that is not acknowledged goes out again after this, twice at most.
+        stop_resend: Duration = "10s", span(SEC, HOUR), Restart;
+        /// An order may run this much longer than ordered before it is stopped.
+        overrun: Duration = "10m", span(0, DAY), Restart;
+        /// An order is never stopped for its age before this.
+        duration_max_least: Duration = "2h", span(MIN, 7 * DAY), Restart;
+        /// Longest run of an order without an ordered duration.
+        duration_max_open: Duration = "10h", span(MIN, 7 * DAY), Restart;
+        /// A settlement this long after the order's end is marked `late`.
+        late_after: Duration = "60s", span(0, DAY), Restart;
+        /// How far back a BKV settlement is matched to an unsettled order of the same hole and business number.
+        match_window: Duration = "24h", span(MIN, 30 * DAY), Restart;
+        /// Stops sent to a port that charges on after its order ended; then an alarm.
+        end_pending_stops_max: u32 = 5, Int(1, 100), Restart;
+        /// The store's own check for overdue orders acts this much later than the instance that owns the device.
+        backstop_delay: Duration = "30s", span(SEC, HOUR), Restart;
+    }
+
+    /// Commands to devices.
+    commands: Commands {
+        /// Wait for a device's reply. Half of it later, a repeatable command is sent once more.
+        ack_timeout: Duration = "10s", span(SEC, 10 * MIN), Restart;
+        /// The same for AP3000 parameters, which the device writes to flash first.
+        ack_timeout_params: Duration = "15s", span(SEC, 10 * MIN), Restart;
+        /// Attempts of a query, parameter or OTA command.
+        attempts_max: u32 = 3, Int(1, 20), Restart;
+        /// Pause between them.
+        attempt_interval: Duration = "60s", span(SEC, HOUR), Restart;
+        /// A start or stop is not sent any more at this age.
+        valid_for_order: Duration = "30s", span(SEC, HOUR), Restart;
+        /// Any other command is not sent any more at this age, unless the request says otherwise.
+        valid_for: Duration = "5m", span(SEC, 7 * DAY), Restart;
+    }
+
+    /// Access to the REST API.
+    api: Api {
+        /// How far the `X-Timestamp` of a signed request may be from this machine's clock.
+        signature_window: Duration = "300s", span(SEC, HOUR), Restart;
+    }
+
+    /// Delivery of events.
+    webhook: Webhook {
+        /// Whether targets may have loopback, link-local, private or unique-local addresses.
+        allow_private_targets: bool = false, Bool, Restart;
+        /// Time for one attempt, from connecting to the response.
+        timeout: Duration = "5s", span(100 * MS, MIN), Restart;
+        /// Waits before the second and later attempts; jitter is added. After the last one the event is a dead letter.
+        retry_schedule: RetrySchedule = ["1s", "5s", "30s", "5m", "1h"], spans(100 * MS, 7 * DAY), Restart;
+        /// Deliveries under way to one endpoint at a time, each of another order or device.
+        concurrency: u32 = 32, Int(1, 1024), Restart;
+    }
+
+    /// Periodic work.
+    jobs: Jobs {
+        /// How often the store is searched for overdue orders without an owner.
+        order_backstop_interval: Duration = "10s", span(SEC, HOUR), Restart;
+        /// How often each online device is asked for its ports, spread over the time.
+        port_sync_interval: Duration = "300s", span(10 * SEC, DAY), Restart;
+        /// How often the store is searched for events whose notification was lost.
+        outbox_interval: Duration = "10s", span(SEC, HOUR), Restart;
+        /// How often the store is searched for commands whose notification was lost.
+        command_interval: Duration = "5s", span(SEC, HOUR), Restart;
+        /// How often rows past their retention are deleted.
+        cleanup_interval: Duration = "1h", span(MIN, 7 * DAY), Restart;
+    }
+
+    /// Stopping.
+    shutdown: Shutdown {
+        /// Time for open API requests and commands to finish before connections are closed.
+        timeout: Duration = "30s", span(0, HOUR), Live;
+    }
+
+    /// Log lines on standard error.
+    log: Log {
+        /// Least important level that is logged.
+        level: LogLevel = "info", Choice(LogLevel::WORDS), Live;
+        /// "auto" is text on a terminal and JSON otherwise.
+        format: LogFormat = "auto", Choice(LogFormat::WORDS), Restart;
+    }
+}
