@@ -106,6 +106,7 @@ pub enum Body<'a> {
 
 impl<'a> Body<'a> {
     /// The end report, from any of its four layouts.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most bodies are something else")]
     pub fn end_report(&self) -> Option<EndReport> {
         Some(match self {
             Self::ChargeEnd(_, end) => end.block.report(),
@@ -117,6 +118,7 @@ impl<'a> Body<'a> {
     }
 
     /// The socket states of a push or a query reply.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most bodies are something else")]
     pub fn sockets(&self) -> Option<Sockets<'a>> {
         match self {
             Self::Push(packet) => Some(packet.sockets()),
@@ -126,6 +128,7 @@ impl<'a> Body<'a> {
     }
 
     /// The tagged packet of command 0x1000.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most bodies are something else")]
     pub const fn packet(&self) -> Option<&Packet<'a>> {
         Some(match self {
             Self::Push(packet) | Self::Packet(packet) => packet,

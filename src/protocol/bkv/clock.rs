@@ -146,7 +146,7 @@ const fn from_bcd(byte: u8) -> u8 {
 }
 
 const fn to_bcd(value: u8) -> u8 {
-    (value / 10 % 10) << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 const fn days_in_month(year: u16, month: u8) -> u8 {

@@ -17,6 +17,8 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+use super::command;
+use super::tlv::key;
 use crate::protocol::{Direction, Hex, SkipReason, Step};
 
 /// Smallest value of the length field: no payload.
@@ -103,6 +105,17 @@ pub struct Frame<'a> {
     pub raw: &'a [u8],
 }
 
+impl Frame<'_> {
+    /// The sub-command, where the command has one and the payload is long enough to hold it.
+    pub const fn sub(&self) -> Option<u16> {
+        match (self.command, self.payload) {
+            (command::NETWORK | command::CONTROL, [_, _, sub, ..]) => Some(*sub as u16),
+            (command::PACKET, [0x04, 0x01, key::CMD, high, low, ..]) => Some(u16::from_be_bytes([*high, *low])),
+            _ => None,
+        }
+    }
+}
+
 /// Looks at the start of `buf` for one frame.
 ///
 /// A run of bytes that cannot start a frame is skipped in one step; a frame that fails a check costs one byte, so a
@@ -175,7 +188,7 @@ const fn refuse<T>(reason: SkipReason) -> Step<T> {
 #[cold]
 fn noise_len(buf: &[u8]) -> usize {
     let magic = buf.windows(2).position(|pair| pair == MAGIC_UP || pair == MAGIC_DOWN);
-    magic.unwrap_or_else(|| match buf {
+    magic.unwrap_or(match buf {
         [head @ .., 0xFC] => head.len(),
         _ => buf.len(),
     })

@@ -28,6 +28,9 @@ pub mod report;
 pub mod status;
 pub mod tlv;
 
+#[cfg(test)]
+mod tests;
+
 pub use body::{Body, decode_body};
 pub use frame::{Frame, GatewayId, deframe};
 pub use report::{EndReport, HoleState, SocketState};
