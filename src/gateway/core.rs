@@ -1,80 +1,970 @@
-//! The core of a shard.
+//! The core of one shard: what the driver talks to.
+//!
+//! Drive it like this, always in this order: one input ([`Core::accept`], [`Core::receive`], [`Core::closed`], [`Core::message`],
+//! [`Core::timeout`]), then carry out what it put into [`Effects`], then arm one timer for [`Core::poll_timeout`].
+//!
+//! A connection knows its devices and a device its connection, both by slot and generation, so whichever goes first leaves the
+//! other a key that misses.
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message, Now, ShardId, directory::Directory};
-use crate::store::Latest;
+use rustc_hash::FxHashMap;
+
+use super::{
+    AcceptRefused, CloseReason, ConnId, ConnectionLimits, Counters, Effects, Listener, Message, Now, ShardId,
+    accept::AcceptGate,
+    conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX, STRANGER_FRAMES_MAX},
+    device::Device,
+    directory::Directory,
+    slots::{Key, Slots},
+    timers::{Timer, Timers},
+};
+use crate::{
+    model::{DeviceId, EventType, OrderNo, Protocol},
+    protocol::{
+        DecodeError, Step,
+        ap3000::{self, Magics},
+        bkv,
+        detect::{Detected, Detection, detect},
+    },
+    shard::JOBS_MAX,
+    store::{CommandLogRow, DeviceEvent, Job, Latest, Outcome, SettlementKey},
+};
+
+/// Settlements and reports of one shard that wait for their commit.
+const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
+const FLUSH_MS: u64 = 5_000;
+
+/// How long things may take; all in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From accept to the recognised protocol.
+    pub detect: u64,
+    /// An incomplete frame is given up.
+    pub frame: u64,
+    /// A peer that does not drain its replies is closed.
+    pub write: u64,
+    /// AP3000 silence limit.
+    pub idle_ap3000: u64,
+    /// BKV/GN silence limit.
+    pub idle_bkv: u64,
+    /// AP3000: offline after this silence.
+    pub session_ap3000: i64,
+    /// BKV: offline after this silence.
+    pub session_bkv: i64,
+    /// GN: offline after this silence.
+    pub session_gn: i64,
+    /// AP3000 host with several devices: offline after this silence of the device's own.
+    pub session_shared: i64,
+    /// Between two questions for the state of all ports.
+    pub port_sync: u64,
+    /// AP3000: from command to command.
+    pub command_gap: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            detect: 10_000,
+            frame: 10_000,
+            write: 5_000,
+            idle_ap3000: 540_000,
+            idle_bkv: 300_000,
+            session_ap3000: 70_000,
+            session_bkv: 130_000,
+            session_gn: 130_000,
+            session_shared: 390_000,
+            port_sync: 300_000,
+            command_gap: 500,
+        }
+    }
+}
 
 /// What a core is told at start.
 #[derive(Clone, Debug)]
 pub struct CoreConfig {
     /// Its shard.
     pub shard: ShardId,
+    /// AP3000 magics.
+    pub magics: Magics,
+    /// Refuse devices that have no row.
+    pub known_only: bool,
+    /// This shard's share of the accept rate, per second.
+    pub accept_rate_per_s: u64,
+    /// This shard's share of the accept burst.
+    pub accept_burst: u64,
+    /// Share of garbage, in percent of the bytes received, above which a connection is closed.
+    pub garbage_percent_max: u64,
+    /// Whether some endpoint wants `charging.progress`.
+    pub progress_events: bool,
+    /// Whether some endpoint wants `device.heartbeat`.
+    pub heartbeat_events: bool,
+    /// Time limits.
+    pub timeouts: Timeouts,
 }
 
-/// The core of a shard.
+impl CoreConfig {
+    /// The defaults, for one shard of one.
+    pub fn new(shard: ShardId) -> Self {
+        Self {
+            shard,
+            magics: Magics::default(),
+            known_only: false,
+            accept_rate_per_s: 10_000,
+            accept_burst: 20_000,
+            garbage_percent_max: 50,
+            progress_events: false,
+            heartbeat_events: false,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// Where an acknowledgement goes when its report is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ack {
+    Ap3000 { header: ap3000::encode::Header },
+    /// 02, 18 or 0C. `replay`: second form for a report that came again although it was acknowledged.
+    BkvEnd { gateway_id: bkv::GatewayId, sub: u8, socket: u8, replay: Option<u8> },
+    BkvFeeEnd { gateway_id: bkv::GatewayId, header: bkv::packet::PacketHeader, socket: u8, hole: u8 },
+    BkvException { gateway_id: bkv::GatewayId, header: bkv::packet::PacketHeader, socket: u8 },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WaitingAck {
+    pub(super) conn: ConnId,
+    pub(super) ack: Ack,
+}
+
+/// What all devices of the shard share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: CoreConfig,
+    pub(super) directory: Arc<Directory>,
+    pub(super) timers: Timers,
+    pub(super) counters: Counters,
+    pub(super) settlements: FxHashMap<SettlementKey, WaitingAck>,
+    pub(super) reports: FxHashMap<u64, WaitingAck>,
+    pub(super) report_ticket: u64,
+    pub(super) dirty: Vec<Key>,
+    jobs: usize,
+    commands_waiting: usize,
+}
+
+/// One input's surroundings.
+pub(super) struct Cx<'a> {
+    pub(super) now: Now,
+    pub(super) shared: &'a mut Shared,
+    pub(super) effects: &'a mut Effects,
+}
+
+impl Cx<'_> {
+    /// Submits a durable change; false: too many are under way.
+    pub(super) fn job(&mut self, job: Job) -> bool {
+        if self.shared.jobs >= JOBS_MAX {
+            self.shared.counters.jobs_refused += 1;
+            return false;
+        }
+        self.shared.jobs += 1;
+        self.effects.jobs.push_back(job);
+        true
+    }
+
+    /// Submits an event; one that finds too many jobs under way is lost and counted.
+    pub(super) fn event(&mut self, device_id: DeviceId, event_type: EventType, data: serde_json::Value) {
+        let at = self.now.unix_ms;
+        self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, at })));
+    }
+
+    /// Submits an event of an order that changes nothing in it.
+    pub(super) fn order_event(&mut self, device_id: DeviceId, order_no: OrderNo, event_type: EventType, data: serde_json::Value) {
+        let at = self.now.unix_ms;
+        self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: Some(order_no), at })));
+    }
+
+    /// Submits a settlement, or lets a resend join the one under way.
+    pub(super) fn settle(&mut self, key: SettlementKey, waiting: WaitingAck, job: impl FnOnce() -> Job) {
+        if let Some(under_way) = self.shared.settlements.get_mut(&key) {
+            *under_way = waiting;
+            self.shared.counters.settlements_joined += 1;
+            return;
+        }
+        if self.shared.settlements.len() >= SETTLEMENTS_MAX || !self.job(job()) {
+            self.shared.counters.settlements_dropped += 1;
+            return;
+        }
+        self.shared.counters.settlements += 1;
+        self.shared.settlements.insert(key, waiting);
+    }
+
+    /// Submits a report that is acknowledged once it is stored.
+    pub(super) fn report(&mut self, waiting: WaitingAck, event: DeviceEvent) {
+        if self.shared.reports.len() >= SETTLEMENTS_MAX {
+            self.shared.counters.settlements_dropped += 1;
+            return;
+        }
+        let ticket = self.shared.report_ticket;
+        self.shared.report_ticket += 1;
+        if self.job(Job::Report(Box::new(crate::store::DeviceReport { ticket, event }))) {
+            self.shared.reports.insert(ticket, waiting);
+        } else {
+            self.shared.counters.settlements_dropped += 1;
+        }
+    }
+
+    /// Notes how the number of waiting commands of a device changed.
+    pub(super) fn count_waiting(&mut self, before: usize, after: usize) {
+        self.shared.commands_waiting = (self.shared.commands_waiting + after).saturating_sub(before);
+    }
+
+    pub(super) fn acknowledge(&mut self, waiting: WaitingAck) {
+        let WaitingAck { conn, ack } = waiting;
+        self.effects.write(conn, |out| match ack {
+            Ack::Ap3000 { header } => ap3000::encode::result_reply(out, &header, 0x03, 0),
+            Ack::BkvEnd { gateway_id, sub, socket, .. } => bkv::encode::end_ack(out, gateway_id, sub, socket, true),
+            Ack::BkvFeeEnd { gateway_id, header, socket, hole } => {
+                bkv::encode::fee_end_ack(out, gateway_id, header, socket, hole, true);
+            }
+            Ack::BkvException { gateway_id, header, socket } => {
+                bkv::encode::exception_ack(out, gateway_id, header, socket, true);
+            }
+        });
+    }
+}
+
+/// The core of one shard.
 #[derive(Debug)]
 pub struct Core {
-    config: CoreConfig,
-    directory: Arc<Directory>,
+    shared: Shared,
+    limits: Arc<ConnectionLimits>,
+    gate: AcceptGate,
+    accept_armed: u64,
+    flush_armed: u64,
+    conns: Slots<Conn>,
+    devices: Slots<Device>,
+    by_id: FxHashMap<DeviceId, Key>,
+    latest: Vec<Latest>,
+    body_log_at: u64,
+    draining: bool,
+}
+
+impl From<Key> for ConnId {
+    fn from(key: Key) -> Self {
+        Self { slot: key.slot, generation: key.generation }
+    }
+}
+
+impl From<ConnId> for Key {
+    fn from(conn: ConnId) -> Self {
+        Self { slot: conn.slot, generation: conn.generation }
+    }
 }
 
 impl Core {
     /// A core without connections.
-    pub const fn new(config: CoreConfig, directory: Arc<Directory>) -> Self {
-        Self { config, directory }
+    pub fn new(config: CoreConfig, directory: Arc<Directory>, limits: Arc<ConnectionLimits>) -> Self {
+        let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst);
+        let shared = Shared {
+            config,
+            directory,
+            timers: Timers::default(),
+            counters: Counters::default(),
+            settlements: FxHashMap::default(),
+            reports: FxHashMap::default(),
+            report_ticket: 1,
+            dirty: Vec::new(),
+            jobs: 0,
+            commands_waiting: 0,
+        };
+        Self {
+            shared,
+            limits,
+            gate,
+            accept_armed: u64::MAX,
+            flush_armed: u64::MAX,
+            conns: Slots::default(),
+            devices: Slots::default(),
+            by_id: FxHashMap::default(),
+            latest: Vec::new(),
+            body_log_at: 0,
+            draining: false,
+        }
     }
 
     /// Its shard.
     pub const fn shard(&self) -> ShardId {
-        self.config.shard
+        self.shared.config.shard
     }
 
-    /// How many connections may be accepted now.
-    pub fn accept_allowance(&mut self, _now: Now) -> usize {
-        let _ = &self.directory;
-        64
+    /// What it counted.
+    pub const fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// Connections open.
+    pub const fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Commands that wait to be written.
+    pub const fn commands_waiting(&self) -> usize {
+        self.shared.commands_waiting
+    }
+
+    /// Jobs without an outcome.
+    pub const fn jobs_under_way(&self) -> usize {
+        self.shared.jobs
+    }
+
+    /// How many connections may be accepted now; at 0 the timer is armed for when it will be more.
+    pub fn accept_allowance(&mut self, now: Now) -> usize {
+        let allowance = self.gate.allowance(now.mono_ms);
+        if allowance == 0 {
+            let at = self.gate.opens_at(now.mono_ms);
+            self.shared.timers.arm(&mut self.accept_armed, at, Timer::Accept);
+        }
+        allowance
     }
 
     /// A connection was accepted.
-    pub fn accept(&mut self, _now: Now, _peer: IpAddr, _listener: Listener) -> Result<ConnId, AcceptRefused> {
-        Err(AcceptRefused::Connections)
+    ///
+    /// # Errors
+    /// A limit is reached: close it at once.
+    pub fn accept(&mut self, now: Now, peer: IpAddr, listener: Listener) -> Result<ConnId, AcceptRefused> {
+        self.gate.accepted();
+        let accepted = self.limits.enter(peer).inspect_err(|_| self.shared.counters.refused += 1)?;
+        self.shared.counters.accepted += 1;
+        let key = self.conns.insert(Conn::new(peer, listener, accepted, now.mono_ms));
+        self.arm_conn(key);
+        Ok(key.into())
     }
 
     /// Accepting failed; `exhausted`: for want of descriptors or memory.
-    pub fn accept_failed(&mut self, _now: Now, _exhausted: bool) {}
+    pub fn accept_failed(&mut self, now: Now, exhausted: bool) {
+        if exhausted {
+            self.shared.counters.exhausted += 1;
+            if self.gate.exhausted(now.mono_ms) {
+                log::warn!(target: "chargegate::accept", "out of descriptors or memory: accepting pauses");
+            }
+        }
+    }
 
     /// Bytes came on a connection.
-    pub fn receive(&mut self, _now: Now, _conn: ConnId, _bytes: &[u8], _effects: &mut Effects) {}
+    pub fn receive(&mut self, now: Now, conn: ConnId, bytes: &[u8], effects: &mut Effects) {
+        let key = Key::from(conn);
+        let Some(state) = self.conns.get_mut(key) else { return };
+        state.last_rx = now.mono_ms;
+        state.received += bytes.len() as u64;
+        self.shared.counters.received_bytes += bytes.len() as u64;
+        // A socket with one device: every byte is a sign of its life. With several, each has to speak for itself.
+        if let [device] = state.devices.as_slice() {
+            if let Some(device) = self.devices.get(*device) {
+                device.entry.seen(now.unix_ms);
+            }
+        }
+        if state.tail.is_empty() {
+            let used = self.drain(now, key, bytes, effects);
+            self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
+        } else {
+            let mut held = std::mem::take(&mut state.tail);
+            held.extend_from_slice(bytes);
+            let used = self.drain(now, key, &held, effects);
+            self.return_tail(now, key, held, used, effects);
+        }
+    }
 
     /// A connection ended; the engine has closed it or closes it now.
-    pub fn closed(&mut self, _now: Now, _conn: ConnId, _reason: CloseReason, _effects: &mut Effects) {}
+    pub fn closed(&mut self, now: Now, conn: ConnId, reason: CloseReason, effects: &mut Effects) {
+        self.forget_conn(now, conn.into(), reason, effects);
+    }
 
     /// A peer has bytes to drain.
-    pub fn write_blocked(&mut self, _now: Now, _conn: ConnId) {}
+    pub fn write_blocked(&mut self, now: Now, conn: ConnId) {
+        let key = Key::from(conn);
+        if let Some(state) = self.conns.get_mut(key) {
+            if state.blocked_since == 0 {
+                state.blocked_since = now.mono_ms;
+                self.arm_conn(key);
+            }
+        }
+    }
 
     /// The peer drained them.
-    pub fn write_drained(&mut self, _conn: ConnId) {}
+    pub fn write_drained(&mut self, conn: ConnId) {
+        if let Some(state) = self.conns.get_mut(conn.into()) {
+            state.blocked_since = 0;
+        }
+    }
 
     /// A message came.
-    pub fn message(&mut self, _now: Now, _message: Message, _effects: &mut Effects) {}
+    pub fn message(&mut self, now: Now, message: Message, effects: &mut Effects) {
+        match message {
+            Message::Outcome(outcome) => {
+                self.shared.jobs = self.shared.jobs.saturating_sub(1);
+                self.outcome(now, outcome, effects);
+            }
+            Message::OrderChanged { order, commands, withdrawn } => {
+                self.with_device(now, order.device_id, effects, |device, cx| {
+                    device.order_changed(cx, &order, commands, &withdrawn);
+                });
+            }
+            Message::CommandsQueued(device_id) => {
+                self.with_device(now, device_id, effects, Device::claim);
+            }
+            Message::Superseded { device_id, generation } => self.superseded(now, device_id, generation, effects),
+            Message::Drain => {
+                self.draining = true;
+                let conns: Vec<Key> = self.conns.keys().collect();
+                for key in conns {
+                    self.close(now, key, CloseReason::Drain, effects);
+                }
+                self.flush(now, effects);
+            }
+        }
+    }
 
     /// Handles deadlines that have passed.
-    pub fn timeout(&mut self, _now: Now, _effects: &mut Effects) {}
+    pub fn timeout(&mut self, now: Now, effects: &mut Effects) {
+        while let Some((at, timer)) = self.shared.timers.pop(now.mono_ms) {
+            match timer {
+                Timer::Conn(key) => self.conn_timeout(now, key, at, effects),
+                Timer::Device(key) => self.device_timeout(now, key, at, effects),
+                Timer::Flush => {
+                    self.flush_armed = u64::MAX;
+                    self.flush(now, effects);
+                }
+                Timer::Accept => self.accept_armed = u64::MAX,
+            }
+        }
+        if !self.shared.dirty.is_empty() {
+            self.shared.timers.arm(&mut self.flush_armed, now.mono_ms + FLUSH_MS, Timer::Flush);
+        }
+    }
 
     /// The next deadline, monotonic ms.
     pub fn poll_timeout(&self) -> Option<u64> {
-        None
+        self.shared.timers.next()
     }
 
     /// Whether a message for another shard arrived.
-    pub fn told(&mut self, _arrived: bool) {}
+    pub fn told(&mut self, arrived: bool) {
+        self.shared.counters.tells_lost += u64::from(!arrived);
+    }
 
     /// Latest values the store had no room for: kept for the next flush.
-    pub fn latest_refused(&mut self, _rows: &mut Vec<Latest>) {}
+    pub fn latest_refused(&mut self, rows: &mut Vec<Latest>) {
+        self.latest.append(rows);
+        // Newer values follow within seconds; what is kept is bounded by what one flush makes.
+        let excess = self.latest.len().saturating_sub(JOBS_MAX);
+        self.latest.drain(..excess);
+    }
 
     /// Whether nothing is under way: after a drain, the shard may end.
     pub fn is_idle(&self) -> bool {
+        self.shared.jobs == 0 && self.conns.len() == 0
+    }
+
+    // ---- connections ----
+
+    fn drain(&mut self, now: Now, key: Key, buf: &[u8], effects: &mut Effects) -> usize {
+        let mut used = 0;
+        loop {
+            let Some(conn) = self.conns.get_mut(key) else { return buf.len() };
+            if conn.admission == Admission::Asked {
+                return used;
+            }
+            let rest = buf.get(used..).unwrap_or_default();
+            let skipped = match conn.codec {
+                Codec::Detecting => match detect(rest, &self.shared.config.magics) {
+                    Detection::Known(detected) => {
+                        conn.codec = match detected {
+                            Detected::Ap3000 => Codec::Ap3000,
+                            Detected::Bkv => Codec::Bkv,
+                        };
+                        continue;
+                    }
+                    Detection::NeedMore => return used,
+                    Detection::Unknown => {
+                        let shown = rest.get(..rest.len().min(16)).unwrap_or_default();
+                        log::info!(
+                            target: "chargegate::conn",
+                            peer:% = conn.peer, first_bytes:% = crate::protocol::Hex(shown);
+                            "unknown protocol"
+                        );
+                        self.close(now, key, CloseReason::UnknownProtocol, effects);
+                        return buf.len();
+                    }
+                },
+                Codec::Ap3000 => match ap3000::deframe(rest, &self.shared.config.magics) {
+                    Step::Item { item, consumed } => {
+                        used += consumed;
+                        match item {
+                            ap3000::Item::Frame(frame) => self.ap3000_frame(now, key, &frame, effects),
+                            ap3000::Item::Iccid(iccid) => self.iccid(key, iccid),
+                            ap3000::Item::Link => {}
+                        }
+                        continue;
+                    }
+                    Step::Skip { consumed, reason } => (consumed, reason),
+                    Step::NeedMore => return used,
+                },
+                Codec::Bkv => match bkv::deframe(rest) {
+                    Step::Item { item, consumed } => {
+                        used += consumed;
+                        self.bkv_frame(now, key, &item, effects);
+                        continue;
+                    }
+                    Step::Skip { consumed, reason } => (consumed, reason),
+                    Step::NeedMore => return used,
+                },
+            };
+            let (consumed, reason) = skipped;
+            used += consumed;
+            self.shared.counters.skipped[reason as usize] += consumed as u64;
+            conn.garbage += consumed as u64;
+            let percent = self.shared.config.garbage_percent_max;
+            if conn.garbage > GARBAGE_JUDGED_BYTES && conn.garbage * 100 > conn.received * percent {
+                self.close(now, key, CloseReason::Garbage, effects);
+                return buf.len();
+            }
+        }
+    }
+
+    fn keep_tail(&mut self, now: Now, key: Key, rest: &[u8], effects: &mut Effects) {
+        if rest.is_empty() {
+            return;
+        }
+        if rest.len() > HELD_BYTES_MAX {
+            self.close(now, key, CloseReason::Garbage, effects);
+            return;
+        }
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.tail = rest.to_vec();
+            conn.tail_since = now.mono_ms;
+            self.arm_conn(key);
+        }
+    }
+
+    fn return_tail(&mut self, now: Now, key: Key, mut held: Vec<u8>, used: usize, effects: &mut Effects) {
+        let left = held.len().saturating_sub(used);
+        if left > HELD_BYTES_MAX {
+            self.close(now, key, CloseReason::Garbage, effects);
+            return;
+        }
+        if let Some(conn) = self.conns.get_mut(key) {
+            if left > 0 {
+                held.drain(..used.min(held.len()));
+                conn.tail = held;
+                if used > 0 {
+                    conn.tail_since = now.mono_ms;
+                }
+                self.arm_conn(key);
+            }
+        }
+    }
+
+    fn conn_deadline(&self, conn: &Conn) -> u64 {
+        let timeouts = &self.shared.config.timeouts;
+        let silence = match conn.codec {
+            Codec::Detecting => conn.opened_at + timeouts.detect,
+            Codec::Ap3000 => conn.last_rx + timeouts.idle_ap3000,
+            Codec::Bkv => conn.last_rx + timeouts.idle_bkv,
+        };
+        let frame = if conn.tail.is_empty() || conn.admission == Admission::Asked {
+            u64::MAX
+        } else {
+            conn.tail_since + timeouts.frame
+        };
+        let write = if conn.blocked_since == 0 { u64::MAX } else { conn.blocked_since + timeouts.write };
+        silence.min(frame).min(write)
+    }
+
+    fn arm_conn(&mut self, key: Key) {
+        let Some(at) = self.conns.get(key).map(|conn| self.conn_deadline(conn)) else { return };
+        if let Some(conn) = self.conns.get_mut(key) {
+            self.shared.timers.arm(&mut conn.armed, at, Timer::Conn(key));
+        }
+    }
+
+    fn conn_timeout(&mut self, now: Now, key: Key, at: u64, effects: &mut Effects) {
+        let timeouts = self.shared.config.timeouts;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.armed != at {
+            return;
+        }
+        conn.armed = u64::MAX;
+        let late = |since: u64, limit: u64| now.mono_ms >= since.saturating_add(limit);
+        if conn.blocked_since != 0 && late(conn.blocked_since, timeouts.write) {
+            return self.close(now, key, CloseReason::WriteStalled, effects);
+        }
+        match conn.codec {
+            Codec::Detecting if late(conn.opened_at, timeouts.detect) => {
+                return self.close(now, key, CloseReason::DetectTimeout, effects);
+            }
+            Codec::Ap3000 if late(conn.last_rx, timeouts.idle_ap3000) => {
+                return self.close(now, key, CloseReason::Idle, effects);
+            }
+            Codec::Bkv if late(conn.last_rx, timeouts.idle_bkv) => {
+                return self.close(now, key, CloseReason::Idle, effects);
+            }
+            Codec::Detecting | Codec::Ap3000 | Codec::Bkv => {}
+        }
+        let stale = !conn.tail.is_empty() && conn.admission != Admission::Asked && late(conn.tail_since, timeouts.frame);
+        if stale && conn.codec != Codec::Detecting {
+            // The frame that began here never ended: what looked like its start was not one.
+            let mut held = std::mem::take(&mut conn.tail);
+            held.remove(0);
+            conn.garbage += 1;
+            self.shared.counters.skipped[crate::protocol::SkipReason::Noise as usize] += 1;
+            let used = self.drain(now, key, &held, effects);
+            let moved = used.max(1);
+            self.return_tail(now, key, held, used, effects);
+            if let Some(conn) = self.conns.get_mut(key).filter(|_| moved > 0) {
+                conn.tail_since = now.mono_ms;
+            }
+        }
+        self.arm_conn(key);
+    }
+
+    /// Ends a connection from our side.
+    fn close(&mut self, now: Now, key: Key, reason: CloseReason, effects: &mut Effects) {
+        if self.forget_conn(now, key, reason, effects) {
+            effects.closes.push(key.into());
+        }
+    }
+
+    fn forget_conn(&mut self, now: Now, key: Key, reason: CloseReason, effects: &mut Effects) -> bool {
+        let Some(conn) = self.conns.remove(key) else { return false };
+        self.limits.leave(conn.peer);
+        self.shared.counters.closed[reason as usize] += 1;
+        for device_key in conn.devices {
+            let mut cx = Cx { now, shared: &mut self.shared, effects };
+            if let Some(device) = self.devices.get_mut(device_key) {
+                if device.conn == Some(key) {
+                    device.unbound(&mut cx);
+                }
+            }
+            self.arm_device(now, device_key);
+        }
         true
+    }
+
+    fn iccid(&mut self, key: Key, iccid: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let text = String::from_utf8_lossy(iccid);
+        for device in &conn.devices {
+            if let Some(device) = self.devices.get(*device) {
+                device.entry.set_iccid(&text);
+            }
+        }
+        conn.iccid = Some(text.into());
+    }
+
+    // ---- devices ----
+
+    /// The device a frame belongs to: bound before, or bound now. `None`: it has no say here (a newer connection owns it, it is
+    /// not admitted yet, or the socket carries too many).
+    pub(super) fn device_of(
+        &mut self,
+        now: Now,
+        key: Key,
+        device_id: DeviceId,
+        protocol: Protocol,
+        effects: &mut Effects,
+    ) -> Option<Key> {
+        let conn = self.conns.get(key)?;
+        for device_key in &conn.devices {
+            if self.devices.get(*device_key).is_some_and(|device| device.id == device_id && device.conn == Some(key)) {
+                return Some(*device_key);
+            }
+        }
+        self.bind(now, key, device_id, protocol, effects)
+    }
+
+    fn bind(
+        &mut self,
+        now: Now,
+        key: Key,
+        device_id: DeviceId,
+        protocol: Protocol,
+        effects: &mut Effects,
+    ) -> Option<Key> {
+        let conn = self.conns.get_mut(key)?;
+        if conn.devices.len() >= DEVICES_MAX || self.draining {
+            return None;
+        }
+        // A BKV/GN connection belongs to the first id seen on it.
+        if conn.codec == Codec::Bkv && !conn.devices.is_empty() {
+            return None;
+        }
+        let shard = self.shared.config.shard;
+        let taken = self.shared.directory.bind(device_id, protocol, shard, conn.accepted).ok()?;
+        self.shared.counters.binds += 1;
+        if let Some(previous) = taken.previous {
+            self.shared.counters.takeovers += 1;
+            if previous.shard != shard {
+                let message = Message::Superseded { device_id, generation: previous.generation };
+                effects.tells.push((previous.shard, message));
+            }
+        }
+        let device_key = match self.by_id.get(&device_id) {
+            Some(device_key) => *device_key,
+            None => {
+                let device_key = self.devices.insert(Device::new(device_id, protocol, Arc::clone(&taken.entry)));
+                self.by_id.insert(device_id, device_key);
+                device_key
+            }
+        };
+        let old = self.devices.get(device_key).and_then(|device| device.conn);
+        if let Some(old) = old.filter(|old| *old != key) {
+            self.detach(now, old, device_key, effects);
+        }
+        let conn = self.conns.get_mut(key)?;
+        conn.devices.push(device_key);
+        if self.shared.config.known_only {
+            conn.admission = Admission::Asked;
+        }
+        if let Some(iccid) = &conn.iccid {
+            taken.entry.set_iccid(iccid);
+        }
+        let shares = conn.devices.len() > 1;
+        if conn.devices.len() == 2 {
+            // The socket turned out to be shared: its first device speaks for itself from now on, too.
+            if let Some(first) = conn.devices.first().and_then(|first| self.devices.get(*first)) {
+                first.entry.set_timeout(self.shared.config.timeouts.session_shared);
+            }
+        }
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        self.devices.get_mut(device_key)?.bound(&mut cx, key, device_key, taken.owner, shares);
+        self.arm_device(now, device_key);
+        Some(device_key)
+    }
+
+    /// A newer connection took the device: a BKV/GN connection is closed, an AP3000 socket only loses the id.
+    fn detach(&mut self, now: Now, conn_key: Key, device_key: Key, effects: &mut Effects) {
+        let Some(conn) = self.conns.get_mut(conn_key) else { return };
+        conn.devices.retain(|key| *key != device_key);
+        if conn.codec == Codec::Bkv {
+            self.close(now, conn_key, CloseReason::Replaced, effects);
+        }
+    }
+
+    fn superseded(&mut self, now: Now, device_id: DeviceId, generation: u64, effects: &mut Effects) {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let Some(device) = self.devices.get(device_key).filter(|device| device.owner.generation <= generation) else {
+            return;
+        };
+        if let Some(conn) = device.conn {
+            self.detach(now, conn, device_key, effects);
+        }
+        self.drop_device(device_key);
+    }
+
+    fn drop_device(&mut self, device_key: Key) {
+        if let Some(device) = self.devices.remove(device_key) {
+            let waiting = device.commands_waiting();
+            self.shared.commands_waiting = self.shared.commands_waiting.saturating_sub(waiting);
+            self.by_id.remove(&device.id);
+        }
+    }
+
+    fn with_device(
+        &mut self,
+        now: Now,
+        device_id: DeviceId,
+        effects: &mut Effects,
+        act: impl FnOnce(&mut Device, &mut Cx<'_>),
+    ) {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        if let Some(device) = self.devices.get_mut(device_key) {
+            act(device, &mut cx);
+            device.pump(&mut cx);
+        }
+        self.arm_device(now, device_key);
+    }
+
+    /// Runs `act` on a device a frame came for, then writes what its lane has ready.
+    pub(super) fn on_frame(
+        &mut self,
+        now: Now,
+        device_key: Key,
+        effects: &mut Effects,
+        act: impl FnOnce(&mut Device, &mut Cx<'_>),
+    ) {
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        let Some(device) = self.devices.get_mut(device_key) else { return };
+        device.item_came(&mut cx);
+        act(device, &mut cx);
+        if device.has_work() {
+            device.pump(&mut cx);
+            self.arm_device(now, device_key);
+        }
+    }
+
+    fn arm_device(&mut self, now: Now, device_key: Key) {
+        if let Some(device) = self.devices.get_mut(device_key) {
+            let at = device.deadline(now);
+            self.shared.timers.arm(&mut device.armed, at, Timer::Device(device_key));
+        }
+    }
+
+    fn device_timeout(&mut self, now: Now, device_key: Key, at: u64, effects: &mut Effects) {
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        let Some(device) = self.devices.get_mut(device_key) else { return };
+        if device.armed != at {
+            return;
+        }
+        device.armed = u64::MAX;
+        device.poll(&mut cx);
+        device.pump(&mut cx);
+        if device.is_gone(now) {
+            let device_id = device.id;
+            if device.entry.release(device.owner) {
+                self.shared.directory.forget(device_id);
+            }
+            self.drop_device(device_key);
+            return;
+        }
+        self.arm_device(now, device_key);
+    }
+
+    /// Counts a frame of a device that may not speak; closes the connection at the fifth.
+    pub(super) fn stranger(&mut self, now: Now, key: Key, effects: &mut Effects) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else { return true };
+        let Admission::Stranger(frames) = &mut conn.admission else { return false };
+        *frames += 1;
+        self.shared.counters.strangers += 1;
+        if *frames >= STRANGER_FRAMES_MAX {
+            self.close(now, key, CloseReason::NotAdmitted, effects);
+        }
+        true
+    }
+
+    /// Whether the store is being asked if the connection's device may speak.
+    pub(super) fn is_asked(&self, key: Key) -> bool {
+        self.conns.get(key).is_some_and(|conn| conn.admission == Admission::Asked)
+    }
+
+    pub(super) fn device(&self, key: Key) -> Option<&Device> {
+        self.devices.get(key)
+    }
+
+    /// A sound frame whose body cannot be read, or whose command is in no table: counted, logged, and the connection stays.
+    #[expect(clippy::too_many_arguments, reason = "one row of the command log")]
+    pub(super) fn refused_body(
+        &mut self,
+        device_id: DeviceId,
+        command: u16,
+        error: DecodeError,
+        now: Now,
+        raw: &[u8],
+        msg_id: u32,
+        effects: &mut Effects,
+    ) {
+        match error {
+            DecodeError::Unknown { .. } | DecodeError::NotDecoded { .. } => self.shared.counters.commands_unknown += 1,
+            DecodeError::Truncated { .. } | DecodeError::Invalid { .. } | DecodeError::Trailing { .. } => {
+                self.shared.counters.bodies_refused += 1;
+            }
+        }
+        if now.mono_ms >= self.body_log_at {
+            self.body_log_at = now.mono_ms + 1000;
+            log::info!(target: "chargegate::frame", device_id:% = device_id, error:% = error; "frame not understood");
+        }
+        effects.log.push(CommandLogRow { at: now.unix_ms, device_id, up: true, command, msg_id, raw: raw.to_vec() });
+    }
+
+    pub(super) fn listener(&self, key: Key) -> Listener {
+        self.conns.get(key).map_or(Listener::Devices, |conn| conn.listener)
+    }
+
+    pub(super) const fn shared_mut(&mut self) -> &mut Shared {
+        &mut self.shared
+    }
+
+    // ---- the store's answers ----
+
+    fn outcome(&mut self, now: Now, outcome: Outcome, effects: &mut Effects) {
+        match outcome {
+            Outcome::Bound(bound) => {
+                let device_id = bound.device_id;
+                let conn = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn);
+                if bound.admitted {
+                    self.with_device(now, device_id, effects, |device, cx| device.registered(cx, *bound));
+                }
+                if let Some(key) = conn {
+                    self.admitted(now, key, device_id, effects);
+                }
+            }
+            Outcome::Order(outcome) => {
+                if let Some(order) = &outcome.order {
+                    self.with_device(now, order.device_id, effects, |device, cx| {
+                        device.order_changed(cx, order, outcome.commands, &outcome.withdrawn);
+                    });
+                }
+            }
+            Outcome::Settled(settled) => {
+                if let Some(waiting) = self.shared.settlements.remove(&settled.key) {
+                    let mut cx = Cx { now, shared: &mut self.shared, effects };
+                    cx.acknowledge(waiting);
+                    if let (Ack::BkvEnd { gateway_id, socket, replay: Some(sub), .. }, false) = (waiting.ack, settled.stored) {
+                        let ack = Ack::BkvEnd { gateway_id, sub, socket, replay: None };
+                        cx.acknowledge(WaitingAck { ack, ..waiting });
+                    }
+                }
+                if let Some(order) = &settled.order {
+                    self.with_device(now, order.device_id, effects, |device, cx| {
+                        device.order_changed(cx, order, Vec::new(), &settled.withdrawn);
+                    });
+                }
+            }
+            Outcome::Reported { ticket, .. } => {
+                if let Some(waiting) = self.shared.reports.remove(&ticket) {
+                    Cx { now, shared: &mut self.shared, effects }.acknowledge(waiting);
+                }
+            }
+            Outcome::Claimed { device_id, commands } => {
+                self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
+            }
+            Outcome::Failed { device_id, key, error } => {
+                self.shared.counters.jobs_failed += 1;
+                log::debug!(target: "chargegate::store", error:% = error; "a job was not committed");
+                if let Some(key) = key {
+                    self.shared.settlements.remove(&key);
+                }
+                if let Some(device_id) = device_id {
+                    self.with_device(now, device_id, effects, Device::job_failed);
+                }
+            }
+            Outcome::Created(_) | Outcome::Backstop(_) | Outcome::Done => {}
+        }
+    }
+
+    /// The store answered a bind on this connection: go on with the bytes that waited.
+    fn admitted(&mut self, now: Now, key: Key, device_id: DeviceId, effects: &mut Effects) {
+        let admitted = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).is_some_and(Device::is_live);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.admission != Admission::Asked {
+            return;
+        }
+        conn.admission = if admitted { Admission::Open } else { Admission::Stranger(0) };
+        let held = std::mem::take(&mut conn.tail);
+        if !held.is_empty() {
+            let used = self.drain(now, key, &held, effects);
+            self.return_tail(now, key, held, used, effects);
+        }
+    }
+
+    // ---- latest values ----
+
+    fn flush(&mut self, now: Now, effects: &mut Effects) {
+        effects.latest.append(&mut self.latest);
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        for device_key in std::mem::take(&mut cx.shared.dirty) {
+            if let Some(device) = self.devices.get_mut(device_key) {
+                device.flush(&mut cx);
+            }
+        }
     }
 }

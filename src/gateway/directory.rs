@@ -56,14 +56,27 @@ impl Directory {
         self.stripe(device_id).read().get(&device_id).cloned()
     }
 
-    /// The device's entry, made if it is new. Taken by a shard at bind.
-    pub fn enter(&self, device_id: DeviceId, protocol: Protocol) -> Arc<Entry> {
-        if let Some(entry) = self.find(device_id) {
-            return entry;
-        }
+    /// Binds a device to a connection of `shard`. `accepted` is the connection's place in the order of accepting: the newest
+    /// connection owns the device, an older one never takes it back while the newer lives.
+    ///
+    /// # Errors
+    /// A newer connection is bound.
+    pub fn bind(
+        &self,
+        device_id: DeviceId,
+        protocol: Protocol,
+        shard: ShardId,
+        accepted: u64,
+    ) -> Result<Taken, NewerConnection> {
         let mut stripe = self.stripe(device_id).write();
         let entry = stripe.entry(device_id).or_insert_with(|| Arc::new(Entry::new(device_id, protocol)));
-        Arc::clone(entry)
+        if entry.connected() && entry.accepted.load(Ordering::Relaxed) > accepted {
+            return Err(NewerConnection);
+        }
+        entry.accepted.store(accepted, Ordering::Relaxed);
+        let (generation, previous) = entry.take(shard);
+        entry.connected.store(true, Ordering::Release);
+        Ok(Taken { entry: Arc::clone(entry), owner: Owner { shard, generation }, previous })
     }
 
     /// Forgets an entry that no shard owns.
@@ -92,6 +105,21 @@ impl Directory {
     }
 }
 
+/// A device was bound.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its entry.
+    pub entry: Arc<Entry>,
+    /// The new owner.
+    pub owner: Owner,
+    /// The owner before.
+    pub previous: Option<Owner>,
+}
+
+/// A connection accepted later carries the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewerConnection;
+
 /// Who owns a device: a shard and the generation of the binding there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -108,6 +136,10 @@ pub struct Entry {
     protocol: AtomicU16,
     /// generation << 16 | shard.
     owner: AtomicU64,
+    /// Place of the bound connection in the order of accepting.
+    accepted: AtomicU64,
+    /// Declared online by an owner; survives a change of owner.
+    online: AtomicBool,
     /// Whether a socket is bound right now.
     connected: AtomicBool,
     /// 0 while the store has not answered the bind.
@@ -132,6 +164,8 @@ impl Entry {
             device_id,
             protocol: AtomicU16::new(protocol as u16),
             owner: AtomicU64::new(u64::from(NO_SHARD)),
+            accepted: AtomicU64::new(0),
+            online: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             epoch: AtomicI64::new(0),
             timeout_ms: AtomicI64::new(60_000),
@@ -173,7 +207,7 @@ impl Entry {
     }
 
     /// Makes `shard` the owner and returns its generation with the owner before.
-    pub fn take(&self, shard: ShardId) -> (u64, Option<Owner>) {
+    fn take(&self, shard: ShardId) -> (u64, Option<Owner>) {
         let next = |word: u64| (((word >> 16) + 1) << 16) | u64::from(shard.0);
         let before = self
             .owner
@@ -208,11 +242,29 @@ impl Entry {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// A socket was bound at `at` (Unix ms); the device is offline when nothing comes for `timeout_ms`.
-    pub fn set_connected(&self, at: i64, timeout_ms: i64) {
-        self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+    /// A socket was bound at `at` (Unix ms).
+    pub fn set_connected_at(&self, at: i64) {
         self.connected_at.store(at, Ordering::Relaxed);
-        self.connected.store(true, Ordering::Release);
+    }
+
+    /// The device counts as offline when nothing comes for this long.
+    pub fn set_timeout(&self, timeout_ms: i64) {
+        self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+    }
+
+    /// When the device is offline if nothing more comes, Unix ms.
+    pub fn offline_at(&self) -> i64 {
+        self.last_seen().saturating_add(self.timeout_ms.load(Ordering::Relaxed))
+    }
+
+    /// Whether an owner declared it online.
+    pub fn declared_online(&self) -> bool {
+        self.online.load(Ordering::Relaxed)
+    }
+
+    /// Declares it online or offline; whether that is news.
+    pub fn declare(&self, online: bool) -> bool {
+        self.online.swap(online, Ordering::Relaxed) != online
     }
 
     /// The bound socket went down at `at` (Unix ms).
@@ -310,6 +362,13 @@ impl Entry {
     pub fn set_iccid(&self, iccid: &str) {
         if self.iccid.read().as_deref() != Some(iccid) {
             *self.iccid.write() = Some(iccid.into());
+        }
+    }
+
+    /// Stores the SIM number of a heartbeat; allocates only when it changed.
+    pub fn set_iccid_bytes(&self, iccid: &[u8]) {
+        if self.iccid.read().as_deref().map(str::as_bytes) != Some(iccid) {
+            *self.iccid.write() = Some(String::from_utf8_lossy(iccid).into());
         }
     }
 
@@ -515,6 +574,12 @@ impl PortCell {
             order_no: *self.order.read(),
             updated_at: self.updated_at.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether it shows just this.
+    pub fn shows(&self, status: PortStatus, raw: u8, voltage_dv: u16) -> bool {
+        let [s, r, .., v1, v0] = self.readings.load(Ordering::Relaxed).to_be_bytes();
+        (s, r) == (status.code(), raw) && u16::from_be_bytes([v1, v0]) == voltage_dv
     }
 
     /// Writes readings and totals; the order is set apart.

@@ -112,6 +112,7 @@ pub(super) enum Pushed {
     Queued,
     /// It was a stop whose start had not been written: both are gone; the start's and the stop's rows.
     Annihilated {
+        order_no: Option<OrderNo>,
         start: Option<i64>,
         stop: Option<i64>,
     },
@@ -149,7 +150,7 @@ impl Lane {
             let start = self.waiting.iter().position(|w| w.what.is_start() && w.what.order_no() == order_no);
             if let Some(start) = start {
                 let start = self.waiting.remove(start).what.row();
-                return Pushed::Annihilated { start, stop: what.row() };
+                return Pushed::Annihilated { order_no, start, stop: what.row() };
             }
         }
         // Rows are bounded where they are accepted; a row that is claimed must not be lost here for the sake of questions.

@@ -2,12 +2,25 @@
 //!
 //! No socket, clock, thread or random number: the driver passes the time in and carries the effects out.
 
+mod accept;
+mod ap3000;
+mod bkv;
+pub mod charge;
+mod conn;
 mod core;
+mod counters;
+mod device;
 pub mod directory;
 mod effects;
+mod lane;
 pub mod order;
+mod slots;
+mod timers;
+mod track;
 
-pub use self::core::{Core, CoreConfig};
+pub use accept::ConnectionLimits;
+pub use counters::Counters;
+pub use self::core::{Core, CoreConfig, Timeouts};
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
 
 /// Index of a shard, from 0.

@@ -159,6 +159,11 @@ impl Track {
         self.status.is_active()
     }
 
+    /// Whether it still matters what its port shows.
+    pub(super) const fn wants_reports(&self) -> bool {
+        self.status.is_active() || self.end_pending
+    }
+
     /// The store could not commit what was told: tell again after a while.
     pub(super) fn retell(&mut self, now: Now) {
         if let Some((_, at)) = &mut self.told {

@@ -283,6 +283,8 @@ pub struct DeviceEvent {
     pub event_type: EventType,
     /// The event's `data`.
     pub data: serde_json::Value,
+    /// The order it belongs to (`charging.progress`): its key, without a place in its sequence.
+    pub order_no: Option<OrderNo>,
     /// When, Unix ms.
     pub at: i64,
 }

@@ -1,0 +1,364 @@
+//! AP3000 between the wire and the device: frames to reports and replies, commands to frames.
+//!
+//! Replies go first and at once; they never wait for the store, except the acknowledgement of a settlement, which follows its
+//! commit. An older socket whose device has moved on is still answered, and its settlements are still stored.
+
+use serde_json::json;
+
+use super::{
+    ConnId, Core, Effects, Now,
+    core::{Ack, WaitingAck},
+    device::{About, Answer, Charging, Device, PortReport},
+    lane::{InFlight, Outgoing, ReplyKey},
+    slots::Key,
+};
+use crate::{
+    gateway::core::Cx,
+    model::{ChargeMode, ChargeSpec, CommandBody, DeviceId, EventType, OrderNo, PortStatus, Protocol},
+    protocol::{
+        Direction, Hex,
+        ap3000::{
+            Body, Frame, PhyId,
+            body::{CardReply, ChargeControl, OrderConfirmReply, Registration, Settlement},
+            codes::{AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode},
+            decode_body,
+            encode::{self, Header},
+            port_status_code,
+            wire::Extra,
+        },
+    },
+    store::{self, CommandLogRow, Job, SettlementEnd, SettlementKey},
+};
+
+const CHARGE_CONTROL: u16 = 0x82;
+/// Commands answered by one result byte whose reply completes a command of ours.
+const WIRE_WH_PER_UNIT: u32 = 10;
+
+impl Core {
+    pub(super) fn ap3000_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
+        let counters = &mut self.shared_mut().counters;
+        counters.frames[Protocol::Ap3000 as usize] += 1;
+        let device_id = DeviceId::Ap3000(frame.phy_id);
+        let device = self.device_of(now, conn, device_id, Protocol::Ap3000, effects);
+        if self.stranger(now, conn, effects) || self.is_asked(conn) {
+            return;
+        }
+        let body = match decode_body(frame, Direction::Up) {
+            Ok(body) => body,
+            Err(error) => {
+                self.refused_body(device_id, u16::from(frame.command), error, now, frame.raw, u32::from(frame.msg_id), effects);
+                return;
+            }
+        };
+        let header = frame.header();
+        let legacy_heartbeat_answered =
+            device.and_then(|key| self.device(key)).is_none_or(|device| !device.sends_heartbeat);
+        answer(ConnId::from(conn), &header, frame.command, &body, legacy_heartbeat_answered, now, effects);
+        if let Body::Settlement(settlement) = &body {
+            let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
+            let waiting = WaitingAck { conn: conn.into(), ack: Ack::Ap3000 { header } };
+            let mut cx = Cx { now, shared: self.shared_mut(), effects };
+            settle(&mut cx, device_id, waiting, settlement, epoch, frame.raw);
+        }
+        if !matches!(frame.command, 0x01 | 0x21 | 0x22 | 0x12) {
+            effects.log.push(CommandLogRow {
+                at: now.unix_ms,
+                device_id,
+                up: true,
+                command: u16::from(frame.command),
+                msg_id: u32::from(frame.msg_id),
+                raw: frame.raw.to_vec(),
+            });
+        }
+        if let Some(device) = device {
+            self.on_frame(now, device, effects, |device, cx| {
+                device.magic = frame.magic;
+                device.ap3000(cx, frame, &body);
+            });
+        }
+    }
+}
+
+/// Replies that need nothing but the frame.
+fn answer(
+    conn: ConnId,
+    header: &Header,
+    command: u8,
+    body: &Body<'_>,
+    legacy_heartbeat_answered: bool,
+    now: Now,
+    effects: &mut Effects,
+) {
+    match body {
+        Body::Heartbeat(_) | Body::Registration(_) => {
+            effects.write(conn, |out| encode::result_reply(out, header, command, 0));
+        }
+        Body::LegacyHeartbeat(_) if legacy_heartbeat_answered => {
+            effects.write(conn, |out| encode::result_reply(out, header, command, 0));
+        }
+        Body::Empty(_) if matches!(command, 0x22 | 0x12) => {
+            let seconds = u32::try_from(now.unix_ms / 1000).unwrap_or(u32::MAX);
+            effects.write(conn, |out| encode::time_reply(out, header, command, seconds));
+        }
+        // A host whose update failed asks for it again; there is none to give.
+        Body::Empty(_) if command == 0x15 => effects.write(conn, |out| encode::result_reply(out, header, command, 1)),
+        Body::OrderConfirm(confirm) => {
+            let reply = OrderConfirmReply { port: confirm.port, result: 0, extra: Extra::NONE };
+            effects.write(conn, |out| encode::order_confirm_reply(out, header, &reply));
+        }
+        Body::CardSwipe(swipe) => {
+            // The gateway keeps no card accounts, so no card is registered.
+            let reply = CardReply {
+                card_id: swipe.card_id,
+                account_state: AccountState::NOT_REGISTERED,
+                rate_mode: RateMode::TIMED,
+                balance_or_expiry: 0,
+                port: swipe.port,
+                extra: Extra::NONE,
+            };
+            effects.write(conn, |out| encode::card_reply(out, header, &reply));
+        }
+        _ => {}
+    }
+}
+
+fn settle(
+    cx: &mut Cx<'_>,
+    device_id: DeviceId,
+    waiting: WaitingAck,
+    body: &Settlement<'_>,
+    epoch: Option<i64>,
+    raw: &[u8],
+) {
+    let online = body.start_mode == StartMode::ONLINE;
+    let key = SettlementKey::Ap3000 {
+        device_id,
+        port: body.port,
+        start_mode: body.start_mode.0,
+        order_ref: body.order_no.0,
+        duration_seconds: if online { 0 } else { body.duration_s },
+        energy_raw: if online { 0 } else { body.energy },
+    };
+    let at = cx.now.unix_ms;
+    cx.settle(key, waiting, || {
+        Job::Settle(Box::new(store::Settlement {
+            key,
+            device_id,
+            port_no: u16::from(body.port) + 1,
+            duration_seconds: u32::from(body.duration_s),
+            energy_wh: u32::from(body.energy) * WIRE_WH_PER_UNIT,
+            amount_cent: None,
+            end: SettlementEnd::Ap3000 { reason: body.stop_reason.0 },
+            epoch,
+            at,
+            raw: raw.to_vec(),
+        }))
+    });
+}
+
+impl Device {
+    fn ap3000(&mut self, cx: &mut Cx<'_>, frame: &Frame<'_>, body: &Body<'_>) {
+        match body {
+            Body::Heartbeat(heartbeat) => {
+                self.sends_heartbeat = true;
+                if let Some(signal) = heartbeat.signal {
+                    self.entry.set_signal(signal);
+                }
+                self.port_states(cx, heartbeat.port_count, heartbeat.voltage, heartbeat.port_states.iter(), |_| None);
+            }
+            Body::LegacyHeartbeat(heartbeat) => {
+                if let Some(signal) = heartbeat.signal {
+                    self.entry.set_signal(signal);
+                }
+                let power = heartbeat.port_power;
+                let states = heartbeat.port_states.iter();
+                self.port_states(cx, heartbeat.port_count, heartbeat.voltage, states, |index| power.get(index));
+            }
+            Body::Registration(registration) => self.registration(registration),
+            Body::ChargingReport(report) => {
+                let charging = if report.port_state.is_charging() { Charging::Yes } else { Charging::Unclear };
+                let status = match report.port_state {
+                    ReportState::FULL => Some((PortStatus::Finished, PortState::FULL.0)),
+                    ReportState::CHARGING | ReportState::FLOATING => Some((PortStatus::Charging, report.port_state.0)),
+                    _ => None,
+                };
+                self.port_report(
+                    cx,
+                    &PortReport {
+                        status,
+                        voltage_dv: report.voltage,
+                        power_dw: Some(report.power_now),
+                        current_ma: report.current_ma,
+                        energy_wh: Some(u32::from(report.energy) * WIRE_WH_PER_UNIT),
+                        charged_seconds: Some(u32::from(report.duration_s)),
+                        charging,
+                        about: about(report.start_mode, report.order_no.0),
+                        ..PortReport::of_port(u16::from(report.port) + 1)
+                    },
+                );
+            }
+            Body::OrderConfirm(confirm) => self.port_report(
+                cx,
+                &PortReport {
+                    charged_seconds: Some(u32::from(confirm.duration_s)),
+                    charging: Charging::Yes,
+                    about: about(confirm.start_mode, confirm.order_no.0),
+                    ..PortReport::of_port(u16::from(confirm.port) + 1)
+                },
+            ),
+            Body::ChargeComplete(complete) => self.port_report(
+                cx,
+                &PortReport {
+                    status: Some((PortStatus::Finished, PortState::FULL.0)),
+                    about: about(complete.start_mode, complete.order_no.0),
+                    ..PortReport::of_port(u16::from(complete.port) + 1)
+                },
+            ),
+            Body::ChargeControlReply(reply) => {
+                let key = ReplyKey { command: (CHARGE_CONTROL, 0), msg_id: u32::from(frame.msg_id) };
+                let result = reply.result;
+                self.reply(cx, key, |in_flight| charge_answer(in_flight, result, reply.order_no.map(|raw| raw.0)));
+            }
+            Body::CardSwipe(_) => self.hold_commands(cx),
+            Body::Alarm(alarm) => {
+                let data = json!({
+                    "reason": alarm.alarm_type.text(),
+                    "raw": alarm.alarm_type.0,
+                    "port_no": u16::from(alarm.port) + 1,
+                    "trigger_bits": alarm.trigger_bits,
+                });
+                cx.event(self.id, EventType::DeviceAlarm, data);
+            }
+            Body::PortEvent(event) => {
+                let data = json!({
+                    "reason": "port_event",
+                    "raw": event.event_type,
+                    "port_no": u16::from(event.port) + 1,
+                    "order_ref": Hex(event.order_no.0),
+                });
+                cx.event(self.id, EventType::DeviceAlarm, data);
+            }
+            Body::HostHeartbeat(host) => {
+                self.entry.set_signal(host.signal);
+                if let Some(iccid) = &host.iccid {
+                    self.entry.set_iccid(&String::from_utf8_lossy(iccid.as_bytes()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn registration(&mut self, registration: &Registration<'_>) {
+        let (major, minor) = (registration.fw_version / 100, registration.fw_version % 100);
+        self.entry.set_firmware(format!("V{major}.{minor:02}").as_bytes());
+        self.add_numbered_ports(registration.port_count);
+    }
+
+    fn port_states(
+        &mut self,
+        cx: &mut Cx<'_>,
+        count: u8,
+        voltage: u16,
+        states: impl Iterator<Item = u8>,
+        power: impl Fn(usize) -> Option<u16>,
+    ) {
+        self.add_numbered_ports(count);
+        for (index, raw) in states.enumerate() {
+            let port_no = u16::try_from(index + 1).unwrap_or(u16::MAX);
+            let status = PortStatus::from_code(port_status_code(raw));
+            let power_dw = power(index);
+            // A port that shows what it showed, and that no order concerns, needs nothing done: this is nearly every heartbeat.
+            if power_dw.is_none() && self.port_unchanged(port_no, status, raw, voltage) {
+                continue;
+            }
+            let charging = match status {
+                PortStatus::Charging => Charging::Yes,
+                PortStatus::Idle | PortStatus::Occupied | PortStatus::Fault => Charging::No,
+                // Full: the settlement is still to come.
+                PortStatus::Finished | PortStatus::Unknown => Charging::Unclear,
+            };
+            self.port_report(
+                cx,
+                &PortReport {
+                    status: Some((status, raw)),
+                    voltage_dv: Some(voltage),
+                    power_dw,
+                    charging,
+                    ..PortReport::of_port(port_no)
+                },
+            );
+        }
+    }
+}
+
+fn about(start_mode: StartMode, order_no: [u8; 16]) -> About {
+    if start_mode != StartMode::ONLINE {
+        return About::Foreign;
+    }
+    OrderNo::from_bytes(order_no).map_or(About::Foreign, About::Order)
+}
+
+fn charge_answer(in_flight: &InFlight, result: ChargeResult, order_no: Option<[u8; 16]>) -> Answer {
+    let ours = order_no.is_some() && order_no == in_flight.what.order_no().map(|no| *no.as_bytes());
+    // A resent start finds the port in the requested state because its first copy put it there.
+    let done_before =
+        in_flight.what.is_start() && in_flight.writes > 1 && ours && result == ChargeResult::ALREADY_IN_STATE;
+    if result == ChargeResult::SUCCESS || done_before {
+        return Answer::Ok { business_no: None };
+    }
+    Answer::No { code: result.0, relay_may_be_on: result.may_be_on() }
+}
+
+/// Appends the frame of a command; `None`: AP3000 has no such command.
+pub(super) fn encode(
+    out: &mut Vec<u8>,
+    magic: [u8; 3],
+    phy_id: PhyId,
+    what: &Outgoing,
+    msg_id: u32,
+) -> Option<ReplyKey> {
+    let wire_msg_id = u16::try_from(msg_id & 0xFFFF).unwrap_or(0);
+    let header = Header { magic, phy_id, msg_id: wire_msg_id };
+    let key = |command: u16| Some(ReplyKey { command: (command, 0), msg_id: u32::from(wire_msg_id) });
+    let order_no = what.order_no().map(|no| *no.as_bytes()).unwrap_or_default();
+    let port = |port_no: u16| port_no.checked_sub(1).and_then(|port| u8::try_from(port).ok());
+    match what {
+        Outgoing::Command(command) => match &command.body {
+            CommandBody::Start { port_no, spec } => {
+                encode::charge_control(out, &header, &start(spec, port(*port_no)?, order_no)?);
+                key(CHARGE_CONTROL)
+            }
+            CommandBody::Stop { port_no } => {
+                encode::charge_control(out, &header, &ChargeControl::stop(port(*port_no)?, order_no));
+                key(CHARGE_CONTROL)
+            }
+            CommandBody::Query { .. } => {
+                encode::query_status(out, &header);
+                key(0x81)
+            }
+        },
+        Outgoing::Stop { port_no, .. } => {
+            encode::charge_control(out, &header, &ChargeControl::stop(port(*port_no)?, order_no));
+            key(CHARGE_CONTROL)
+        }
+        Outgoing::Ask { .. } => {
+            encode::query_status(out, &header);
+            key(0x81)
+        }
+    }
+}
+
+fn start(spec: &ChargeSpec, port: u8, order_no: [u8; 16]) -> Option<ChargeControl<'static>> {
+    let (rate_mode, quantity) = match &spec.mode {
+        ChargeMode::Full => (RateMode::TIMED, 0),
+        ChargeMode::Time { minutes } => (RateMode::TIMED, minutes.checked_mul(60)?),
+        ChargeMode::Energy { wh } => (RateMode::METERED, u16::try_from(wh / WIRE_WH_PER_UNIT).ok()?),
+        ChargeMode::Power { .. } | ChargeMode::ServiceFee { .. } => return None,
+    };
+    let mut control = ChargeControl::start(rate_mode, port, quantity, order_no);
+    control.balance_or_expiry = spec.paid_cent.unwrap_or(0);
+    if spec.stop_when_full && quantity > 0 {
+        control.force_full_stop = Some(1);
+    }
+    Some(control)
+}

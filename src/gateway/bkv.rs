@@ -1,0 +1,342 @@
+//! BKV/GN between the wire and the device: frames to reports and replies, commands to frames.
+//!
+//! Everything a gateway reports is answered at once, except end reports and exceptions, which are acknowledged after their
+//! commit. Business numbers tie an order to what its hole shows.
+
+use serde_json::json;
+
+use super::{
+    ConnId, Core, Effects, Listener, Now,
+    core::{Ack, Cx, WaitingAck},
+    device::{About, Answer, Charging, Device, PortReport},
+    lane::{Outgoing, ReplyKey},
+    slots::Key,
+};
+use crate::{
+    model::{ChargeMode, CommandBody, DeviceId, EventType, PortStatus, Protocol, port_of_socket},
+    protocol::{
+        Direction,
+        bkv::{
+            Body, Frame, GatewayId,
+            body::{Level, Start},
+            clock::TimeOfDay,
+            command::{CONTROL, PACKET, packet_sub, sub},
+            decode_body,
+            encode::{self, FeeOrder, PowerOrder},
+            packet::{Exception, FeeTier, PacketHeader},
+            report::{EndReport, HoleState},
+        },
+    },
+    store::{CommandLogRow, DeviceEvent, Job, Settlement, SettlementEnd, SettlementKey},
+};
+
+impl Core {
+    pub(super) fn bkv_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
+        let protocol = if self.listener(conn) == Listener::Gn { Protocol::Gn } else { Protocol::Bkv };
+        self.shared_mut().counters.frames[protocol as usize] += 1;
+        if frame.direction == Direction::Down {
+            self.shared_mut().counters.wrong_direction += 1;
+            return;
+        }
+        let device_id = DeviceId::Gateway(frame.gateway_id);
+        let device = self.device_of(now, conn, device_id, protocol, effects);
+        if self.stranger(now, conn, effects) || self.is_asked(conn) {
+            return;
+        }
+        let body = match decode_body(frame) {
+            Ok(body) => body,
+            Err(error) => {
+                // A heartbeat of another length still wants the time.
+                if frame.command == 0 {
+                    let seconds = now.unix_ms / 1000;
+                    effects.write(conn.into(), |out| encode::heartbeat_reply(out, frame.gateway_id, seconds));
+                }
+                self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, effects);
+                return;
+            }
+        };
+        answer(conn.into(), frame.gateway_id, &body, now, effects);
+        let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
+        if let Some(report) = body.end_report() {
+            let ack = end_ack(frame.gateway_id, &body, &report);
+            let waiting = WaitingAck { conn: conn.into(), ack };
+            let mut cx = Cx { now, shared: self.shared_mut(), effects };
+            settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
+        }
+        if let Body::Exception(exception) = &body {
+            let header = PacketHeader::of(&exception.packet);
+            let ack = Ack::BkvException { gateway_id: frame.gateway_id, header, socket: exception.socket };
+            let waiting = WaitingAck { conn: conn.into(), ack };
+            let event = exception_event(device_id, exception, now);
+            Cx { now, shared: self.shared_mut(), effects }.report(waiting, event);
+        }
+        if frame.command != 0 {
+            effects.log.push(CommandLogRow {
+                at: now.unix_ms,
+                device_id,
+                up: true,
+                command: frame.command,
+                msg_id: frame.sequence,
+                raw: frame.raw.to_vec(),
+            });
+        }
+        if let Some(device) = device {
+            self.on_frame(now, device, effects, |device, cx| device.bkv(cx, frame, &body));
+        }
+    }
+}
+
+/// Replies that need nothing but the frame.
+fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, now: Now, effects: &mut Effects) {
+    match body {
+        Body::Heartbeat(_) => {
+            effects.write(conn, |out| encode::heartbeat_reply(out, gateway_id, now.unix_ms / 1000));
+        }
+        Body::Push(packet) => {
+            let header = PacketHeader::of(packet);
+            effects.write(conn, |out| encode::push_ack(out, gateway_id, header, true));
+        }
+        Body::Event(event) => {
+            let header = PacketHeader::of(&event.packet);
+            effects.write(conn, |out| encode::event_ack(out, gateway_id, header, event.socket.unwrap_or(0), true));
+        }
+        _ => {}
+    }
+}
+
+fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport) -> Ack {
+    let socket = report.socket;
+    match body {
+        Body::FeeEnd(end) => {
+            Ack::BkvFeeEnd { gateway_id, header: PacketHeader::of(&end.packet), socket, hole: report.hole }
+        }
+        Body::PowerEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::POWER_END, socket, replay: None },
+        Body::ChargeEnd(..) => {
+            Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: Some(sub::CHARGE_END) }
+        }
+        _ => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: None },
+    }
+}
+
+fn settle(
+    cx: &mut Cx<'_>,
+    device_id: DeviceId,
+    waiting: WaitingAck,
+    report: &EndReport,
+    epoch: Option<i64>,
+    raw: &[u8],
+) {
+    let key = SettlementKey::Bkv {
+        device_id,
+        socket: report.socket,
+        hole: report.hole,
+        business_no: report.business_no,
+        minutes: report.charged_min,
+        energy_wh: report.energy_wh,
+    };
+    let fees = match (report.electricity_fee_cent, report.service_fee_cent) {
+        (None, None) => None,
+        (electricity, service) => Some(u32::from(electricity.unwrap_or(0)) + u32::from(service.unwrap_or(0))),
+    };
+    let at = cx.now.unix_ms;
+    cx.settle(key, waiting, || {
+        Job::Settle(Box::new(Settlement {
+            key,
+            device_id,
+            port_no: port_of_socket(report.socket, report.hole),
+            duration_seconds: u32::from(report.charged_min) * 60,
+            energy_wh: u32::from(report.energy_wh),
+            amount_cent: report.spent_cent.map(u32::from).or(fees),
+            end: SettlementEnd::Bkv { status: report.status.0, reason: report.end_reason_raw },
+            epoch,
+            at,
+            raw: raw.to_vec(),
+        }))
+    });
+}
+
+fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> DeviceEvent {
+    let data = json!({
+        "reason": "exception",
+        "socket": exception.socket,
+        "states": exception.states,
+        "reasons": exception.reasons,
+        "voltages_dv": exception.voltages_dv,
+        "leakages": exception.leakages,
+        "overtemps": exception.overtemps,
+        "statuses": exception.statuses.map(|status| status.map(|status| status.0)),
+    });
+    DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, at: now.unix_ms }
+}
+
+impl Device {
+    fn bkv(&mut self, cx: &mut Cx<'_>, frame: &Frame<'_>, body: &Body<'_>) {
+        match body {
+            Body::Heartbeat(heartbeat) => {
+                if let Some(rssi) = heartbeat.rssi {
+                    self.entry.set_signal(rssi);
+                }
+                self.entry.set_firmware(heartbeat.fw.as_bytes());
+                self.entry.set_iccid_bytes(heartbeat.iccid.as_bytes());
+            }
+            Body::Push(_) | Body::SocketReply(..) => {
+                for socket in body.sockets().into_iter().flatten() {
+                    let Some(number) = socket.socket else { continue };
+                    self.saw_socket(number);
+                    for hole in socket.holes() {
+                        self.hole_state(cx, number, &hole);
+                    }
+                }
+            }
+            Body::StartReply(inner, reply) => {
+                let key = ReplyKey { command: (CONTROL, u16::from(inner.sub)), msg_id: frame.sequence };
+                let business_no = Some(reply.business_no).filter(|no| *no != 0);
+                let result = reply.result;
+                self.reply(cx, key, |_| started(result, business_no));
+            }
+            Body::PacketReply(reply) => {
+                let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
+                let (ack, business_no) = (reply.ack, reply.business_no.filter(|no| *no != 0));
+                self.reply(cx, key, |_| started(ack, business_no));
+            }
+            _ => {
+                if let Some(report) = body.end_report() {
+                    self.saw_socket(report.socket);
+                }
+            }
+        }
+    }
+
+    fn saw_socket(&mut self, socket: u8) {
+        if socket >= 1 && !self.entry.networked() {
+            self.entry.set_networked();
+        }
+    }
+
+    fn hole_state(&mut self, cx: &mut Cx<'_>, socket: u8, state: &HoleState) {
+        let Some(hole) = state.hole.filter(|hole| *hole <= 1) else { return };
+        let status = state.status.map(|status| (PortStatus::from_code(status.port_status_code()), status.0));
+        let charging = match state.status {
+            Some(status) if !status.online() => Charging::Unclear,
+            Some(status) if status.charging_under_load() => Charging::Yes,
+            Some(status) if !status.charging() => Charging::No,
+            // Power is on and nothing draws it.
+            Some(_) | None => Charging::Unclear,
+        };
+        let about = match state.business_no {
+            Some(no) if no != 0 => About::Business(no),
+            Some(_) | None => About::Nothing,
+        };
+        self.port_report(
+            cx,
+            &PortReport {
+                port_no: port_of_socket(socket, hole),
+                socket: Some(socket),
+                hole: Some(hole),
+                status,
+                voltage_dv: state.voltage_dv,
+                power_dw: state.power_dw,
+                current_ma: state.current_ma,
+                energy_wh: state.energy_wh.map(u32::from),
+                charged_seconds: state.charged_min.map(|minutes| u32::from(minutes) * 60),
+                charging,
+                about,
+                offline: state.status.is_some_and(|status| !status.online()),
+            },
+        );
+    }
+}
+
+const fn started(result: u8, business_no: Option<u16>) -> Answer {
+    if result == 1 { Answer::Ok { business_no } } else { Answer::No { code: result, relay_may_be_on: false } }
+}
+
+/// How the reply to a command will name it; `None` for what has no reply of its own.
+pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
+    let (command, msg_id) = match what {
+        Outgoing::Command(command) => match &command.body {
+            CommandBody::Start { spec, .. } => match spec.mode {
+                ChargeMode::Full => return None,
+                ChargeMode::Time { .. } | ChargeMode::Energy { .. } => ((CONTROL, u16::from(sub::START)), command.msg_id),
+                ChargeMode::Power { .. } => ((CONTROL, u16::from(sub::POWER_START)), command.msg_id),
+                ChargeMode::ServiceFee { .. } => ((PACKET, packet_sub::FEE_START), command.msg_id),
+            },
+            CommandBody::Stop { .. } => ((CONTROL, u16::from(sub::START)), command.msg_id),
+            CommandBody::Query { .. } => return None,
+        },
+        Outgoing::Ask { .. } | Outgoing::Stop { .. } => return None,
+    };
+    Some(ReplyKey { command, msg_id })
+}
+
+/// Appends the frame of a command; `None`: BKV/GN has no such command.
+pub(super) fn encode(
+    out: &mut Vec<u8>,
+    gateway_id: GatewayId,
+    socket: u8,
+    hole: u8,
+    what: &Outgoing,
+    msg_id: u32,
+) -> Option<ReplyKey> {
+    let stop = |out: &mut Vec<u8>| {
+        encode::start(out, gateway_id, msg_id, &Start::stop(socket, hole));
+        Some(ReplyKey { command: (CONTROL, u16::from(sub::START)), msg_id })
+    };
+    let query = |out: &mut Vec<u8>| {
+        encode::socket_query(out, gateway_id, msg_id, socket);
+        Some(ReplyKey { command: (CONTROL, u16::from(sub::SOCKET_QUERY)), msg_id })
+    };
+    match what {
+        Outgoing::Ask { .. } => query(out),
+        Outgoing::Stop { .. } => stop(out),
+        Outgoing::Command(command) => match &command.body {
+            CommandBody::Query { .. } => query(out),
+            CommandBody::Stop { .. } => stop(out),
+            CommandBody::Start { spec, .. } => {
+                let paid = u16::try_from(spec.paid_cent.unwrap_or(0)).ok()?;
+                match &spec.mode {
+                    ChargeMode::Full => return None,
+                    ChargeMode::Time { minutes } => {
+                        encode::start(out, gateway_id, msg_id, &Start::time(socket, hole, *minutes));
+                    }
+                    ChargeMode::Energy { wh } => {
+                        let wh = u16::try_from(*wh).ok()?;
+                        encode::start(out, gateway_id, msg_id, &Start::energy(socket, hole, wh));
+                    }
+                    ChargeMode::Power { tiers } => {
+                        let levels: Vec<Level> = tiers
+                            .iter()
+                            .map(|tier| Level {
+                                power_dw: tier.power_dw,
+                                price_cent: tier.price_cent,
+                                minutes: tier.minutes,
+                            })
+                            .collect();
+                        let order = PowerOrder { socket, hole, on: true, paid_cent: paid, levels: &levels };
+                        encode::power_start(out, gateway_id, msg_id, CONTROL, &order);
+                    }
+                    ChargeMode::ServiceFee { periods, by_energy } => {
+                        let tiers: Vec<FeeTier> = periods
+                            .iter()
+                            .map(|period| FeeTier {
+                                end: TimeOfDay { hour: period.end_hour, minute: period.end_minute },
+                                electricity_cent_per_kwh: period.electricity_cent,
+                                service_cent_per_kwh: period.service_cent,
+                            })
+                            .collect();
+                        let order = FeeOrder {
+                            socket,
+                            hole,
+                            on: true,
+                            paid_amount_cent: paid,
+                            service_fee_mode: u8::from(*by_energy),
+                            tiers: &tiers,
+                        };
+                        encode::fee_start(out, gateway_id, msg_id, &order);
+                    }
+                }
+                reply_key(what)
+            }
+        },
+    }
+}

@@ -1,0 +1,82 @@
+//! A connection: which protocol it speaks, what is left of its last read, and the devices bound to it.
+
+use std::net::IpAddr;
+
+use smallvec::SmallVec;
+
+use super::{effects::Listener, slots::Key};
+
+/// Devices one AP3000 socket may carry: a host with 50 sub-devices and itself, and some room.
+pub(super) const DEVICES_MAX: usize = 64;
+/// Bytes held back while the store decides whether a device is admitted.
+pub(super) const HELD_BYTES_MAX: usize = 8 * 1024;
+/// Frames of a device that is not admitted, until the connection is closed.
+pub(super) const STRANGER_FRAMES_MAX: u8 = 5;
+/// Bytes received before the share of garbage is judged.
+pub(super) const GARBAGE_JUDGED_BYTES: u64 = 1024;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codec {
+    /// Not decided yet.
+    Detecting,
+    Ap3000,
+    Bkv,
+}
+
+/// Whether the device of a connection may speak (admission `known`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Frames are handled.
+    Open,
+    /// The store is being asked; bytes wait.
+    Asked,
+    /// Frames are counted and not answered.
+    Stranger(u8),
+}
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) peer: IpAddr,
+    pub(super) listener: Listener,
+    pub(super) codec: Codec,
+    pub(super) admission: Admission,
+    /// Place in the order of accepting, over all shards.
+    pub(super) accepted: u64,
+    pub(super) opened_at: u64,
+    /// Any byte.
+    pub(super) last_rx: u64,
+    /// Start of a frame whose end has not come; empty between frames.
+    pub(super) tail: Vec<u8>,
+    pub(super) tail_since: u64,
+    /// Since when the peer does not drain; 0: it does.
+    pub(super) blocked_since: u64,
+    pub(super) received: u64,
+    pub(super) garbage: u64,
+    pub(super) devices: SmallVec<[Key; 1]>,
+    pub(super) iccid: Option<Box<str>>,
+    /// Live entry in the timer heap; `u64::MAX`: none.
+    pub(super) armed: u64,
+}
+
+impl Conn {
+    pub(super) fn new(peer: IpAddr, listener: Listener, accepted: u64, now_ms: u64) -> Self {
+        Self {
+            peer,
+            listener,
+            codec: Codec::Detecting,
+            admission: Admission::Open,
+            accepted,
+            opened_at: now_ms,
+            last_rx: now_ms,
+            tail: Vec::new(),
+            tail_since: 0,
+            blocked_since: 0,
+            received: 0,
+            garbage: 0,
+            devices: SmallVec::new(),
+            iccid: None,
+            armed: u64::MAX,
+        }
+    }
+}
