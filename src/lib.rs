@@ -1,5 +1,6 @@
 //! Gateway between charging devices and third-party business systems.
 
+pub mod api;
 pub mod boot;
 pub mod config;
 pub mod gateway;
@@ -8,3 +9,4 @@ pub mod protocol;
 pub mod shard;
 pub mod signature;
 pub mod store;
+pub mod time;

@@ -1,0 +1,574 @@
+//! Who may call what: API keys, their scopes, addresses, rates, and signed requests.
+//!
+//! A caller sends `X-Api-Key`. A key that requires it must also sign: `X-Timestamp` (Unix seconds), `X-Nonce`, and
+//!
+//! ```text
+//! X-Signature = hex(HMAC-SHA256(secret, method \n path \n timestamp \n nonce \n sha256hex(body)))
+//! ```
+//!
+//! where `path` is path and query as sent. A nonce counts once, and only with a timestamp at most [`CLOCK_SKEW_S`] away, so
+//! it is remembered for no longer than its timestamp would be accepted.
+//!
+//! Checks go from cheap to dear, and no later check tells a stranger anything: key → address → rate → signature → scope.
+//! Keys are held as SHA-256 only; all of them are compared, in constant time, whichever fits. No I/O and no clock: the time
+//! is an argument. Safe to share between the guard and the workers; the locks are held for a few map operations.
+//!
+//! A nonce is remembered by this instance; instances that share a store must also share what it remembers.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hmac::{Hmac, Mac};
+use parking_lot::{Mutex, RwLock};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use super::error::{ApiError, ErrorCode};
+use super::guard::Head;
+use super::message::Request;
+use crate::protocol::Hex;
+
+/// How far `X-Timestamp` may be from the server's clock, either way.
+pub const CLOCK_SKEW_S: i64 = 300;
+/// Characters of an `X-Nonce`.
+const NONCE_LEN_MAX: usize = 128;
+/// Nonces remembered at a time, some 24 bytes each: 870 signed requests a second by clocks that are right.
+const NONCES_MAX: usize = 1 << 18;
+/// One request, in the unit of the token bucket: a request per second is then a thousand units per second, one per millisecond.
+const REQUEST_COST: u64 = 1_000;
+
+/// What a key may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Queries.
+    Read,
+    /// Charging, stopping, commands.
+    Control,
+    /// Everything under `/api/v1/admin`.
+    Admin,
+}
+
+impl Scope {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Control => "control",
+            Self::Admin => "admin",
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// A set of scopes. None implies another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scopes(u8);
+
+impl Scopes {
+    pub fn contains(self, scope: Scope) -> bool {
+        self.0 & scope.bit() != 0
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        Self(scopes.into_iter().fold(0, |bits, scope| bits | scope.bit()))
+    }
+}
+
+/// A network in CIDR notation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    address: IpAddr,
+    prefix_len: u32,
+}
+
+/// Why a text is not a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} must be an address or a network such as 10.0.0.0/8")]
+pub struct CidrError(pub String);
+
+impl std::str::FromStr for Cidr {
+    type Err = CidrError;
+
+    /// An address alone is a network of one. Bits behind the prefix are ignored.
+    fn from_str(text: &str) -> Result<Self, CidrError> {
+        let fail = || CidrError(text.to_owned());
+        let (address, prefix_len) = match text.split_once('/') {
+            Some((address, len)) => (address, Some(len.parse().map_err(|_| fail())?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| fail())?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix_len = prefix_len.unwrap_or(bits);
+        if prefix_len > bits { Err(fail()) } else { Ok(Self { address, prefix_len }) }
+    }
+}
+
+impl Cidr {
+    /// An IPv4 address mapped into IPv6 counts as IPv4.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match (self.address, ip.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(ip)) => {
+                (network.to_bits() ^ ip.to_bits()).checked_shr(32 - self.prefix_len).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(network), IpAddr::V6(ip)) => {
+                (network.to_bits() ^ ip.to_bits()).checked_shr(128 - self.prefix_len).unwrap_or(0) == 0
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+/// A key as configured.
+#[derive(Clone)]
+pub struct ApiKey {
+    /// For logs and audit; not secret.
+    pub name: String,
+    /// SHA-256 of the key's text.
+    pub key_sha256: [u8; 32],
+    pub scopes: Scopes,
+    /// Whether requests must be signed.
+    pub require_hmac: bool,
+    /// Needed where `require_hmac` is set; without it the key opens nothing.
+    pub hmac_secret: Option<String>,
+    /// Empty: from anywhere.
+    pub ip_allow: Vec<Cidr>,
+    /// Requests per second, with a burst of one second's worth; 0: no limit.
+    pub rate_per_s: u32,
+}
+
+impl std::fmt::Debug for ApiKey {
+    /// Leaves the secret out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiKey").field("name", &self.name).field("scopes", &self.scopes).finish_non_exhaustive()
+    }
+}
+
+/// What a request says of its caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// The token as sent.
+    pub method: &'a str,
+    /// Path and query as sent.
+    pub target: &'a str,
+    pub body: &'a [u8],
+    pub client_ip: IpAddr,
+    /// `X-Api-Key`.
+    pub api_key: Option<&'a str>,
+    /// `X-Timestamp`.
+    pub timestamp: Option<&'a str>,
+    /// `X-Nonce`.
+    pub nonce: Option<&'a str>,
+    /// `X-Signature`.
+    pub signature: Option<&'a str>,
+}
+
+impl<'a> Attempt<'a> {
+    /// The attempt of a request that has no body, as local routes see it.
+    pub fn from_head(head: &Head<'a>) -> Self {
+        Self {
+            method: head.method.as_str(),
+            target: head.target,
+            body: &[],
+            client_ip: head.client_ip,
+            api_key: head.header("X-Api-Key"),
+            timestamp: head.header("X-Timestamp"),
+            nonce: head.header("X-Nonce"),
+            signature: head.header("X-Signature"),
+        }
+    }
+
+    pub fn from_request(request: &'a Request) -> Self {
+        Self {
+            method: request.method.as_str(),
+            target: &request.target,
+            body: &request.body,
+            client_ip: request.client_ip,
+            api_key: request.header("X-Api-Key"),
+            timestamp: request.header("X-Timestamp"),
+            nonce: request.header("X-Nonce"),
+            signature: request.header("X-Signature"),
+        }
+    }
+}
+
+struct Entry {
+    name: Arc<str>,
+    key: ApiKey,
+    bucket: Mutex<Bucket>,
+}
+
+/// Decides on attempts. Shared by reference; keys can be replaced while it is in use.
+pub struct Authenticator {
+    entries: RwLock<Arc<[Arc<Entry>]>>,
+    nonces: Mutex<Nonces>,
+}
+
+impl Authenticator {
+    pub fn new(keys: Vec<ApiKey>) -> Self {
+        let authenticator = Self { entries: RwLock::new(Arc::new([])), nonces: Mutex::new(Nonces::new(NONCES_MAX)) };
+        authenticator.reload(keys);
+        authenticator
+    }
+
+    /// Replaces all keys. Nonces stay remembered; rates start afresh.
+    pub fn reload(&self, keys: Vec<ApiKey>) {
+        let entries = keys.into_iter().map(|key| {
+            let bucket = Mutex::new(Bucket::full(key.rate_per_s));
+            Arc::new(Entry { name: key.name.as_str().into(), key, bucket })
+        });
+        *self.entries.write() = entries.collect();
+    }
+
+    /// Lets an attempt through that may use `scope`, and returns the key's name.
+    ///
+    /// # Errors
+    /// `UNAUTHORIZED` (key, signature), `FORBIDDEN` (address, scope), `RATE_LIMITED`, `NOT_READY` (too many nonces to remember).
+    pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Result<Arc<str>, ApiError> {
+        let entry = self.find(attempt.api_key)?;
+        let key = &entry.key;
+        if !key.ip_allow.is_empty() && !key.ip_allow.iter().any(|network| network.contains(attempt.client_ip)) {
+            let message = format!("key {} may not be used from {}", key.name, attempt.client_ip);
+            return Err(ApiError::new(ErrorCode::Forbidden, message));
+        }
+        if key.rate_per_s > 0
+            && let Err(retry_after_s) = entry.bucket.lock().take(key.rate_per_s, unix_ms)
+        {
+            let message = format!("key {} may make {} requests per second", key.name, key.rate_per_s);
+            return Err(ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s));
+        }
+        if key.require_hmac {
+            self.check_signature(key, attempt, unix_ms.div_euclid(1_000))?;
+        }
+        if !key.scopes.contains(scope) {
+            let message = format!("key {} does not have the scope {}", key.name, scope.as_str());
+            return Err(ApiError::new(ErrorCode::Forbidden, message));
+        }
+        Ok(Arc::clone(&entry.name))
+    }
+
+    fn find(&self, api_key: Option<&str>) -> Result<Arc<Entry>, ApiError> {
+        let Some(api_key) = api_key else { return Err(unauthorized("header X-Api-Key is missing")) };
+        let digest: [u8; 32] = Sha256::digest(api_key.as_bytes()).into();
+        let entries = Arc::clone(&self.entries.read());
+        // Every entry is compared and the match chosen without a branch; only whether there was one shows.
+        let mut found = Choice::from(0);
+        let mut place = 0_u64;
+        for (index, entry) in (0_u64..).zip(entries.iter()) {
+            let same = entry.key.key_sha256.ct_eq(&digest);
+            place.conditional_assign(&index, same);
+            found |= same;
+        }
+        let entry = if bool::from(found) { entries.get(place as usize) } else { None };
+        entry.cloned().ok_or_else(|| unauthorized("X-Api-Key is not a key of this gateway"))
+    }
+
+    fn check_signature(&self, key: &ApiKey, attempt: &Attempt<'_>, unix_s: i64) -> Result<(), ApiError> {
+        let (Some(timestamp), Some(nonce), Some(signature)) = (attempt.timestamp, attempt.nonce, attempt.signature)
+        else {
+            let message = format!("key {} must sign: X-Timestamp, X-Nonce and X-Signature", key.name);
+            return Err(unauthorized(message));
+        };
+        let Some(secret) = &key.hmac_secret else {
+            log::error!(key = key.name.as_str(); "key requires signatures but has no hmac_secret");
+            return Err(unauthorized(format!("key {} cannot be used: it has no secret", key.name)));
+        };
+        let Ok(signed_s) = timestamp.parse::<i64>() else {
+            return Err(unauthorized(format!("X-Timestamp must be Unix seconds, got {timestamp:?}")));
+        };
+        let skew_s = unix_s.abs_diff(signed_s);
+        if skew_s > CLOCK_SKEW_S.unsigned_abs() {
+            let message = format!("X-Timestamp must be within {CLOCK_SKEW_S} s of this clock, it is {skew_s} s away");
+            return Err(unauthorized(message));
+        }
+        if nonce.is_empty() || nonce.len() > NONCE_LEN_MAX {
+            let message = format!("X-Nonce must have 1 to {NONCE_LEN_MAX} characters, got {}", nonce.len());
+            return Err(unauthorized(message));
+        }
+        let expected = signature_of(secret, attempt, timestamp, nonce);
+        if !bool::from(expected.as_bytes().ct_eq(signature.to_ascii_lowercase().as_bytes())) {
+            return Err(unauthorized("X-Signature does not match the request"));
+        }
+        // Last, so that only who holds the secret can use a nonce up or fill the memory for them.
+        match self.nonces.lock().remember(&key.name, nonce, signed_s + CLOCK_SKEW_S, unix_s) {
+            Remembered::New => Ok(()),
+            Remembered::Known => Err(unauthorized("X-Nonce was used before")),
+            Remembered::Full => Err(ApiError::not_ready("too many signed requests to tell replays apart", 1)),
+        }
+    }
+}
+
+fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> ApiError {
+    ApiError::new(ErrorCode::Unauthorized, message)
+}
+
+fn signature_of(secret: &str, attempt: &Attempt<'_>, timestamp: &str, nonce: &str) -> String {
+    let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(secret.as_bytes())
+        .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+    for part in [attempt.method, attempt.target, timestamp, nonce] {
+        mac.update(part.as_bytes());
+        mac.update(b"\n");
+    }
+    mac.update(Hex(Sha256::digest(attempt.body)).to_string().as_bytes());
+    Hex(mac.finalize().into_bytes()).to_string()
+}
+
+/// A token bucket of one second's worth, in [`REQUEST_COST`] units.
+#[derive(Debug)]
+struct Bucket {
+    level: u64,
+    filled_at_ms: i64,
+}
+
+impl Bucket {
+    const fn full(rate_per_s: u32) -> Self {
+        Self { level: rate_per_s as u64 * REQUEST_COST, filled_at_ms: i64::MIN }
+    }
+
+    /// Takes one request's worth, or says in how many seconds there will be one.
+    fn take(&mut self, rate_per_s: u32, unix_ms: i64) -> Result<(), u32> {
+        let rate = u64::from(rate_per_s);
+        // A clock that goes back fills nothing, and counts on from where it is.
+        let passed_ms = unix_ms.saturating_sub(self.filled_at_ms).max(0).unsigned_abs();
+        self.level = self.level.saturating_add(passed_ms.saturating_mul(rate)).min(rate * REQUEST_COST);
+        self.filled_at_ms = unix_ms;
+        match self.level.checked_sub(REQUEST_COST) {
+            Some(rest) => {
+                self.level = rest;
+                Ok(())
+            }
+            // At one request per second or more the wait is below a second, and the header counts in whole ones.
+            None => Err(1),
+        }
+    }
+}
+
+enum Remembered {
+    New,
+    Known,
+    Full,
+}
+
+/// Nonces in use, as keyed 64-bit hashes: equal nonces always collide, so a replay is never missed, and two different
+/// ones do so less than once in 10^13 requests.
+struct Nonces {
+    hasher: RandomState,
+    known: HashSet<u64>,
+    /// The same, by the second after which their timestamp is refused anyway.
+    expiry: BinaryHeap<Reverse<(i64, u64)>>,
+    max: usize,
+}
+
+impl Nonces {
+    fn new(max: usize) -> Self {
+        Self { hasher: RandomState::new(), known: HashSet::new(), expiry: BinaryHeap::new(), max }
+    }
+
+    fn remember(&mut self, key: &str, nonce: &str, last_valid_s: i64, unix_s: i64) -> Remembered {
+        while let Some(Reverse((last_valid_s, hash))) = self.expiry.peek().copied()
+            && last_valid_s < unix_s
+        {
+            self.expiry.pop();
+            self.known.remove(&hash);
+        }
+        let hash = self.hasher.hash_one((key, nonce));
+        if self.known.contains(&hash) {
+            return Remembered::Known;
+        }
+        if self.known.len() >= self.max {
+            return Remembered::Full;
+        }
+        self.known.insert(hash);
+        self.expiry.push(Reverse((last_valid_s, hash)));
+        Remembered::New
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: i64 = 1_700_000_000_000;
+    const NOW_S: i64 = NOW_MS / 1_000;
+
+    fn key(name: &str, text: &str) -> ApiKey {
+        ApiKey {
+            name: name.to_owned(),
+            key_sha256: Sha256::digest(text).into(),
+            scopes: [Scope::Read, Scope::Control].into_iter().collect(),
+            require_hmac: false,
+            hmac_secret: None,
+            ip_allow: Vec::new(),
+            rate_per_s: 0,
+        }
+    }
+
+    fn attempt(api_key: &str) -> Attempt<'_> {
+        Attempt {
+            method: "POST",
+            target: "/api/v1/third/devices/40aace04/charge?x=1",
+            body: b"{}",
+            client_ip: "192.0.2.7".parse().unwrap(),
+            api_key: Some(api_key),
+            timestamp: None,
+            nonce: None,
+            signature: None,
+        }
+    }
+
+    fn code(result: Result<Arc<str>, ApiError>) -> Result<Arc<str>, ErrorCode> {
+        result.map_err(|error| error.code)
+    }
+
+    #[test]
+    fn the_key_decides_and_names_its_holder() {
+        let auth = Authenticator::new(vec![key("a", "first"), key("b", "second")]);
+        assert_eq!(auth.check(&attempt("first"), Scope::Read, NOW_MS), Ok("a".into()));
+        assert_eq!(auth.check(&attempt("second"), Scope::Control, NOW_MS), Ok("b".into()));
+        for wrong in ["", "firs", "first ", "FIRST"] {
+            assert_eq!(code(auth.check(&attempt(wrong), Scope::Read, NOW_MS)), Err(ErrorCode::Unauthorized));
+        }
+        let missing = Attempt { api_key: None, ..attempt("") };
+        assert_eq!(code(auth.check(&missing, Scope::Read, NOW_MS)), Err(ErrorCode::Unauthorized));
+        assert_eq!(code(auth.check(&attempt("first"), Scope::Admin, NOW_MS)), Err(ErrorCode::Forbidden));
+    }
+
+    #[test]
+    fn reloaded_keys_replace_all_others() {
+        let auth = Authenticator::new(vec![key("a", "first")]);
+        auth.reload(vec![key("b", "second")]);
+        assert_eq!(code(auth.check(&attempt("first"), Scope::Read, NOW_MS)), Err(ErrorCode::Unauthorized));
+        assert!(auth.check(&attempt("second"), Scope::Read, NOW_MS).is_ok());
+    }
+
+    #[test]
+    fn addresses_outside_the_list_are_foreign() {
+        let ip_allow = vec!["192.0.2.0/29".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let auth = Authenticator::new(vec![ApiKey { ip_allow, ..key("a", "first") }]);
+        for (ip, allowed) in [
+            ("192.0.2.7", true),
+            ("192.0.2.8", false),
+            ("::ffff:192.0.2.1", true),
+            ("2001:db8:ffff::1", true),
+            ("2001:db9::1", false),
+        ] {
+            let attempt = Attempt { client_ip: ip.parse().unwrap(), ..attempt("first") };
+            let expected = if allowed { Ok("a".into()) } else { Err(ErrorCode::Forbidden) };
+            assert_eq!(code(auth.check(&attempt, Scope::Read, NOW_MS)), expected, "{ip}");
+        }
+    }
+
+    #[test]
+    fn networks_have_their_edges() {
+        let contains = |network: &str, ip: &str| network.parse::<Cidr>().unwrap().contains(ip.parse().unwrap());
+        assert!(contains("0.0.0.0/0", "203.0.113.9"));
+        assert!(!contains("0.0.0.0/0", "::1"));
+        assert!(contains("::/0", "2001:db8::1"));
+        assert!(contains("10.1.2.3", "10.1.2.3") && !contains("10.1.2.3", "10.1.2.2"));
+        assert!(contains("10.9.9.9/8", "10.0.0.1"));
+        for text in ["", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0/8", "::/129", "10.0.0.0/8/8"] {
+            assert_eq!(text.parse::<Cidr>(), Err(CidrError(text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn rate_is_a_second_of_burst_then_a_steady_flow() {
+        let auth = Authenticator::new(vec![ApiKey { rate_per_s: 2, ..key("a", "first") }]);
+        let take = |unix_ms| auth.check(&attempt("first"), Scope::Read, unix_ms);
+        assert!(take(NOW_MS).is_ok());
+        assert!(take(NOW_MS).is_ok());
+        let refused = take(NOW_MS).unwrap_err();
+        assert_eq!((refused.code, refused.retry_after_s), (ErrorCode::RateLimited, Some(1)));
+        assert!(take(NOW_MS + 499).is_err());
+        assert!(take(NOW_MS + 500).is_ok());
+        assert!(take(NOW_MS + 400).is_err(), "a clock that goes back fills nothing");
+        assert!(take(NOW_MS + 100_000).is_ok());
+        assert!(take(NOW_MS + 100_000).is_ok());
+        assert!(take(NOW_MS + 100_000).is_err(), "idle time is worth one second at most");
+    }
+
+    fn signing_key() -> ApiKey {
+        ApiKey { require_hmac: true, hmac_secret: Some("s3cret".to_owned()), ..key("a", "first") }
+    }
+
+    fn signed(
+        auth: &Authenticator,
+        timestamp: &str,
+        nonce: &str,
+        change: fn(&mut Attempt<'_>),
+    ) -> Result<Arc<str>, ErrorCode> {
+        let honest = attempt("first");
+        let signature = signature_of("s3cret", &honest, timestamp, nonce);
+        let mut sent =
+            Attempt { timestamp: Some(timestamp), nonce: Some(nonce), signature: Some(&signature), ..honest };
+        change(&mut sent);
+        code(auth.check(&sent, Scope::Read, NOW_MS))
+    }
+
+    #[test]
+    fn signature_text_is_the_documented_one() {
+        // Computed with `openssl dgst -sha256 -hmac s3cret` over the five lines.
+        let expected = "9324d73ad21a682bc8b671a8ddefcd2dea683948b5670616bbd939a1472e05c6";
+        assert_eq!(signature_of("s3cret", &attempt("first"), "1700000000", "n-1"), expected);
+    }
+
+    #[test]
+    fn every_signed_part_is_covered() {
+        let auth = Authenticator::new(vec![signing_key()]);
+        let now = NOW_S.to_string();
+        let changes: [fn(&mut Attempt<'_>); 8] = [
+            |attempt| attempt.method = "GET",
+            |attempt| attempt.target = "/api/v1/third/devices/40aace04/charge?x=2",
+            |attempt| attempt.body = b"{ }",
+            |attempt| attempt.timestamp = Some("1700000001"),
+            |attempt| attempt.nonce = Some("m"),
+            |attempt| attempt.signature = Some("00"),
+            |attempt| attempt.signature = None,
+            |attempt| attempt.nonce = None,
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert_eq!(signed(&auth, &now, "n", change), Err(ErrorCode::Unauthorized), "change {index}");
+        }
+        assert!(signed(&auth, &now, "n", |_| {}).is_ok(), "refused attempts use no nonce up");
+        assert_eq!(signed(&auth, &now, "n", |_| {}), Err(ErrorCode::Unauthorized), "a nonce counts once");
+    }
+
+    #[test]
+    fn timestamps_hold_for_five_minutes_either_way() {
+        let auth = Authenticator::new(vec![signing_key()]);
+        for (index, offset) in [-300, 300].into_iter().enumerate() {
+            assert!(signed(&auth, &(NOW_S + offset).to_string(), &format!("ok{index}"), |_| {}).is_ok(), "{offset}");
+        }
+        for offset in [-301, 301, i64::MIN / 2, i64::MAX - NOW_S] {
+            let result = signed(&auth, &(NOW_S + offset).to_string(), "n", |_| {});
+            assert_eq!(result, Err(ErrorCode::Unauthorized), "{offset}");
+        }
+        for text in ["", "now", "1700000000.0"] {
+            assert_eq!(signed(&auth, text, "n", |_| {}), Err(ErrorCode::Unauthorized), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_its_secret_opens_nothing() {
+        let auth = Authenticator::new(vec![ApiKey { hmac_secret: None, ..signing_key() }]);
+        assert_eq!(signed(&auth, &NOW_S.to_string(), "n", |_| {}), Err(ErrorCode::Unauthorized));
+    }
+
+    #[test]
+    fn nonces_are_bounded_and_forgotten_once_their_timestamp_is() {
+        let mut nonces = Nonces::new(2);
+        assert!(matches!(nonces.remember("a", "1", 10, 0), Remembered::New));
+        assert!(matches!(nonces.remember("b", "1", 20, 0), Remembered::New));
+        assert!(matches!(nonces.remember("a", "2", 30, 10), Remembered::Full));
+        assert!(matches!(nonces.remember("a", "1", 30, 10), Remembered::Known));
+        assert!(matches!(nonces.remember("a", "2", 30, 11), Remembered::New));
+        assert_eq!((nonces.known.len(), nonces.expiry.len()), (2, 2));
+    }
+}

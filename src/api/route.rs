@@ -1,0 +1,411 @@
+//! The table of paths: which method, who may call it, which query keys it takes.
+//!
+//! A row is all the API knows of a path before its handler runs. [`resolve`] is total: an unknown path, a wrong method, a path
+//! parameter of the wrong form and an unknown query key are errors with a name. No I/O; parameters borrow the target.
+
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
+
+use super::auth::Scope;
+use super::error::{ApiError, ErrorCode};
+use super::message::{JSON, Method, split_target};
+
+/// What the third parties' paths begin with.
+pub const BASE: &str = "/api/v1/third";
+
+/// Query keys of lists.
+const PAGE_KEYS: [&str; 2] = ["page", "size"];
+/// Entries of a page where `size` is left out, and at most.
+const PAGE_SIZE: u32 = 20;
+const PAGE_SIZE_MAX: u32 = 200;
+/// Values of a query; beyond it lies no route's need.
+const QUERY_KEYS_MAX: usize = 32;
+
+macro_rules! routes {
+    ($($(#[$doc:meta])* $id:ident = $method:ident $pattern:expr, $scope:expr, $list:ident, [$($key:literal),*];)*) => {
+        /// Names a handler.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum RouteId {
+            $($(#[$doc])* $id,)*
+        }
+
+        /// All routes.
+        pub const ROUTES: &[Route] = &[$(
+            Route {
+                id: RouteId::$id,
+                method: Method::$method,
+                pattern: $pattern,
+                scope: $scope,
+                list: $list,
+                query: &[$($key),*],
+            },
+        )*];
+    };
+}
+
+const READ: Option<Scope> = Some(Scope::Read);
+const CONTROL: Option<Scope> = Some(Scope::Control);
+/// No key needed.
+const OPEN: Option<Scope> = None;
+const PAGED: bool = true;
+const SINGLE: bool = false;
+
+routes! {
+    /// Creates an order and starts it.
+    Charge = Post "/api/v1/third/devices/{device}/charge", CONTROL, SINGLE, [];
+    /// Stops what runs on a port.
+    StopPort = Post "/api/v1/third/devices/{device}/stop", CONTROL, SINGLE, [];
+    DeviceList = Get "/api/v1/third/devices", READ, PAGED, ["online", "protocol", "printed_no"];
+    Device = Get "/api/v1/third/devices/{device}", READ, SINGLE, [];
+    /// The live score, from memory.
+    DeviceStatus = Get "/api/v1/third/devices/{device}/status", READ, SINGLE, [];
+    /// As [`RouteId::Charge`], with the device in the body.
+    OrderCreate = Post "/api/v1/third/order/create", CONTROL, SINGLE, [];
+    OrderStopByBody = Post "/api/v1/third/order/stop", CONTROL, SINGLE, [];
+    OrderCancelByBody = Post "/api/v1/third/order/cancel", CONTROL, SINGLE, [];
+    OrderQuery = Get "/api/v1/third/order/query", READ, SINGLE, ["device_id", "port_no", "order_no"];
+    OrderList = Get "/api/v1/third/orders", READ, PAGED, ["device_id", "port_no", "status", "from", "to"];
+    Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
+    OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
+    OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
+    OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
+    /// The event log from a position.
+    Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "size"];
+    Healthz = Get "/healthz", OPEN, SINGLE, [];
+    Readyz = Get "/readyz", OPEN, SINGLE, [];
+    Metrics = Get "/metrics", OPEN, SINGLE, [];
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub id: RouteId,
+    pub method: Method,
+    /// Segments; `{device}` and `{order}` stand for a parameter of that form.
+    pub pattern: &'static str,
+    /// What a key must have; `None` where none is needed.
+    pub scope: Option<Scope>,
+    /// Whether it takes `page` and `size`.
+    list: bool,
+    query: &'static [&'static str],
+}
+
+impl Route {
+    fn takes(&self, key: &str) -> bool {
+        self.query.contains(&key) || self.list && PAGE_KEYS.contains(&key)
+    }
+}
+
+/// A path parameter, checked in form only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param<'a> {
+    /// 8 lower-case hex digits (AP3000) or 14 decimal digits (BKV, GN).
+    Device(&'a str),
+    /// 16 upper-case letters and digits.
+    Order(&'a str),
+}
+
+/// A request that has a route.
+#[derive(Debug)]
+pub struct Matched<'a> {
+    pub route: &'static Route,
+    pub param: Option<Param<'a>>,
+    pub query: Query<'a>,
+}
+
+impl<'a> Matched<'a> {
+    /// The device in the path, if the route has one.
+    pub const fn device(&self) -> Option<&'a str> {
+        match self.param {
+            Some(Param::Device(id)) => Some(id),
+            Some(Param::Order(_)) | None => None,
+        }
+    }
+
+    /// The order in the path, if the route has one.
+    pub const fn order(&self) -> Option<&'a str> {
+        match self.param {
+            Some(Param::Order(no)) => Some(no),
+            Some(Param::Device(_)) | None => None,
+        }
+    }
+}
+
+/// Finds the route of a target and checks what can be checked without a handler.
+///
+/// # Errors
+/// `NOT_FOUND`, `METHOD_NOT_ALLOWED` with `Allow`, `INVALID_PARAMETER` naming the parameter or query key.
+pub fn resolve(method: Method, target: &str) -> Result<Matched<'_>, ApiError> {
+    let (path, query) = split_target(target);
+    let asked = if method == Method::Head { Method::Get } else { method };
+    let mut of_path = ROUTES.iter().filter(|route| match_path(route.pattern, path).is_some()).peekable();
+    if of_path.peek().is_none() {
+        return Err(ApiError::new(ErrorCode::NotFound, format!("there is no {path}")));
+    }
+    let Some(route) = of_path.clone().find(|route| route.method == asked) else {
+        let mut allow: Vec<&str> = of_path.map(|route| route.method.as_str()).collect();
+        if allow.contains(&"GET") {
+            allow.push("HEAD");
+        }
+        return Err(ApiError::method_not_allowed(method.as_str(), path, allow.join(", ")));
+    };
+    let param = match_path(route.pattern, path).flatten();
+    if let Some(param) = param {
+        check_form(param)?;
+    }
+    let query = Query::parse(query.unwrap_or_default())?;
+    if let Some((key, _)) = query.0.iter().find(|(key, _)| !route.takes(key)) {
+        return Err(ApiError::invalid(format!("query key {key:?} is not known here")));
+    }
+    Ok(Matched { route, param, query })
+}
+
+/// Whether a path fits a pattern, and the parameter if the pattern has one. No pattern has two.
+fn match_path<'a>(pattern: &str, path: &'a str) -> Option<Option<Param<'a>>> {
+    let mut segments = path.split('/');
+    let mut param = None;
+    for wanted in pattern.split('/') {
+        let segment = segments.next()?;
+        match wanted {
+            "{device}" if !segment.is_empty() => param = Some(Param::Device(segment)),
+            "{order}" if !segment.is_empty() => param = Some(Param::Order(segment)),
+            literal if literal == segment => {}
+            _ => return None,
+        }
+    }
+    if segments.next().is_some() { None } else { Some(param) }
+}
+
+fn check_form(param: Param<'_>) -> Result<(), ApiError> {
+    match param {
+        Param::Device(id) => check_device_id("device id in the path", id),
+        Param::Order(no) => check_order_no("order number in the path", no),
+    }
+}
+
+/// Checks the form of a device id, wherever it was given; `field` names it.
+///
+/// # Errors
+/// `INVALID_PARAMETER` with the form and the value.
+pub fn check_device_id(field: &str, id: &str) -> Result<(), ApiError> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let ap3000 = id.len() == 8 && id.bytes().all(hex);
+    let bkv = id.len() == 14 && id.bytes().all(|byte| byte.is_ascii_digit());
+    if ap3000 || bkv {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!("{field} must be 8 lower-case hex digits or 14 digits, got {id:?}")))
+}
+
+/// Checks the form of an order number, wherever it was given; `field` names it.
+///
+/// # Errors
+/// `INVALID_PARAMETER` with the form and the value.
+pub fn check_order_no(field: &str, no: &str) -> Result<(), ApiError> {
+    if no.len() == 16 && no.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!("{field} must be 16 upper-case letters and digits, got {no:?}")))
+}
+
+/// Refuses a body that is not `application/json`.
+///
+/// # Errors
+/// `UNSUPPORTED_MEDIA_TYPE` with the type found.
+pub fn check_json(content_type: Option<&str>) -> Result<(), ApiError> {
+    let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case(JSON) {
+        return Ok(());
+    }
+    let message = format!("Content-Type must be {JSON}, got {:?}", content_type.unwrap_or_default());
+    Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
+}
+
+/// Decoded query values, each key once.
+#[derive(Debug, Default)]
+pub struct Query<'a>(SmallVec<[(Cow<'a, str>, Cow<'a, str>); 4]>);
+
+/// A page of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// From 1.
+    pub page: u32,
+    /// 1 to 200.
+    pub size: u32,
+}
+
+impl<'a> Query<'a> {
+    /// Decodes `key=value&…`: percent escapes, and `+` as a space.
+    fn parse(text: &'a str) -> Result<Self, ApiError> {
+        let mut query = Self::default();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (Some(key), Some(value)) = (decode(key), decode(value)) else {
+                return Err(ApiError::invalid(format!("query {pair:?} must be percent-encoded UTF-8")));
+            };
+            if query.value(&key).is_some() {
+                return Err(ApiError::invalid(format!("query key {key:?} is given twice")));
+            }
+            if query.0.len() == QUERY_KEYS_MAX {
+                return Err(ApiError::invalid(format!("query must have at most {QUERY_KEYS_MAX} keys")));
+            }
+            query.0.push((key, value));
+        }
+        Ok(query)
+    }
+
+    /// The value of a key, `None` where it is not given.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(given, _)| given == key).map(|(_, value)| value.as_ref())
+    }
+
+    /// The value of a key, parsed.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMETER` with what was expected and the value.
+    pub fn parsed<T: std::str::FromStr>(&self, key: &str, expected: &str) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.parse() {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(_) => Err(ApiError::invalid(format!("{key} must be {expected}, got {value:?}"))),
+        }
+    }
+
+    /// `page` and `size`.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMETER` where one is out of range.
+    pub fn page(&self) -> Result<Page, ApiError> {
+        let page = self.parsed("page", "a number from 1")?.unwrap_or(1);
+        let size = self.parsed("size", "a number in 1..=200")?.unwrap_or(PAGE_SIZE);
+        if page == 0 {
+            return Err(ApiError::invalid("page must be a number from 1, got 0"));
+        }
+        if !(1..=PAGE_SIZE_MAX).contains(&size) {
+            return Err(ApiError::invalid(format!("size must be in 1..={PAGE_SIZE_MAX}, got {size}")));
+        }
+        Ok(Page { page, size })
+    }
+}
+
+/// Undoes percent encoding; `None` for a broken escape or bytes that are not UTF-8.
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains(['%', '+']) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+                let value = digit(bytes.next())? * 16 + digit(bytes.next())?;
+                u8::try_from(value).ok()?
+            }
+            b'+' => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(method: Method, target: &str) -> ApiError {
+        resolve(method, target).unwrap_err()
+    }
+
+    #[test]
+    fn every_row_resolves_to_itself() {
+        for route in ROUTES {
+            let target = route.pattern.replace("{device}", "40aace04").replace("{order}", "THD0123456789ABC");
+            let matched = resolve(route.method, &target).unwrap();
+            assert_eq!(matched.route.id, route.id);
+            assert_eq!(matched.param.is_some(), route.pattern.contains('{'));
+            assert_eq!(route.scope.is_some(), route.pattern.starts_with(BASE), "{}", route.pattern);
+            assert!(resolve(route.method, &format!("{target}/")).is_err());
+        }
+    }
+
+    #[test]
+    fn methods_other_than_a_path_has_are_named() {
+        let error = error_of(Method::Delete, "/api/v1/third/devices");
+        assert_eq!((error.code, error.allow.as_deref()), (ErrorCode::MethodNotAllowed, Some("GET, HEAD")));
+        let error = error_of(Method::Get, "/api/v1/third/order/create");
+        assert_eq!((error.code, error.allow.as_deref()), (ErrorCode::MethodNotAllowed, Some("POST")));
+        assert_eq!(resolve(Method::Head, "/healthz").unwrap().route.id, RouteId::Healthz);
+    }
+
+    #[test]
+    fn unknown_paths_are_not_found() {
+        for path in ["/", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"] {
+            assert_eq!(error_of(Method::Get, path).code, ErrorCode::NotFound, "{path}");
+        }
+    }
+
+    #[test]
+    fn parameters_have_a_form() {
+        for id in ["40aace04", "82231214002700"] {
+            let target = format!("/api/v1/third/devices/{id}");
+            assert_eq!(resolve(Method::Get, &target).unwrap().device(), Some(id));
+        }
+        for id in ["40AACE04", "40aace0", "8223121400270", "8223121400270a", "%34"] {
+            let error = error_of(Method::Get, &format!("/api/v1/third/devices/{id}"));
+            assert_eq!(error.code, ErrorCode::InvalidParameter);
+            assert!(error.message.contains(id));
+        }
+        let no = "THD0123456789ABC";
+        let target = format!("/api/v1/third/orders/{no}/stop");
+        assert_eq!(resolve(Method::Post, &target).unwrap().order(), Some(no));
+        assert_eq!(error_of(Method::Get, "/api/v1/third/orders/THD").code, ErrorCode::InvalidParameter);
+    }
+
+    #[test]
+    fn query_keys_are_known_once_and_decoded() {
+        let list = "/api/v1/third/devices";
+        let target = format!("{list}?printed_no=a%20b+%e5%8f%b7&page=2");
+        let matched = resolve(Method::Get, &target).unwrap();
+        assert_eq!(matched.query.value("printed_no"), Some("a b 号"));
+        assert_eq!(matched.query.page(), Ok(Page { page: 2, size: 20 }));
+        for (query, named) in
+            [("?colour=red", "colour"), ("?page=1&page=2", "page"), ("?a=%", "a=%"), ("?a=%ff", "%ff")]
+        {
+            let error = error_of(Method::Get, &format!("{list}{query}"));
+            assert_eq!(error.code, ErrorCode::InvalidParameter);
+            assert!(error.message.contains(named), "{error}");
+        }
+        assert!(resolve(Method::Get, "/healthz?page=1").is_err(), "only lists have pages");
+        assert!(resolve(Method::Get, "/healthz?").is_ok());
+    }
+
+    #[test]
+    fn pages_have_bounds() {
+        for (query, fits) in [
+            ("size=200", true),
+            ("size=201", false),
+            ("size=0", false),
+            ("page=0", false),
+            ("page=x", false),
+            ("size=-1", false),
+            ("page=4294967296", false),
+        ] {
+            assert_eq!(Query::parse(query).unwrap().page().is_ok(), fits, "{query}");
+        }
+    }
+
+    #[test]
+    fn only_json_is_read() {
+        for (content_type, fits) in [
+            (Some("application/json"), true),
+            (Some("Application/JSON ; charset=utf-8"), true),
+            (Some("text/plain"), false),
+            (Some("application/jsonp"), false),
+            (None, false),
+        ] {
+            assert_eq!(check_json(content_type).is_ok(), fits, "{content_type:?}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Calendar text from Unix time.
+//!
+//! No clock is read here: whoever has a `now()` passes its value in. Dates are proleptic Gregorian, UTC, without leap
+//! seconds, which is what RFC 3339 and Unix time both mean.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+const MS_PER_DAY: i64 = 86_400_000;
+/// 0000-01-01T00:00:00.000Z and 9999-12-31T23:59:59.999Z: what four digits of a year can say.
+const MS_MIN: i64 = -62_167_219_200_000;
+const MS_MAX: i64 = 253_402_300_799_999;
+
+/// Unix milliseconds that show and serialise as `2026-01-02T03:04:05.678Z`.
+///
+/// Times outside the years 0000 to 9999 are shown as the nearest time inside them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rfc3339Millis(pub i64);
+
+impl fmt::Display for Rfc3339Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let civil = Civil::from_unix_ms(self.0);
+        write!(
+            f,
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+            civil.year, civil.month, civil.day, civil.hour, civil.minute, civil.second, civil.milli
+        )
+    }
+}
+
+impl Serialize for Rfc3339Millis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds; see [`Rfc3339Millis`] for the form that does not allocate.
+pub fn rfc3339_millis(unix_ms: i64) -> String {
+    Rfc3339Millis(unix_ms).to_string()
+}
+
+/// The `Date` header of RFC 9110 section 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn http_date(unix_ms: i64) -> String {
+    const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let civil = Civil::from_unix_ms(unix_ms);
+    // Both indexes are remainders of the array's own length.
+    let weekday = WEEKDAYS[civil.weekday as usize % 7];
+    let month = MONTHS[(civil.month as usize + 11) % 12];
+    format!(
+        "{weekday}, {:02} {month} {:04} {:02}:{:02}:{:02} GMT",
+        civil.day, civil.year, civil.hour, civil.minute, civil.second
+    )
+}
+
+struct Civil {
+    year: i64,
+    month: u32,
+    day: u32,
+    /// Days since a Thursday, as 1970-01-01 was one.
+    weekday: u32,
+    hour: u32,
+    minute: u32,
+    second: u32,
+    milli: u32,
+}
+
+impl Civil {
+    /// Days to date after Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is a year's last.
+    fn from_unix_ms(unix_ms: i64) -> Self {
+        let unix_ms = unix_ms.clamp(MS_MIN, MS_MAX);
+        let days = unix_ms.div_euclid(MS_PER_DAY);
+        let ms_of_day = unix_ms.rem_euclid(MS_PER_DAY) as u32;
+
+        let shifted = days + 719_468;
+        let era = shifted.div_euclid(146_097);
+        let day_of_era = shifted.rem_euclid(146_097);
+        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = (day_of_year - (153 * month_from_march + 2) / 5 + 1) as u32;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 } as u32;
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+
+        Self {
+            year,
+            month,
+            day,
+            weekday: days.rem_euclid(7) as u32,
+            hour: ms_of_day / 3_600_000,
+            minute: ms_of_day / 60_000 % 60,
+            second: ms_of_day / 1_000 % 60,
+            milli: ms_of_day % 1_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_times() {
+        for (unix_ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_799_999, "2000-02-29T23:59:59.999Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (MS_MIN, "0000-01-01T00:00:00.000Z"),
+            (MS_MAX, "9999-12-31T23:59:59.999Z"),
+            (i64::MIN, "0000-01-01T00:00:00.000Z"),
+            (i64::MAX, "9999-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(rfc3339_millis(unix_ms), text, "{unix_ms}");
+        }
+    }
+
+    #[test]
+    fn http_dates() {
+        assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(-1), "Wed, 31 Dec 1969 23:59:59 GMT");
+    }
+
+    #[test]
+    fn every_day_of_four_centuries_follows_the_one_before() {
+        let mut before = Civil::from_unix_ms(0);
+        for day in 1..=146_097_i64 {
+            let civil = Civil::from_unix_ms(day * MS_PER_DAY);
+            let next_day = (civil.year, civil.month, civil.day) == (before.year, before.month, before.day + 1);
+            let next_month = civil.day == 1
+                && ((civil.year, civil.month) == (before.year, before.month + 1)
+                    || (civil.year, civil.month, before.month) == (before.year + 1, 1, 12));
+            assert!(next_day || (next_month && (28..=31).contains(&before.day)), "day {day}");
+            assert_eq!(civil.weekday, (before.weekday + 1) % 7);
+            before = civil;
+        }
+        assert_eq!((before.year, before.month, before.day), (2370, 1, 1));
+    }
+}
