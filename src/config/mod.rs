@@ -315,7 +315,7 @@ impl Config {
             errors.push(ConfigError::invalid(
                 "limits.breaker_probe_min",
                 "at most limits.breaker_probe_max",
-                &value::duration_text(limits.breaker_probe_min),
+                value::duration_text(limits.breaker_probe_min),
             ));
         }
     }
