@@ -4,3 +4,4 @@ pub mod boot;
 pub mod config;
 pub mod protocol;
 pub mod signature;
+pub mod telemetry;
