@@ -28,7 +28,7 @@ pub enum Kind {
     AutoInt(u64, u64),
     /// A duration in this inclusive range, written like `"500ms"`, `"60s"`, `"10m"`, `"24h"` or `"7d"`.
     Span(Duration, Duration),
-    /// Up to [`RETRIES_MAX`] durations, each in this inclusive range.
+    /// Up to 20 durations, each in this inclusive range.
     Spans(Duration, Duration),
     /// `IP:port`.
     Address,

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One table in `keys.rs` names every scalar key with its type, range, default and documentation. Parsing, environment
-//! names, suggestions for unknown keys, [`Config::to_toml`] and [`reference`] all walk that table, so they cannot
+//! names, suggestions for unknown keys, [`Config::to_toml`] and [`reference()`] all walk that table, so they cannot
 //! disagree. The two lists that are no scalars, API keys and webhook endpoints, live in `lists.rs`.
 //!
 //! Invariants: [`Source::load`] returns either a configuration in which every value is in range or *all* the errors it
