@@ -127,7 +127,7 @@ impl Reader {
         };
         match text.parse::<Table>() {
             Ok(table) => self.read_table(table),
-            Err(source) => self.errors.push(ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) }),
+            Err(error) => self.errors.push(ConfigError::syntax(path, &text, &error)),
         }
     }
 
