@@ -9,4 +9,5 @@ pub mod protocol;
 pub mod shard;
 pub mod signature;
 pub mod store;
+pub mod telemetry;
 pub mod time;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One problem; [`Source::load`](super::Source::load) collects all of them.
 #[derive(Debug, thiserror::Error)]
@@ -16,12 +16,16 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML.
-    #[error("{path} is not valid TOML: {source}", path = .path.display())]
+    #[error("{path} is not valid TOML at line {line} column {column}: {problem}", path = .path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Line, column and reason.
-        source: Box<toml::de::Error>,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// What is wrong; never the line itself, which may hold a secret.
+        problem: String,
     },
     /// A list in the environment is not a JSON array of objects.
     #[error("{variable} must be a JSON array of objects: {problem}")]
@@ -115,6 +119,14 @@ fn from(origin: Option<&str>) -> String {
 impl ConfigError {
     pub(super) fn invalid(key: &str, expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self::Invalid { key: key.to_owned(), expected: expected.into(), got: got.into(), origin: None }
+    }
+
+    pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;
+        let problem = error.message().replace('\n', ", ");
+        Self::Syntax { path: path.to_owned(), line, column, problem }
     }
 
     pub(super) fn unknown_key(name: &str, known: impl Iterator<Item = impl Into<String>>) -> Self {

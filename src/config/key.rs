@@ -28,7 +28,7 @@ pub enum Kind {
     AutoInt(u64, u64),
     /// A duration in this inclusive range, written like `"500ms"`, `"60s"`, `"10m"`, `"24h"` or `"7d"`.
     Span(Duration, Duration),
-    /// Up to [`RETRIES_MAX`] durations, each in this inclusive range.
+    /// Up to 20 durations, each in this inclusive range.
     Spans(Duration, Duration),
     /// `IP:port`.
     Address,
@@ -152,6 +152,7 @@ impl Key {
             Raw::Toml(toml) => toml.clone(),
             Raw::Text(text) => self.kind.type_text(text),
         };
+        let from_file = toml.as_str().is_some_and(|text| text.starts_with("file:"));
         let toml = match (self.kind, &toml) {
             (Kind::StoreUrl | Kind::QueueUrl, Toml::String(text)) => {
                 Toml::String(super::value::read_secret(&self.full_name(), text).map_err(Problem::Secret)?)
@@ -161,6 +162,8 @@ impl Key {
         self.kind.check(&toml).ok_or_else(|| Problem::Invalid {
             expected: self.kind.expected(),
             got: match (self.kind, &toml) {
+                // What a secret file holds is not for a message, the less so if it is the wrong file.
+                (Kind::StoreUrl | Kind::QueueUrl, _) if from_file => "something else in that file".to_owned(),
                 (Kind::StoreUrl | Kind::QueueUrl, Toml::String(text)) => show(&Toml::String(mask_password(text))),
                 _ => show(&toml),
             },

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One table in `keys.rs` names every scalar key with its type, range, default and documentation. Parsing, environment
-//! names, suggestions for unknown keys, [`Config::to_toml`] and [`reference`] all walk that table, so they cannot
+//! names, suggestions for unknown keys, [`Config::to_toml`] and [`reference()`] all walk that table, so they cannot
 //! disagree. The two lists that are no scalars, API keys and webhook endpoints, live in `lists.rs`.
 //!
 //! Invariants: [`Source::load`] returns either a configuration in which every value is in range or *all* the errors it
@@ -127,7 +127,7 @@ impl Reader {
         };
         match text.parse::<Table>() {
             Ok(table) => self.read_table(table),
-            Err(source) => self.errors.push(ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) }),
+            Err(error) => self.errors.push(ConfigError::syntax(path, &text, &error)),
         }
     }
 
@@ -315,7 +315,7 @@ impl Config {
             errors.push(ConfigError::invalid(
                 "limits.breaker_probe_min",
                 "at most limits.breaker_probe_max",
-                &value::duration_text(limits.breaker_probe_min),
+                value::duration_text(limits.breaker_probe_min),
             ));
         }
     }

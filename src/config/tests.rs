@@ -338,3 +338,34 @@ fn changes_say_what_needs_a_restart() {
     let named = |key: &str, reload| Change { key: key.to_owned(), reload };
     assert_eq!(old.changes(&new), [named("http.workers", Reload::Restart), named("limits.accept_burst", Reload::Live)]);
 }
+
+#[test]
+fn errors_do_not_quote_secrets() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("password");
+    fs::write(&file, "hunter2\n").unwrap();
+    let by_file = format!("store.url = \"file:{}\"", file.display());
+    for toml in [
+        &by_file,
+        "store.url = \"mysql://u:hunter2@h/d\"",
+        "[[api.keys]]\nname = \"a\"\nkey = \"sha256:hunter2\"",
+        "[[webhook.endpoints]]\nurl = \"http://h\"\nsecret = \"hunter2",
+        "[[webhook.endpoints]]\nurl = \"http://h\"\nsecret = [\"hunter2\"]",
+        "[[webhook.endpoints]]\nurl = \"http://h\"\nsecret = \"whsec_hunter2!\"",
+    ] {
+        for error in errors(toml, &[]) {
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+    for json in ["[{\"key\": \"hunter2\"", "\"hunter2\"", "[\"hunter2\"]"] {
+        for error in errors("", &[("CHARGEGATE_API_KEYS", json)]) {
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn syntax_errors_name_line_and_column() {
+    let found = errors("[data]\ndir = \n", &[]);
+    assert!(found.len() == 1 && found[0].contains("is not valid TOML at line 2 column "), "{found:?}");
+}

@@ -92,7 +92,7 @@ pub(super) fn duration_text(span: Duration) -> String {
     for (unit_ms, unit, from_ms) in
         [(86_400_000, "d", 2 * 86_400_000), (3_600_000, "h", 3_600_000), (60_000, "m", 600_000), (1_000, "s", 1_000)]
     {
-        if ms >= from_ms && ms % unit_ms == 0 {
+        if ms >= from_ms && ms.is_multiple_of(unit_ms) {
             return format!("{}{unit}", ms / unit_ms);
         }
     }

@@ -115,7 +115,8 @@ impl AcceptGate {
         }
         let elapsed = now_ms.saturating_sub(self.filled_at);
         self.filled_at = now_ms;
-        self.tokens_milli = self.tokens_milli.saturating_add(elapsed.saturating_mul(self.per_ms_milli)).min(self.burst_milli);
+        self.tokens_milli =
+            self.tokens_milli.saturating_add(elapsed.saturating_mul(self.per_ms_milli)).min(self.burst_milli);
         let probing = if self.failures >= BREAKER_FAILURES { 1 } else { ACCEPTS_PER_TURN };
         usize::try_from((self.tokens_milli / 1000).min(probing)).unwrap_or(usize::MAX)
     }

@@ -20,10 +20,9 @@ use crate::{
         ap3000::{
             Body, Frame, PhyId,
             body::{CardReply, ChargeControl, OrderConfirmReply, Registration, Settlement},
-            codes::{AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode},
+            codes::{AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode, port_status_code},
             decode_body,
             encode::{self, Header},
-            port_status_code,
             wire::Extra,
         },
     },
@@ -46,7 +45,15 @@ impl Core {
         let body = match decode_body(frame, Direction::Up) {
             Ok(body) => body,
             Err(error) => {
-                self.refused_body(device_id, u16::from(frame.command), error, now, frame.raw, u32::from(frame.msg_id), effects);
+                self.refused_body(
+                    device_id,
+                    u16::from(frame.command),
+                    error,
+                    now,
+                    frame.raw,
+                    u32::from(frame.msg_id),
+                    effects,
+                );
                 return;
             }
         };
@@ -301,8 +308,7 @@ fn about(start_mode: StartMode, order_no: [u8; 16]) -> About {
 fn charge_answer(in_flight: &InFlight, result: ChargeResult, order_no: Option<[u8; 16]>) -> Answer {
     let ours = order_no.is_some() && order_no == in_flight.what.order_no().map(|no| *no.as_bytes());
     // A resent start finds the port in the requested state because its first copy put it there.
-    let done_before =
-        in_flight.what.is_start() && in_flight.writes > 1 && ours && result == ChargeResult::ALREADY_IN_STATE;
+    let done_before = in_flight.what.is_start() && in_flight.writes > 1 && ours && result == ChargeResult::SAME_STATE;
     if result == ChargeResult::SUCCESS || done_before {
         return Answer::Ok { business_no: None };
     }

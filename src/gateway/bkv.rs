@@ -23,7 +23,7 @@ use crate::{
             command::{CONTROL, PACKET, packet_sub, sub},
             decode_body,
             encode::{self, FeeOrder, PowerOrder},
-            packet::{Exception, FeeTier, PacketHeader},
+            packet::{Exception, FeeTier},
             report::{EndReport, HoleState},
         },
     },
@@ -64,7 +64,7 @@ impl Core {
             settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
         }
         if let Body::Exception(exception) = &body {
-            let header = PacketHeader::of(&exception.packet);
+            let header = exception.packet.header;
             let ack = Ack::BkvException { gateway_id: frame.gateway_id, header, socket: exception.socket };
             let waiting = WaitingAck { conn: conn.into(), ack };
             let event = exception_event(device_id, exception, now);
@@ -93,11 +93,11 @@ fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, now: Now, effect
             effects.write(conn, |out| encode::heartbeat_reply(out, gateway_id, now.unix_ms / 1000));
         }
         Body::Push(packet) => {
-            let header = PacketHeader::of(packet);
+            let header = packet.header;
             effects.write(conn, |out| encode::push_ack(out, gateway_id, header, true));
         }
         Body::Event(event) => {
-            let header = PacketHeader::of(&event.packet);
+            let header = event.packet.header;
             effects.write(conn, |out| encode::event_ack(out, gateway_id, header, event.socket.unwrap_or(0), true));
         }
         _ => {}
@@ -107,13 +107,9 @@ fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, now: Now, effect
 fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport) -> Ack {
     let socket = report.socket;
     match body {
-        Body::FeeEnd(end) => {
-            Ack::BkvFeeEnd { gateway_id, header: PacketHeader::of(&end.packet), socket, hole: report.hole }
-        }
+        Body::FeeEnd(end) => Ack::BkvFeeEnd { gateway_id, header: end.packet.header, socket, hole: report.hole },
         Body::PowerEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::POWER_END, socket, replay: None },
-        Body::ChargeEnd(..) => {
-            Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: Some(sub::CHARGE_END) }
-        }
+        Body::ChargeEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: Some(sub::CHARGE_END) },
         _ => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: None },
     }
 }
@@ -257,7 +253,9 @@ pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
         Outgoing::Command(command) => match &command.body {
             CommandBody::Start { spec, .. } => match spec.mode {
                 ChargeMode::Full => return None,
-                ChargeMode::Time { .. } | ChargeMode::Energy { .. } => ((CONTROL, u16::from(sub::START)), command.msg_id),
+                ChargeMode::Time { .. } | ChargeMode::Energy { .. } => {
+                    ((CONTROL, u16::from(sub::START)), command.msg_id)
+                }
                 ChargeMode::Power { .. } => ((CONTROL, u16::from(sub::POWER_START)), command.msg_id),
                 ChargeMode::ServiceFee { .. } => ((PACKET, packet_sub::FEE_START), command.msg_id),
             },

@@ -119,7 +119,9 @@ mod tests {
     fn limits_hold_at_their_edges() {
         let time = |minutes| spec(ChargeMode::Time { minutes });
         let energy = |wh| spec(ChargeMode::Energy { wh });
-        for (protocol, minutes_max, wh_min, wh_max) in [(Protocol::Ap3000, 1092, 10, 655_350), (Protocol::Bkv, 900, 1, 65_535)] {
+        for (protocol, minutes_max, wh_min, wh_max) in
+            [(Protocol::Ap3000, 1092, 10, 655_350), (Protocol::Bkv, 900, 1, 65_535)]
+        {
             for (spec, ok) in [
                 (time(0), false),
                 (time(1), true),

@@ -28,7 +28,7 @@ use crate::{
         detect::{Detected, Detection, detect},
     },
     shard::JOBS_MAX,
-    store::{CommandLogRow, DeviceEvent, Job, Latest, Outcome, SettlementKey},
+    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, Outcome, SettlementKey},
 };
 
 /// Settlements and reports of one shard that wait for their commit.
@@ -123,11 +123,27 @@ impl CoreConfig {
 /// Where an acknowledgement goes when its report is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ack {
-    Ap3000 { header: ap3000::encode::Header },
+    Ap3000 {
+        header: ap3000::encode::Header,
+    },
     /// 02, 18 or 0C. `replay`: second form for a report that came again although it was acknowledged.
-    BkvEnd { gateway_id: bkv::GatewayId, sub: u8, socket: u8, replay: Option<u8> },
-    BkvFeeEnd { gateway_id: bkv::GatewayId, header: bkv::packet::PacketHeader, socket: u8, hole: u8 },
-    BkvException { gateway_id: bkv::GatewayId, header: bkv::packet::PacketHeader, socket: u8 },
+    BkvEnd {
+        gateway_id: bkv::GatewayId,
+        sub: u8,
+        socket: u8,
+        replay: Option<u8>,
+    },
+    BkvFeeEnd {
+        gateway_id: bkv::GatewayId,
+        header: bkv::packet::PacketHeader,
+        socket: u8,
+        hole: u8,
+    },
+    BkvException {
+        gateway_id: bkv::GatewayId,
+        header: bkv::packet::PacketHeader,
+        socket: u8,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -177,7 +193,13 @@ impl Cx<'_> {
     }
 
     /// Submits an event of an order that changes nothing in it.
-    pub(super) fn order_event(&mut self, device_id: DeviceId, order_no: OrderNo, event_type: EventType, data: serde_json::Value) {
+    pub(super) fn order_event(
+        &mut self,
+        device_id: DeviceId,
+        order_no: OrderNo,
+        event_type: EventType,
+        data: serde_json::Value,
+    ) {
         let at = self.now.unix_ms;
         self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: Some(order_no), at })));
     }
@@ -609,7 +631,8 @@ impl Core {
             }
             Codec::Detecting | Codec::Ap3000 | Codec::Bkv => {}
         }
-        let stale = !conn.tail.is_empty() && conn.admission != Admission::Asked && late(conn.tail_since, timeouts.frame);
+        let stale =
+            !conn.tail.is_empty() && conn.admission != Admission::Asked && late(conn.tail_since, timeouts.frame);
         if stale && conn.codec != Codec::Detecting {
             // The frame that began here never ended: what looked like its start was not one.
             let mut held = std::mem::take(&mut conn.tail);
@@ -889,7 +912,8 @@ impl Core {
         match outcome {
             Outcome::Bound(bound) => {
                 let device_id = bound.device_id;
-                let conn = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn);
+                let conn =
+                    self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn);
                 if bound.admitted {
                     self.with_device(now, device_id, effects, |device, cx| device.registered(cx, *bound));
                 }
@@ -898,9 +922,10 @@ impl Core {
                 }
             }
             Outcome::Order(outcome) => {
-                if let Some(order) = &outcome.order {
+                let OrderOutcome { order, commands, withdrawn, .. } = *outcome;
+                if let Some(order) = order {
                     self.with_device(now, order.device_id, effects, |device, cx| {
-                        device.order_changed(cx, order, outcome.commands, &outcome.withdrawn);
+                        device.order_changed(cx, &order, commands, &withdrawn);
                     });
                 }
             }
@@ -908,7 +933,9 @@ impl Core {
                 if let Some(waiting) = self.shared.settlements.remove(&settled.key) {
                     let mut cx = Cx { now, shared: &mut self.shared, effects };
                     cx.acknowledge(waiting);
-                    if let (Ack::BkvEnd { gateway_id, socket, replay: Some(sub), .. }, false) = (waiting.ack, settled.stored) {
+                    if let (Ack::BkvEnd { gateway_id, socket, replay: Some(sub), .. }, false) =
+                        (waiting.ack, settled.stored)
+                    {
                         let ack = Ack::BkvEnd { gateway_id, sub, socket, replay: None };
                         cx.acknowledge(WaitingAck { ack, ..waiting });
                     }

@@ -3,7 +3,6 @@
 use super::effects::CloseReason;
 use crate::{model::Protocol, protocol::SkipReason};
 
-
 /// What a core counts.
 #[derive(Clone, Debug)]
 pub struct Counters {

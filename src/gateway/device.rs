@@ -23,7 +23,8 @@ use crate::{
         Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, PortAddress, PortStatus, Protocol,
         socket_of_port,
     },
-    store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey},
+    store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, payload::PortObject},
+    time::rfc3339_millis,
 };
 
 /// A bind that the store did not take is submitted again.
@@ -189,7 +190,8 @@ impl Device {
         self.streak = 0;
         self.bound_at = cx.now.mono_ms;
         // Spread by the id, so that a fleet that came back at once is not asked at once.
-        let spread = u64::from(self.id.to_string().bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(byte)));
+        let spread =
+            u64::from(self.id.to_string().bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(byte)));
         self.sync_at = cx.now.mono_ms + timeouts.port_sync + spread % timeouts.port_sync.max(1);
         self.entry.set_timeout(timeout);
         self.entry.set_connected_at(cx.now.unix_ms);
@@ -339,7 +341,7 @@ impl Device {
             "protocol": self.protocol,
             "online": score.online(),
             "score": score.total(),
-            "last_seen_at": crate::time::rfc3339_millis(self.entry.last_seen()),
+            "last_seen_at": rfc3339_millis(self.entry.last_seen()),
         })
     }
 
@@ -401,8 +403,10 @@ impl Device {
             self.ports_dirty.push(report.port_no);
         }
         if before.status != state.status && before.updated_at != 0 {
-            let mut data = crate::store::payload::port_json(&state);
+            let port = PortObject::new(&state.record(self.id), state.order_no);
+            let mut data = serde_json::to_value(port).unwrap_or_default();
             if let Some(object) = data.as_object_mut() {
+                object.insert("device_id".into(), self.id.to_string().into());
                 object.insert("old_status".into(), before.status.code().into());
                 object.insert("new_status".into(), state.status.code().into());
             }
@@ -485,7 +489,8 @@ impl Device {
         let index = match report.about {
             About::Order(order_no) => {
                 let index = self.tracks.iter().position(|track| track.order_no == order_no);
-                let contrary = self.tracks.iter().any(|t| t.port_no == port_no && t.is_active() && t.order_no != order_no);
+                let contrary =
+                    self.tracks.iter().any(|t| t.port_no == port_no && t.is_active() && t.order_no != order_no);
                 self.note_contrary(port_no, contrary);
                 if index.is_none() {
                     self.ask_for_unknown(cx, order_no);
@@ -516,9 +521,8 @@ impl Device {
         let Some(track) = index.and_then(|index| self.tracks.get_mut(index)) else { return };
         let order_no = track.order_no;
         // A BKV/GN hole that charges under a new number has answered the start, whatever became of its reply.
-        let answers = business_no.is_some()
-            && track.business_no.is_none()
-            && track.status == crate::model::OrderStatus::Pending;
+        let answers =
+            business_no.is_some() && track.business_no.is_none() && track.status == crate::model::OrderStatus::Pending;
         if answers {
             track.business_no = business_no;
             let acked = track.start_acked(cx.now);
@@ -689,17 +693,15 @@ impl Device {
             match self.lane.push(outgoing, deadline) {
                 Pushed::Queued | Pushed::Known | Pushed::Full => {}
                 Pushed::Annihilated { order_no, start, stop } => {
-                    let update = |id| CommandUpdate {
-                        id,
-                        state: CommandState::Withdrawn,
-                        order_no: None,
-                        attempts: 0,
-                        reason: Some("stopped_before_start"),
-                        at: cx.now.unix_ms,
-                    };
-                    for row in [start, stop].into_iter().flatten() {
-                        let job = Job::Command(update(row));
-                        cx.job(job);
+                    for id in [start, stop].into_iter().flatten() {
+                        cx.job(Job::Command(CommandUpdate {
+                            id,
+                            state: CommandState::Withdrawn,
+                            order_no: None,
+                            attempts: 0,
+                            reason: Some("stopped_before_start"),
+                            at: cx.now.unix_ms,
+                        }));
                     }
                     if let Some(order_no) = order_no {
                         self.tell(cx, order_no, Event::StartWithdrawn, None, None);

@@ -111,11 +111,7 @@ pub(super) enum Pushed {
     /// It waits.
     Queued,
     /// It was a stop whose start had not been written: both are gone; the start's and the stop's rows.
-    Annihilated {
-        order_no: Option<OrderNo>,
-        start: Option<i64>,
-        stop: Option<i64>,
-    },
+    Annihilated { order_no: Option<OrderNo>, start: Option<i64>, stop: Option<i64> },
     /// The same row (or question) is there already.
     Known,
     /// The lane is full.
@@ -136,12 +132,17 @@ impl Lane {
     pub(super) fn push(&mut self, what: Outgoing, deadline: u64) -> Pushed {
         if let Some(row) = what.row() {
             let known = |other: &Outgoing| other.row() == Some(row);
-            if self.waiting.iter().any(|waiting| known(&waiting.what)) || self.in_flight.iter().any(|f| known(&f.what)) {
+            if self.waiting.iter().any(|waiting| known(&waiting.what)) || self.in_flight.iter().any(|f| known(&f.what))
+            {
                 return Pushed::Known;
             }
         }
         if let Outgoing::Ask { port_no } = what {
-            if self.waiting.iter().any(|waiting| matches!(waiting.what, Outgoing::Ask { port_no: other } if other == port_no)) {
+            if self
+                .waiting
+                .iter()
+                .any(|waiting| matches!(waiting.what, Outgoing::Ask { port_no: other } if other == port_no))
+            {
                 return Pushed::Known;
             }
         }

@@ -18,9 +18,9 @@ mod slots;
 mod timers;
 mod track;
 
+pub use self::core::{Core, CoreConfig, Timeouts};
 pub use accept::ConnectionLimits;
 pub use counters::Counters;
-pub use self::core::{Core, CoreConfig, Timeouts};
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
 
 /// Index of a shard, from 0.

@@ -76,10 +76,12 @@ impl<T> Slots<T> {
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.chunks.iter().flatten().enumerate().filter(|(_, slot)| slot.value.is_some()).map(|(index, slot)| Key {
-            slot: u32::try_from(index).unwrap_or(u32::MAX),
-            generation: slot.generation,
-        })
+        self.chunks
+            .iter()
+            .flatten()
+            .enumerate()
+            .filter(|(_, slot)| slot.value.is_some())
+            .map(|(index, slot)| Key { slot: u32::try_from(index).unwrap_or(u32::MAX), generation: slot.generation })
     }
 }
 

@@ -1,0 +1,23 @@
+# Two stages: build with the toolchain, run with nothing but the binary and the C library.
+FROM rust:1-slim-bookworm AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked --bin chargegate && mkdir -p /out/data && cp target/release/chargegate /out/
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /out/chargegate /usr/local/bin/chargegate
+# The volume takes its owner from here, so that the unprivileged user can write to it.
+COPY --from=build --chown=nonroot:nonroot /out/data /data
+# Docker's default seccomp profile refuses io_uring: engine "auto" then uses epoll.
+ENV CHARGEGATE_DATA_DIR=/data \
+    CHARGEGATE_HTTP_LISTEN=0.0.0.0:7055
+VOLUME /data
+EXPOSE 6000 7055
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["/usr/local/bin/chargegate", "healthcheck"]
+ENTRYPOINT ["/usr/local/bin/chargegate"]
+CMD ["serve"]

@@ -1,0 +1,47 @@
+# The commands of the project; `.ci/run` calls the same ones.
+
+CARGO ?= cargo
+# Seconds per target of `make fuzz-smoke`.
+FUZZ_SECONDS ?= 5
+
+.PHONY: help run test lint fmt bench fuzz-smoke demo
+
+help:
+	@echo "run         build, and serve with the embedded store in ./data"
+	@echo "test        all tests"
+	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
+	@echo "fmt         format the code"
+	@echo "bench       benchmarks"
+	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SECONDS) s, where cargo-fuzz is installed"
+	@echo "demo        the gateway with simulated devices that charge"
+
+run:
+	$(CARGO) run --release --bin chargegate -- serve
+
+test:
+	$(CARGO) test --workspace
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: skipped"; fi
+
+fmt:
+	$(CARGO) fmt --all
+
+bench:
+	$(CARGO) bench --workspace
+
+fuzz-smoke:
+	@if ! $(CARGO) fuzz --version >/dev/null 2>&1; then \
+		echo "cargo-fuzz is not installed: cargo install cargo-fuzz, and rustup toolchain install nightly"; \
+	else \
+		set -e; targets=$$($(CARGO) fuzz list); for target in $$targets; do \
+			$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); \
+		done; \
+	fi
+
+demo:
+	$(CARGO) build --release --workspace
+	scripts/demo

@@ -1,0 +1,266 @@
+//! The label values of all metrics. Each set is an enum, so the number of time series has a bound.
+
+use crate::protocol::{DecodeError, Direction, SkipReason};
+
+/// A closed set of values of one label.
+pub trait Label: Copy + 'static {
+    /// All values, in index order.
+    const ALL: &'static [Self];
+    /// How many there are.
+    const COUNT: usize = Self::ALL.len();
+
+    /// Position in [`Self::ALL`].
+    fn index(self) -> usize;
+
+    /// The text in the exposition.
+    fn as_str(self) -> &'static str;
+}
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+            pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+            impl Label for $name {
+                const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+                #[inline]
+                fn index(self) -> usize {
+                    self as usize
+                }
+
+                fn as_str(self) -> &'static str {
+                    match self { $(Self::$variant => $word,)+ }
+                }
+            }
+        )+
+    };
+}
+
+labels! {
+    /// Why a device connection ended, or was never kept.
+    CloseReason {
+        /// The device closed it.
+        Peer = "peer",
+        /// The socket failed.
+        SocketError = "socket_error",
+        /// Silent past its protocol's limit.
+        Idle = "idle",
+        /// No protocol told in time.
+        DetectTimeout = "detect_timeout",
+        /// First bytes of no known protocol.
+        UnknownProtocol = "unknown_protocol",
+        /// Too large a share of garbage.
+        Garbage = "garbage",
+        /// Did not take what was written.
+        WriteTimeout = "write_timeout",
+        /// A newer connection took over its device.
+        Superseded = "superseded",
+        /// Its device has no record and admission is `known`.
+        NotAdmitted = "not_admitted",
+        /// Over the limit of all connections.
+        LimitTotal = "limit_total",
+        /// Over the limit of its address.
+        LimitPerIp = "limit_per_ip",
+        /// The server stops or drains.
+        Shutdown = "shutdown",
+    }
+
+    /// Why an order failed.
+    OrderFailure {
+        /// The device refused the start.
+        Refused = "refused",
+        /// Confirmed, but never charging.
+        NoLoad = "no_load",
+        /// The device did not come back.
+        DeviceOffline = "device_offline",
+        /// The port no longer charged and no settlement came.
+        PortStateMismatch = "port_state_mismatch",
+        /// The device ended the charge for a fault.
+        DeviceFault = "device_fault",
+        /// Anything else.
+        Other = "other",
+    }
+
+    /// Why a command did not reach its end.
+    OutboundFailure {
+        /// No reply in time.
+        AckTimeout = "ack_timeout",
+        /// The device refused it.
+        Refused = "refused",
+        /// Too old to be sent.
+        Expired = "expired",
+        /// Taken back before it was written.
+        Withdrawn = "withdrawn",
+        /// Given up after all attempts.
+        Dead = "dead",
+        /// Refused at the door: too many waiting.
+        Overloaded = "overloaded",
+    }
+
+    /// Priority of a command.
+    Priority {
+        /// 0: the system's own.
+        Emergency = "emergency",
+        /// 1: stop and cancel.
+        High = "high",
+        /// 2: start.
+        Normal = "normal",
+        /// 5: queries and parameters.
+        Low = "low",
+        /// 9: statistics and OTA.
+        Idle = "idle",
+    }
+
+    /// Why a delivery attempt failed.
+    EventFailure {
+        /// No connection.
+        Connect = "connect",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// An address that is not allowed.
+        PrivateTarget = "private_target",
+        /// 410: the endpoint is gone.
+        Gone = "gone",
+        /// Another status from 300 to 499.
+        ClientStatus = "client_status",
+        /// A status from 500.
+        ServerStatus = "server_status",
+        /// Anything else.
+        Other = "other",
+    }
+
+    /// Why received bytes made no typed frame.
+    DecodeFailure {
+        /// Bytes between frames.
+        Noise = "noise",
+        /// Length out of range.
+        BadLength = "bad_length",
+        /// Wrong checksum.
+        BadChecksum = "bad_checksum",
+        /// Wrong tail bytes.
+        BadTail = "bad_tail",
+        /// Direction contradicts the magic.
+        BadDirection = "bad_direction",
+        /// Body too short.
+        Truncated = "truncated",
+        /// Forbidden value in a body.
+        Invalid = "invalid",
+        /// Body too long.
+        Trailing = "trailing",
+        /// A command without decoder.
+        NotDecoded = "not_decoded",
+        /// A command in no table.
+        UnknownCommand = "unknown_command",
+    }
+
+    /// What a store thread did.
+    StoreOperation {
+        /// A batch of jobs that a device or a request waits for.
+        Durable = "durable",
+        /// A batch of latest values.
+        Coalesced = "coalesced",
+        /// A batch of command log rows.
+        Append = "append",
+        /// A claim of commands.
+        Claim = "claim",
+        /// A query for the API.
+        Read = "read",
+        /// A step of event delivery.
+        Delivery = "delivery",
+        /// Deleting what is past its retention.
+        Prune = "prune",
+    }
+
+    /// A queue between threads.
+    ThreadQueue {
+        /// Jobs for the store.
+        StoreJobs = "store_jobs",
+        /// Command log rows for the store.
+        StoreAppend = "store_append",
+        /// Commands waiting for their claim.
+        Outbound = "outbound",
+        /// Requests waiting for a handler.
+        HttpRequests = "http_requests",
+        /// Responses on their way to the guard.
+        HttpResponses = "http_responses",
+        /// Events waiting for delivery.
+        Webhook = "webhook",
+    }
+
+    /// A circuit breaker.
+    Breaker {
+        /// Accepting device connections.
+        Accept = "accept",
+        /// Delivering events, any endpoint.
+        Webhook = "webhook",
+    }
+
+    /// First digit of an HTTP status.
+    StatusClass {
+        /// 100 to 199.
+        Informational = "1xx",
+        /// 200 to 299.
+        Success = "2xx",
+        /// 300 to 399.
+        Redirection = "3xx",
+        /// 400 to 499.
+        ClientError = "4xx",
+        /// 500 and above.
+        ServerError = "5xx",
+    }
+}
+
+impl From<SkipReason> for DecodeFailure {
+    fn from(reason: SkipReason) -> Self {
+        match reason {
+            SkipReason::Noise => Self::Noise,
+            SkipReason::BadLength => Self::BadLength,
+            SkipReason::BadChecksum => Self::BadChecksum,
+            SkipReason::BadTail => Self::BadTail,
+            SkipReason::BadDirection => Self::BadDirection,
+        }
+    }
+}
+
+impl From<DecodeError> for DecodeFailure {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Truncated { .. } => Self::Truncated,
+            DecodeError::Invalid { .. } => Self::Invalid,
+            DecodeError::Trailing { .. } => Self::Trailing,
+            DecodeError::NotDecoded { .. } => Self::NotDecoded,
+            DecodeError::Unknown { .. } => Self::UnknownCommand,
+        }
+    }
+}
+
+impl From<u16> for StatusClass {
+    fn from(status: u16) -> Self {
+        match status {
+            ..200 => Self::Informational,
+            200..300 => Self::Success,
+            300..400 => Self::Redirection,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
+}
+
+impl Label for Direction {
+    const ALL: &'static [Self] = &[Self::Up, Self::Down];
+
+    #[inline]
+    fn index(self) -> usize {
+        match self {
+            Self::Up => 0,
+            Self::Down => 1,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        Self::as_str(self)
+    }
+}
