@@ -116,7 +116,11 @@ async fn serve(wake: UnixStream, bound: Vec<Bound>, mut driver: Driver) -> io::R
     let mut shard = Shard {
         peers: Peers { sockets: Sockets::new() },
         buffer: vec![0; READ_BUFFER_BYTES].into(),
-        acceptors: bound.into_iter().zip(0..).map(|(bound, index)| Acceptor::new(bound, index)).collect::<Result<_, _>>()?,
+        acceptors: bound
+            .into_iter()
+            .zip(0..)
+            .map(|(bound, index)| Acceptor::new(bound, index))
+            .collect::<Result<_, _>>()?,
         again: Vec::new(),
     };
     let mut timer = Alarm { timer: None };
@@ -324,7 +328,7 @@ impl Shard {
                             self.read(conn, driver);
                         }
                         // The core has counted it.
-                        Err(_) => shut(&stream),
+                        Err(_) => shut(stream.as_raw_fd()),
                     }
                 }
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -342,6 +346,7 @@ type Accept = Pin<Box<dyn Future<Output = glommio::Result<net::AcceptedTcpStream
 
 struct Acceptor {
     socket: Rc<net::TcpListener>,
+    fd: RawFd,
     listener: Listener,
     number: u32,
     /// The accept under way in the ring.
@@ -354,10 +359,10 @@ impl Acceptor {
     fn new(bound: Bound, index: u32) -> io::Result<Self> {
         // Some kernels answer EAGAIN to an accept in the ring on a non-blocking socket, instead of waiting.
         bound.socket.set_nonblocking(false)?;
+        let fd = bound.socket.into_raw_fd();
         // SAFETY: the descriptor is a listening socket, open and given up by `bound`.
-        let socket = unsafe { net::TcpListener::from_raw_fd(bound.socket.into_raw_fd()) };
-        let number = LISTENER_LAST - index;
-        Ok(Self { socket: Rc::new(socket), listener: bound.listener, number, next: None, ready: true })
+        let socket = Rc::new(unsafe { net::TcpListener::from_raw_fd(fd) });
+        Ok(Self { socket, fd, listener: bound.listener, number: LISTENER_LAST - index, next: None, ready: true })
     }
 
     fn poll_accept(&mut self) -> Poll<io::Result<net::TcpStream>> {
@@ -373,6 +378,12 @@ impl Acceptor {
             Err(GlommioError::IoError(error)) => Err(error),
             Err(error) => Err(io::Error::other(error.to_string())),
         })
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        shut(self.fd);
     }
 }
 
@@ -405,15 +416,15 @@ impl Io for Peers {
 
     fn close(&mut self, conn: ConnId) {
         if let Some(peer) = self.sockets.remove(conn) {
-            shut(&peer.stream);
+            shut(peer.stream.as_raw_fd());
         }
     }
 }
 
-/// Ends a connection at once: a poll of it in the ring keeps the descriptor's file open until its cancellation is through.
-fn shut(stream: &net::TcpStream) {
-    // SAFETY: the descriptor is open as long as `stream` lives. A failure says that the peer was faster.
-    unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_RDWR) };
+/// Ends a connection, or listening, at once: what waits for it in the ring keeps the file open until its cancellation is through.
+fn shut(fd: RawFd) {
+    // SAFETY: every caller owns the descriptor, which is open. A failure says that the peer was faster.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
 /// Sends what the socket takes now.

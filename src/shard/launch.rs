@@ -232,7 +232,8 @@ impl Prepared {
     ) -> Result<(), StartError> {
         let (work, receiver) = sync_channel(1);
         let name = format!("shard-{}", shard.0);
-        let handle = std::thread::Builder::new().name(name).spawn(move || body(receiver)).map_err(StartError::Thread)?;
+        let handle =
+            std::thread::Builder::new().name(name).spawn(move || body(receiver)).map_err(StartError::Thread)?;
         self.mailboxes.push(Mailbox::new(MAILBOX_CAPACITY, wake));
         self.threads.push(Thread { work, handle });
         Ok(())
@@ -279,17 +280,21 @@ impl Work {
     /// Runs the shard and says how it ended.
     fn run(self, shard: ShardId, run: impl FnOnce(Driver, Vec<Bound>) -> io::Result<()>) {
         let Self { driver, bound, on_failure, ended } = self;
-        let reason = match catch_unwind(AssertUnwindSafe(|| run(driver, bound))) {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(panic) => Some(panic_text(panic.as_ref()).to_owned()),
-        };
-        let clean = reason.is_none();
-        if let Some(reason) = reason {
+        let outcome = outcome_of(|| run(driver, bound));
+        let clean = outcome.is_ok();
+        if let Err(reason) = outcome {
             on_failure(ShardFailure { shard, reason });
         }
         // Nobody listens when the process ends without waiting.
         ended.send(clean).unwrap_or_default();
+    }
+}
+
+/// Runs a shard to its end; `Err` says why it failed or what it panicked with.
+fn outcome_of(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic_text(panic.as_ref()).to_owned()),
     }
 }
 
@@ -373,10 +378,7 @@ fn now() -> Instant {
 }
 
 /// Binds every address once per shard. The first bind of an address chooses the port where 0 is asked for.
-fn bind_all(
-    listen: &[ListenAddress],
-    shards: usize,
-) -> Result<(Vec<ListenAddress>, Vec<Vec<Bound>>), StartError> {
+fn bind_all(listen: &[ListenAddress], shards: usize) -> Result<(Vec<ListenAddress>, Vec<Vec<Bound>>), StartError> {
     let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
     let mut addresses = Vec::with_capacity(listen.len());
     for ListenAddress { mut addr, listener } in listen.iter().copied() {
@@ -444,3 +446,100 @@ fn pin(cpu: usize) {
 
 #[cfg(not(target_os = "linux"))]
 fn pin(_cpu: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_chosen_by_their_names() {
+        assert_eq!("auto".parse(), Ok(EngineChoice::Auto));
+        for engine in [Engine::Mio, Engine::Glommio] {
+            assert_eq!(engine.to_string().parse(), Ok(EngineChoice::Only(engine)));
+        }
+        assert_eq!("epoll".parse::<EngineChoice>(), Err(UnknownEngine));
+    }
+
+    #[test]
+    fn a_shard_that_fails_or_panics_says_why() {
+        assert_eq!(outcome_of(|| Ok(())), Ok(()));
+        assert_eq!(outcome_of(|| Err(io::Error::other("no memory"))), Err("no memory".to_owned()));
+        assert_eq!(outcome_of(|| panic!("slot {} is taken", 3)), Err("slot 3 is taken".to_owned()));
+    }
+
+    #[test]
+    fn all_shards_listen_on_the_port_chosen_for_the_first() {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (listen, bound) = bind_all(&[ListenAddress { addr, listener: Listener::Gn }], 3).unwrap();
+        assert_ne!(listen[0].addr.port(), 0);
+        for bound in bound.iter().flatten() {
+            assert_eq!(bound.socket.local_addr().unwrap(), listen[0].addr);
+            assert_eq!(bound.listener, Listener::Gn);
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_nodelay() {
+        let listener = listening(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let device = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!device.nodelay().unwrap());
+        assert!(listener.accept().unwrap().0.nodelay().unwrap());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn each_core_allowed_is_found_and_can_be_pinned_to() {
+        let cpus = allowed_cpus();
+        assert!(!cpus.is_empty());
+        for cpu in cpus {
+            let pinned = std::thread::spawn(move || {
+                pin(cpu);
+                allowed_cpus()
+            });
+            assert_eq!(pinned.join().unwrap(), [cpu]);
+        }
+    }
+
+    /// Runs itself again in a process that may not make a ring, as in a container with the usual system call filter.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn epoll_takes_over_where_io_uring_is_refused() {
+        use std::{os::unix::process::CommandExt, process::Command};
+
+        const REFUSED: &str = "CHARGEGATE_TEST_IO_URING_REFUSED";
+        if std::env::var_os(REFUSED).is_some() {
+            let refused = prepare(EngineChoice::Only(Engine::Glommio), 2).err().expect("it is refused");
+            assert!(matches!(refused, StartError::Engine { engine: Engine::Glommio, .. }), "{refused:?}");
+            assert_eq!(prefer(Engine::Glommio, 2).unwrap().engine(), Engine::Mio);
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "shard::launch::tests::epoll_takes_over_where_io_uring_is_refused"]).env(REFUSED, "1");
+        // SAFETY: the filter is made of plain system calls, which may be made between fork and exec.
+        unsafe { child.pre_exec(refuse_io_uring) };
+        assert!(child.status().unwrap().success());
+    }
+
+    /// Makes `io_uring_setup` fail with EPERM in this process and its children.
+    #[cfg(target_os = "linux")]
+    fn refuse_io_uring() -> io::Result<()> {
+        const fn instruction(code: u32, jf: u8, k: u32) -> libc::sock_filter {
+            libc::sock_filter { code: code as u16, jt: 0, jf, k }
+        }
+        let filter = [
+            // The system call's number is the first word of `seccomp_data`.
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_io_uring_setup as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: the program outlives the calls, which copy it.
+        let set = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+        };
+        if set { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
