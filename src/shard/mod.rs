@@ -33,9 +33,15 @@ use crate::{
 };
 
 mod clock;
+#[cfg(target_os = "linux")]
+mod glommio;
+pub mod launch;
 pub mod mailbox;
+mod mio;
+mod sockets;
 
 pub use clock::Clock;
+pub use launch::{Engine, EngineChoice, Prepared, Running, Seed, StartError};
 pub use mailbox::{Mailbox, Wake};
 
 /// Bytes read from a socket at a time; one buffer per shard.
@@ -48,6 +54,10 @@ const MESSAGES_PER_TURN: usize = 256;
 pub const JOBS_MAX: usize = 4096;
 /// Capacity of a shard's mailbox: every job's outcome, and as many messages from other threads.
 pub const MAILBOX_CAPACITY: usize = 2 * JOBS_MAX;
+/// Connections accepted per listener and turn, so that a reconnect storm does not starve the devices that are connected.
+const ACCEPTS_PER_TURN: usize = 64;
+/// While accepting is paused and connections wait in the backlog, an engine asks for the allowance this often.
+const ACCEPT_RETRY_MS: u64 = 20;
 /// Longest wait of an engine: the health check wants a tick every second.
 pub const WAIT_MS_MAX: u64 = 1000;
 
@@ -120,7 +130,8 @@ impl Driver {
         Self { core, clock, mailbox, peers, store, tick, effects: Effects::default(), draining: false }
     }
 
-    /// How many connections may be accepted now; 0 pauses, and the wait of the next turn ends when accepting may go on.
+    /// How many connections may be accepted now. 0 pauses: the backlog queues, and the engine asks again within
+    /// [`ACCEPT_RETRY_MS`].
     pub fn accept_allowance(&mut self) -> usize {
         if self.draining { 0 } else { self.core.accept_allowance(self.clock.now()) }
     }
@@ -174,6 +185,11 @@ impl Driver {
         // Jobs that found the store's queue full are handed over again soon.
         let jobs = if self.effects.jobs.is_empty() { WAIT_MS_MAX } else { 5 };
         timer.min(jobs).min(WAIT_MS_MAX)
+    }
+
+    /// The time of this turn.
+    pub const fn now(&self) -> Now {
+        self.clock.now()
     }
 
     /// Refreshes the clock: call once after each wait.

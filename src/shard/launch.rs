@@ -1,0 +1,545 @@
+//! Starting and stopping shards: engine choice, threads, cores, listeners.
+//!
+//! Two steps, because mailboxes are needed long before devices may connect:
+//!
+//! 1. [`prepare`] starts one pinned thread per shard with its epoll set or ring, so that whatever the kernel refuses is known at
+//!    once, and gives out the mailboxes. The threads wait.
+//! 2. [`Prepared::start`] binds all listeners, of all shards, before the first shard runs.
+//!
+//! A shard that ends without having been drained is reported at once: the process must not go on half alive.
+
+use std::{
+    any::Any,
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    panic::{AssertUnwindSafe, catch_unwind},
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::AtomicU64,
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Clock, Driver, ListenAddress, MAILBOX_CAPACITY, Mailbox, Peers, Wake};
+use crate::{
+    gateway::{Core, Listener, Message, ShardId},
+    store::Store,
+};
+
+/// What `auto` starts.
+const AUTO: Engine = Engine::Mio;
+/// Connections the kernel queues per listener; it cuts this to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// A shard that drains is told again this often.
+const DRAIN_AGAIN: Duration = Duration::from_millis(100);
+
+/// The engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// epoll.
+    Mio,
+    /// io_uring.
+    Glommio,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mio => "mio",
+            Self::Glommio => "glommio",
+        })
+    }
+}
+
+/// `shard.engine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The faster one by measurement; epoll where io_uring is refused.
+    #[default]
+    Auto,
+    /// This one, or no start.
+    Only(Engine),
+}
+
+impl FromStr for EngineChoice {
+    type Err = UnknownEngine;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEngine> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "glommio" => Ok(Self::Only(Engine::Glommio)),
+            "mio" => Ok(Self::Only(Engine::Mio)),
+            _ => Err(UnknownEngine),
+        }
+    }
+}
+
+/// A word that names no engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("shard.engine must be auto, glommio or mio")]
+pub struct UnknownEngine;
+
+/// Why the shards do not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The kernel, or what stands before it, refuses the engine.
+    #[error("the {engine} engine cannot start")]
+    Engine {
+        /// Which.
+        engine: Engine,
+        /// What was refused.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a shard's thread")]
+    Thread(#[source] io::Error),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {addr}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A shard that ended without having been drained.
+#[derive(Clone, Debug)]
+pub struct ShardFailure {
+    /// Which.
+    pub shard: ShardId,
+    /// What it said.
+    pub reason: String,
+}
+
+/// Called on the thread of a shard that failed; expected to end the process.
+pub type OnFailure = Arc<dyn Fn(ShardFailure) + Send + Sync>;
+
+/// A listener of one shard.
+pub(super) struct Bound {
+    pub(super) socket: TcpListener,
+    pub(super) listener: Listener,
+}
+
+/// What a waiting thread is given to run.
+struct Work {
+    driver: Driver,
+    bound: Vec<Bound>,
+    on_failure: OnFailure,
+    ended: Sender<bool>,
+}
+
+/// What is particular to one shard.
+pub struct Seed {
+    /// Its core, with the shard's number.
+    pub core: Core,
+    /// Stamped with the monotonic time of every turn.
+    pub tick: Arc<AtomicU64>,
+}
+
+/// Shards whose threads wait.
+pub struct Prepared {
+    engine: Engine,
+    mailboxes: Vec<Mailbox>,
+    threads: Vec<Thread>,
+}
+
+struct Thread {
+    work: SyncSender<Work>,
+    handle: JoinHandle<()>,
+}
+
+/// Starts the threads of `shards` shards. Where `auto` prefers io_uring and it is refused, epoll takes its place and one warning
+/// says so.
+pub fn prepare(choice: EngineChoice, shards: u16) -> Result<Prepared, StartError> {
+    match choice {
+        EngineChoice::Only(engine) => Prepared::new(engine, shards),
+        EngineChoice::Auto => prefer(AUTO, shards),
+    }
+}
+
+fn prefer(engine: Engine, shards: u16) -> Result<Prepared, StartError> {
+    match Prepared::new(engine, shards) {
+        Err(StartError::Engine { engine: Engine::Glommio, source }) => {
+            log::warn!(reason:% = source; "io_uring is refused, shards run on epoll");
+            Prepared::new(Engine::Mio, shards)
+        }
+        prepared => prepared,
+    }
+}
+
+impl Prepared {
+    fn new(engine: Engine, shards: u16) -> Result<Self, StartError> {
+        let cpus = allowed_cpus();
+        let cpu = |index: u16| cpus.get(usize::from(index) % cpus.len().max(1)).copied();
+        let mut prepared = Self { engine, mailboxes: Vec::new(), threads: Vec::new() };
+        for index in 0..shards {
+            match engine {
+                Engine::Mio => prepared.add_mio(ShardId(index), cpu(index))?,
+                Engine::Glommio => prepared.add_glommio(ShardId(index), cpu(index))?,
+            }
+        }
+        Ok(prepared)
+    }
+
+    fn add_mio(&mut self, shard: ShardId, cpu: Option<usize>) -> Result<(), StartError> {
+        let refused = |source| StartError::Engine { engine: Engine::Mio, source };
+        let (poll, waker) = super::mio::prepare().map_err(refused)?;
+        self.add(shard, Box::new(waker), move |work| {
+            if let Some(cpu) = cpu {
+                pin(cpu);
+            }
+            let Ok(work) = work.recv() else { return };
+            work.run(shard, |driver, bound| super::mio::run(poll, bound, driver));
+        })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn add_glommio(&mut self, shard: ShardId, cpu: Option<usize>) -> Result<(), StartError> {
+        let refused = |source| StartError::Engine { engine: Engine::Glommio, source };
+        let (waker, wake) = super::glommio::prepare().map_err(refused)?;
+        let (made, is_made) = sync_channel(1);
+        self.add(shard, Box::new(waker), move |work| {
+            let executor = match super::glommio::executor(cpu) {
+                Ok(executor) => executor,
+                Err(error) => return drop(made.send(Err(error))),
+            };
+            drop(made.send(Ok(())));
+            let Ok(work) = work.recv() else { return };
+            work.run(shard, |driver, bound| super::glommio::run(&executor, wake, bound, driver));
+        })?;
+        let made = is_made.recv().unwrap_or_else(|_| Err(io::Error::other("its executor panicked")));
+        made.map_err(refused)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn add_glommio(&mut self, _shard: ShardId, _cpu: Option<usize>) -> Result<(), StartError> {
+        Err(StartError::Engine { engine: Engine::Glommio, source: io::ErrorKind::Unsupported.into() })
+    }
+
+    fn add(
+        &mut self,
+        shard: ShardId,
+        wake: Box<dyn Wake>,
+        body: impl FnOnce(Receiver<Work>) + Send + 'static,
+    ) -> Result<(), StartError> {
+        let (work, receiver) = sync_channel(1);
+        let name = format!("shard-{}", shard.0);
+        let handle =
+            std::thread::Builder::new().name(name).spawn(move || body(receiver)).map_err(StartError::Thread)?;
+        self.mailboxes.push(Mailbox::new(MAILBOX_CAPACITY, wake));
+        self.threads.push(Thread { work, handle });
+        Ok(())
+    }
+
+    /// The engine that runs.
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The mailboxes by shard.
+    pub fn mailboxes(&self) -> &[Mailbox] {
+        &self.mailboxes
+    }
+
+    /// Binds the listeners of all shards and lets the shards run. There is one seed per shard, in their order.
+    pub fn start(
+        self,
+        seeds: Vec<Seed>,
+        clock: Clock,
+        store: &Arc<dyn Store>,
+        listen: &[ListenAddress],
+        on_failure: &OnFailure,
+    ) -> Result<Running, StartError> {
+        assert_eq!(seeds.len(), self.threads.len(), "one seed per shard");
+        let (listen, bound) = bind_all(listen, seeds.len())?;
+        let peers = Arc::new(Peers::new(self.mailboxes.clone()));
+        let (ended_sender, ended) = channel();
+        let mut handles = Vec::with_capacity(self.threads.len());
+        for (((thread, mailbox), seed), bound) in self.threads.into_iter().zip(&self.mailboxes).zip(seeds).zip(bound) {
+            let Seed { core, tick } = seed;
+            let driver = Driver::new(core, clock, mailbox.clone(), Arc::clone(&peers), Arc::clone(store), tick);
+            let work = Work { driver, bound, on_failure: Arc::clone(on_failure), ended: ended_sender.clone() };
+            if thread.work.send(work).is_err() {
+                return Err(StartError::Thread(io::Error::other("it ended while it waited")));
+            }
+            handles.push(thread.handle);
+        }
+        Ok(Running { engine: self.engine, mailboxes: self.mailboxes, listen, handles, ended })
+    }
+}
+
+impl Work {
+    /// Runs the shard and says how it ended.
+    fn run(self, shard: ShardId, run: impl FnOnce(Driver, Vec<Bound>) -> io::Result<()>) {
+        let Self { driver, bound, on_failure, ended } = self;
+        let outcome = outcome_of(|| run(driver, bound));
+        let clean = outcome.is_ok();
+        if let Err(reason) = outcome {
+            on_failure(ShardFailure { shard, reason });
+        }
+        // Nobody listens when the process ends without waiting.
+        ended.send(clean).unwrap_or_default();
+    }
+}
+
+/// Runs a shard to its end; `Err` says why it failed or what it panicked with.
+fn outcome_of(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic_text(panic.as_ref()).to_owned()),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
+}
+
+/// Shards at work.
+pub struct Running {
+    engine: Engine,
+    mailboxes: Vec<Mailbox>,
+    listen: Vec<ListenAddress>,
+    handles: Vec<JoinHandle<()>>,
+    ended: Receiver<bool>,
+}
+
+/// How shards stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Drained to the end.
+    pub clean: usize,
+    /// Failed before.
+    pub failed: usize,
+    /// Still at work when the deadline came.
+    pub forced: usize,
+}
+
+impl Running {
+    /// The engine that runs.
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The mailboxes by shard.
+    pub fn mailboxes(&self) -> &[Mailbox] {
+        &self.mailboxes
+    }
+
+    /// The addresses listened on, with the ports that the kernel chose.
+    pub fn listen(&self) -> &[ListenAddress] {
+        &self.listen
+    }
+
+    /// Tells all shards to accept no more, to finish what is under way and to close their connections. One whose mailbox is full
+    /// is told by [`Running::join`].
+    pub fn drain(&self) {
+        for mailbox in &self.mailboxes {
+            drop(mailbox.send(Message::Drain));
+        }
+    }
+
+    /// Drains all shards and waits until they have ended, at most for `deadline`.
+    pub fn join(self, deadline: Duration) -> Stopped {
+        let until = now() + deadline;
+        let mut stopped = Stopped { clean: 0, failed: 0, forced: self.handles.len() };
+        self.drain();
+        while stopped.forced > 0 {
+            let left = until.saturating_duration_since(now());
+            match self.ended.recv_timeout(left.min(DRAIN_AGAIN)) {
+                Ok(clean) => {
+                    stopped.forced -= 1;
+                    *if clean { &mut stopped.clean } else { &mut stopped.failed } += 1;
+                }
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return stopped,
+                Err(RecvTimeoutError::Timeout) => self.drain(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        for handle in self.handles {
+            // A panic has been reported by the thread itself.
+            drop(handle.join());
+        }
+        stopped
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Binds every address once per shard. The first bind of an address chooses the port where 0 is asked for.
+fn bind_all(listen: &[ListenAddress], shards: usize) -> Result<(Vec<ListenAddress>, Vec<Vec<Bound>>), StartError> {
+    let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::with_capacity(listen.len());
+    for ListenAddress { mut addr, listener } in listen.iter().copied() {
+        let failed = |source| StartError::Listen { addr, source };
+        // With SO_REUSEPORT a second gateway would share the port in silence; a plain bind finds the first.
+        drop(socket(addr, false).map_err(failed)?);
+        for bound in &mut bound {
+            let socket = listening(addr).map_err(|source| StartError::Listen { addr, source })?;
+            addr = socket.local_addr().map_err(|source| StartError::Listen { addr, source })?;
+            bound.push(Bound { socket, listener });
+        }
+        addresses.push(ListenAddress { addr, listener });
+    }
+    Ok((addresses, bound))
+}
+
+fn socket(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+/// One of several listeners on an address: the kernel spreads connections over them.
+fn listening(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(addr, true)?;
+    // Accepted sockets inherit it, which saves a call per connection.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The cores this process may run on; empty where the system does not say.
+#[cfg(target_os = "linux")]
+fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: all zeroes is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is as large as is said.
+    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } != 0 {
+        return Vec::new();
+    }
+    // SAFETY: `cpu` is below the size of the set.
+    (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allowed_cpus() -> Vec<usize> {
+    Vec::new()
+}
+
+/// Pins the current thread.
+#[cfg(target_os = "linux")]
+fn pin(cpu: usize) {
+    // SAFETY: all zeroes is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` came out of a set of this size.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is as large as is said.
+    if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) } != 0 {
+        log::warn!(cpu, reason:% = io::Error::last_os_error(); "a shard's thread cannot be pinned");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn pin(_cpu: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_chosen_by_their_names() {
+        assert_eq!("auto".parse(), Ok(EngineChoice::Auto));
+        for engine in [Engine::Mio, Engine::Glommio] {
+            assert_eq!(engine.to_string().parse(), Ok(EngineChoice::Only(engine)));
+        }
+        assert_eq!("epoll".parse::<EngineChoice>(), Err(UnknownEngine));
+    }
+
+    #[test]
+    fn a_shard_that_fails_or_panics_says_why() {
+        assert_eq!(outcome_of(|| Ok(())), Ok(()));
+        assert_eq!(outcome_of(|| Err(io::Error::other("no memory"))), Err("no memory".to_owned()));
+        assert_eq!(outcome_of(|| panic!("slot {} is taken", 3)), Err("slot 3 is taken".to_owned()));
+    }
+
+    #[test]
+    fn all_shards_listen_on_the_port_chosen_for_the_first() {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (listen, bound) = bind_all(&[ListenAddress { addr, listener: Listener::Gn }], 3).unwrap();
+        assert_ne!(listen[0].addr.port(), 0);
+        for bound in bound.iter().flatten() {
+            assert_eq!(bound.socket.local_addr().unwrap(), listen[0].addr);
+            assert_eq!(bound.listener, Listener::Gn);
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_nodelay() {
+        let listener = listening(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let device = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!device.nodelay().unwrap());
+        assert!(listener.accept().unwrap().0.nodelay().unwrap());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn each_core_allowed_is_found_and_can_be_pinned_to() {
+        let cpus = allowed_cpus();
+        assert!(!cpus.is_empty());
+        for cpu in cpus {
+            let pinned = std::thread::spawn(move || {
+                pin(cpu);
+                allowed_cpus()
+            });
+            assert_eq!(pinned.join().unwrap(), [cpu]);
+        }
+    }
+
+    /// Runs itself again in a process that may not make a ring, as in a container with the usual system call filter.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn epoll_takes_over_where_io_uring_is_refused() {
+        use std::{os::unix::process::CommandExt, process::Command};
+
+        const REFUSED: &str = "CHARGEGATE_TEST_IO_URING_REFUSED";
+        if std::env::var_os(REFUSED).is_some() {
+            let refused = prepare(EngineChoice::Only(Engine::Glommio), 2).err().expect("it is refused");
+            assert!(matches!(refused, StartError::Engine { engine: Engine::Glommio, .. }), "{refused:?}");
+            assert_eq!(prefer(Engine::Glommio, 2).unwrap().engine(), Engine::Mio);
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "shard::launch::tests::epoll_takes_over_where_io_uring_is_refused"]).env(REFUSED, "1");
+        // SAFETY: the filter is made of plain system calls, which may be made between fork and exec.
+        unsafe { child.pre_exec(refuse_io_uring) };
+        assert!(child.status().unwrap().success());
+    }
+
+    /// Makes `io_uring_setup` fail with EPERM in this process and its children.
+    #[cfg(target_os = "linux")]
+    fn refuse_io_uring() -> io::Result<()> {
+        const fn instruction(code: u32, jf: u8, k: u32) -> libc::sock_filter {
+            libc::sock_filter { code: code as u16, jt: 0, jf, k }
+        }
+        let filter = [
+            // The system call's number is the first word of `seccomp_data`.
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_io_uring_setup as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: the program outlives the calls, which copy it.
+        let set = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+        };
+        if set { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}

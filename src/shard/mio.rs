@@ -1,0 +1,293 @@
+//! The epoll engine: one `mio::Poll` per shard, edge-triggered.
+//!
+//! Per message it makes one `recv` and one `send`, plus its share of an `epoll_wait` that returns up to [`EVENTS_PER_TURN`]
+//! sockets. Three things keep it at that:
+//!
+//! - A read shorter than the buffer has emptied the socket, so no second read asks for `EAGAIN`: what comes later raises a new
+//!   edge. Only a full buffer, or a peer that has closed its side, puts a socket on the list that the next turn reads again.
+//! - Writable interest is registered while bytes wait, and not otherwise.
+//! - Accepted sockets inherit `TCP_NODELAY` from their listener.
+//!
+//! A socket is read once per turn, however much it sends, and a listener accepts at most [`ACCEPTS_PER_TURN`] connections:
+//! neither a loud device nor a reconnect storm starves the others.
+
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
+
+use mio::{
+    Events, Interest, Poll, Registry, Token,
+    event::Event,
+    net::{TcpListener, TcpStream},
+};
+
+use super::{
+    ACCEPT_RETRY_MS, ACCEPTS_PER_TURN, Driver, Io, READ_BUFFER_BYTES, Wake, Written,
+    launch::Bound,
+    sockets::{Drained, Sockets, Waiting},
+};
+use crate::gateway::{CloseReason, ConnId, Listener};
+
+const EVENTS_PER_TURN: usize = 1024;
+const WAKE: Token = Token(usize::MAX);
+/// Listeners count down from here; connections carry slot and generation, and no slot comes near this.
+const LISTENER_LAST: usize = usize::MAX - 1;
+
+const _: () = assert!(usize::BITS == 64, "a token holds slot and generation");
+
+const fn token(conn: ConnId) -> Token {
+    Token(((conn.generation as usize) << 32) | conn.slot as usize)
+}
+
+const fn conn(token: Token) -> ConnId {
+    ConnId { slot: token.0 as u32, generation: (token.0 >> 32) as u32 }
+}
+
+impl Wake for mio::Waker {
+    fn wake(&self) {
+        // It fails only when the eventfd's counter is full, and then the shard has a wake to come anyway.
+        drop(self.wake());
+    }
+}
+
+/// What a shard on epoll needs before its thread starts.
+pub(super) fn prepare() -> io::Result<(Poll, mio::Waker)> {
+    let poll = Poll::new()?;
+    let waker = mio::Waker::new(poll.registry(), WAKE)?;
+    Ok((poll, waker))
+}
+
+/// Runs a shard on the current thread until it is drained.
+pub(super) fn run(mut poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::Result<()> {
+    let mut listeners = Vec::with_capacity(bound.len());
+    for (index, Bound { socket, listener }) in bound.into_iter().enumerate() {
+        let mut socket = TcpListener::from_std(socket);
+        poll.registry().register(&mut socket, Token(LISTENER_LAST - index), Interest::READABLE)?;
+        listeners.push(Acceptor { socket, listener, ready: false });
+    }
+    let mut shard = Shard {
+        sockets: Peers { registry: poll.registry().try_clone()?, sockets: Sockets::new() },
+        buffer: vec![0; READ_BUFFER_BYTES].into(),
+        listeners,
+        again: Vec::new(),
+    };
+    let mut events = Events::with_capacity(EVENTS_PER_TURN);
+    let mut readable = Vec::new();
+    loop {
+        // The sockets that the last turn left unread; those this turn leaves go to the other list.
+        std::mem::swap(&mut readable, &mut shard.again);
+        for event in &events {
+            shard.handle_event(event, &mut driver);
+        }
+        for conn in readable.drain(..) {
+            shard.read(conn, &mut driver);
+        }
+        let accepting = shard.accept(&mut driver);
+        let mut wait_ms = driver.turn(&mut shard.sockets);
+        if driver.finished() {
+            return Ok(());
+        }
+        if driver.draining() {
+            shard.listeners.clear();
+        }
+        wait_ms = match accepting {
+            _ if !shard.again.is_empty() => 0,
+            Accepting::Idle => wait_ms,
+            Accepting::Paused => wait_ms.min(ACCEPT_RETRY_MS),
+            Accepting::Busy => 0,
+        };
+        if wait_ms > 0 && !driver.park() {
+            wait_ms = 0;
+        }
+        match poll.poll(&mut events, Some(Duration::from_millis(wait_ms))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
+            result => result?,
+        }
+        driver.unpark();
+        driver.awake();
+    }
+}
+
+struct Shard {
+    sockets: Peers,
+    buffer: Box<[u8]>,
+    listeners: Vec<Acceptor>,
+    /// Sockets that may have more to read, for the next turn.
+    again: Vec<ConnId>,
+}
+
+struct Acceptor {
+    socket: TcpListener,
+    listener: Listener,
+    /// Whether connections may wait: an edge has been seen and accepting has not come to its end since.
+    ready: bool,
+}
+
+/// What the listeners left for the next turn.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Accepting {
+    Idle,
+    Paused,
+    Busy,
+}
+
+struct Peers {
+    registry: Registry,
+    sockets: Sockets<Peer>,
+}
+
+struct Peer {
+    stream: TcpStream,
+    /// It is on the list that the next turn reads.
+    again: bool,
+    /// The peer has closed its side: reading goes on until the end is read.
+    read_closed: bool,
+    waiting: Waiting,
+}
+
+impl Shard {
+    fn handle_event(&mut self, event: &Event, driver: &mut Driver) {
+        if event.token() == WAKE {
+            return;
+        }
+        let from_last = LISTENER_LAST - event.token().0;
+        if let Some(acceptor) = self.listeners.get_mut(from_last) {
+            acceptor.ready = true;
+            return;
+        }
+        let conn = conn(event.token());
+        let Some(peer) = self.sockets.sockets.find(conn) else { return };
+        peer.read_closed |= event.is_read_closed() || event.is_error();
+        // A socket on the list is read from there: once per turn.
+        let read = !peer.again && (event.is_readable() || peer.read_closed);
+        if event.is_writable() && !peer.waiting.is_empty() {
+            self.drain(conn, driver);
+        }
+        if read {
+            self.read(conn, driver);
+        }
+    }
+
+    fn read(&mut self, conn: ConnId, driver: &mut Driver) {
+        let Some(peer) = self.sockets.sockets.find(conn) else { return };
+        peer.again = false;
+        match peer.stream.read(&mut self.buffer) {
+            Ok(0) => self.close(conn, CloseReason::Peer, driver),
+            Ok(count) => {
+                let bytes = self.buffer.get(..count).unwrap_or_default();
+                driver.received(conn, bytes, &mut self.sockets);
+                if let Some(peer) = self.sockets.sockets.find(conn)
+                    && (count == READ_BUFFER_BYTES || peer.read_closed)
+                {
+                    peer.again = true;
+                    self.again.push(conn);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                peer.again = true;
+                self.again.push(conn);
+            }
+            Err(_) => self.close(conn, CloseReason::Io, driver),
+        }
+    }
+
+    fn drain(&mut self, conn: ConnId, driver: &mut Driver) {
+        let Some(Peer { stream, waiting, .. }) = self.sockets.sockets.find(conn) else { return };
+        match waiting.drain(|bytes| send(stream, bytes)) {
+            Drained::All => match self.sockets.registry.reregister(stream, token(conn), Interest::READABLE) {
+                Ok(()) => driver.drained(conn),
+                Err(_) => self.close(conn, CloseReason::Io, driver),
+            },
+            Drained::Blocked => {}
+            Drained::Failed => self.close(conn, CloseReason::Io, driver),
+        }
+    }
+
+    fn close(&mut self, conn: ConnId, reason: CloseReason, driver: &mut Driver) {
+        self.sockets.close(conn);
+        driver.closed(conn, reason, &mut self.sockets);
+    }
+
+    fn accept(&mut self, driver: &mut Driver) -> Accepting {
+        let mut left = Accepting::Idle;
+        for acceptor in self.listeners.iter_mut().filter(|acceptor| acceptor.ready) {
+            left = left.max(acceptor.accept(&mut self.sockets, driver));
+        }
+        left
+    }
+}
+
+impl Acceptor {
+    fn accept(&mut self, sockets: &mut Peers, driver: &mut Driver) -> Accepting {
+        for _ in 0..driver.accept_allowance().min(ACCEPTS_PER_TURN) {
+            match self.socket.accept() {
+                Ok((stream, peer)) => {
+                    // Refused: the core has counted it, and dropping the socket closes it.
+                    if let Ok(conn) = driver.accepted(peer.ip().to_canonical(), self.listener)
+                        && sockets.keep(conn, stream).is_err()
+                    {
+                        driver.closed(conn, CloseReason::Io, sockets);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.ready = false;
+                    return Accepting::Idle;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    driver.accept_failed(&error);
+                    return Accepting::Paused;
+                }
+            }
+        }
+        if driver.accept_allowance() == 0 { Accepting::Paused } else { Accepting::Busy }
+    }
+}
+
+impl Peers {
+    fn keep(&mut self, conn: ConnId, mut stream: TcpStream) -> io::Result<()> {
+        self.registry.register(&mut stream, token(conn), Interest::READABLE)?;
+        self.sockets.insert(conn, Peer { stream, again: false, read_closed: false, waiting: Waiting::default() });
+        Ok(())
+    }
+}
+
+impl Io for Peers {
+    fn write(&mut self, conn: ConnId, bytes: &[u8]) -> Written {
+        let Some(Peer { stream, waiting, .. }) = self.sockets.find(conn) else { return Written::Failed };
+        let waited = !waiting.is_empty();
+        let written = waiting.write(bytes, |bytes| send(stream, bytes));
+        if written == Written::Blocked && !waited {
+            let both = Interest::READABLE | Interest::WRITABLE;
+            if self.registry.reregister(stream, token(conn), both).is_err() {
+                return Written::Failed;
+            }
+        }
+        written
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        // Closing the descriptor takes it out of the epoll set.
+        drop(self.sockets.remove(conn));
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the count is handled by the caller, which keeps the rest")]
+fn send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    stream.write(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_keep_slot_and_generation_apart() {
+        for id in [ConnId { slot: 0, generation: 0 }, ConnId { slot: 59_999, generation: u32::MAX }] {
+            assert_eq!(conn(token(id)), id);
+            assert!(LISTENER_LAST - token(id).0 > 2, "no connection looks like a listener");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Both engines behave alike over real sockets.
+//!
+//! Every property runs once per engine against shards on a port of the kernel's choosing. Devices are plain blocking sockets that
+//! send BKV heartbeats, 50 bytes each, and read replies of 28 bytes. Reads have a deadline, so that a reply that never comes fails
+//! the test instead of hanging it. Where the kernel refuses io_uring the glommio half says so and checks nothing: that epoll takes
+//! its place there is tested beside the launcher.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
+    thread,
+    time::Duration,
+};
+
+use chargegate::{
+    gateway::{Core, CoreConfig, Listener, Message, ShardId, directory::Directory},
+    model::DeviceId,
+    protocol::bkv::GatewayId,
+    shard::{
+        Clock, Engine, EngineChoice, ListenAddress, Mailbox, Running, Seed, StartError,
+        launch::{OnFailure, Stopped, prepare},
+    },
+    store::{Bound, CommandLogRow, Job, Latest, Outcome, ReadCall, Reply, Store, StoreHealth},
+};
+
+const FRAME_LEN: usize = 50;
+const REPLY_LEN: usize = 28;
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Commits everything at once and remembers nothing.
+#[derive(Default)]
+struct Amnesiac {
+    mailboxes: OnceLock<Vec<Mailbox>>,
+    health: StoreHealth,
+}
+
+impl Store for Amnesiac {
+    fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)> {
+        let Reply::Shard(shard) = reply else { return Ok(()) };
+        let outcome = match job {
+            Job::Bind(bind) => Outcome::Bound(Box::new(Bound {
+                device_id: bind.device_id,
+                admitted: true,
+                first_seen: true,
+                epoch: 1,
+                protocol: bind.protocol,
+                networked: false,
+                msg_id_first: 1,
+                ports: Vec::new(),
+                orders: Vec::new(),
+                commands: Vec::new(),
+            })),
+            _ => Outcome::Done,
+        };
+        let mailbox = &self.mailboxes.get().expect("set before start")[usize::from(shard.0)];
+        mailbox.send(Message::Outcome(outcome)).expect("room for every job under way");
+        Ok(())
+    }
+
+    fn coalesce(&self, rows: &mut Vec<Latest>) -> bool {
+        rows.clear();
+        true
+    }
+
+    fn append(&self, _rows: Vec<CommandLogRow>) {}
+
+    fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
+        Err(call)
+    }
+
+    fn health(&self) -> &StoreHealth {
+        &self.health
+    }
+
+    fn close(&self, _deadline: Duration) {}
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn clock() -> Clock {
+    Clock::since(std::time::Instant::now())
+}
+
+fn on_failure() -> OnFailure {
+    Arc::new(|failure| panic!("shard {:?} failed: {}", failure.shard, failure.reason))
+}
+
+/// Shards on `addr`; `None` where the kernel refuses the engine.
+fn start_on(addr: SocketAddr, engine: Engine, shards: u16) -> Option<Result<Running, StartError>> {
+    let prepared = match prepare(EngineChoice::Only(engine), shards) {
+        Ok(prepared) => prepared,
+        Err(StartError::Engine { engine: Engine::Glommio, source }) => {
+            eprintln!("not checked on glommio: {source}");
+            return None;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert_eq!(prepared.engine(), engine);
+    let directory = Arc::new(Directory::default());
+    let seed = |shard| Seed {
+        core: Core::new(CoreConfig { shard: ShardId(shard) }, Arc::clone(&directory)),
+        tick: Arc::new(AtomicU64::new(0)),
+    };
+    let amnesiac = Amnesiac::default();
+    amnesiac.mailboxes.set(prepared.mailboxes().to_vec()).expect("set once");
+    let store: Arc<dyn Store> = Arc::new(amnesiac);
+    let listen = [ListenAddress { addr, listener: Listener::Devices }];
+    Some(prepared.start((0..shards).map(seed).collect(), clock(), &store, &listen, &on_failure()))
+}
+
+fn start(engine: Engine, shards: u16) -> Option<(Running, SocketAddr)> {
+    let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    let running = start_on(addr, engine, shards)?.expect("a port of the kernel's choosing is free");
+    let addr = running.listen()[0].addr;
+    Some((running, addr))
+}
+
+fn stop(running: Running, shards: usize) {
+    assert_eq!(running.join(DEADLINE), Stopped { clean: shards, failed: 0, forced: 0 });
+}
+
+/// A device's heartbeat; `device` is the last part of its gateway id.
+fn heartbeat(device: u32) -> [u8; FRAME_LEN] {
+    let mut frame = [b'0'; FRAME_LEN];
+    frame[..11].copy_from_slice(&[0xFC, 0xFE, 0, 0x2E, 0, 0, 0, 0, 0, 0, 1]);
+    frame[11..18].copy_from_slice(&gateway_id(device).0);
+    frame[38..46].copy_from_slice(b"1.0.0\0\0\0");
+    frame[46] = 31;
+    frame[47] = frame[2..47].iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
+    frame[48..].copy_from_slice(&[0xFC, 0xEE]);
+    frame
+}
+
+fn gateway_id(device: u32) -> GatewayId {
+    format!("861000{device:08}").parse().expect("14 digits")
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).expect("the listener's backlog takes it");
+    stream.set_read_timeout(Some(DEADLINE)).expect("not zero");
+    stream.set_write_timeout(Some(DEADLINE)).expect("not zero");
+    stream
+}
+
+fn expect_reply(stream: &mut TcpStream, device: u32) {
+    let mut reply = [0; REPLY_LEN];
+    stream.read_exact(&mut reply).expect("a reply");
+    assert_eq!(reply[..2], [0xFC, 0xFF]);
+    assert_eq!(reply[11..18], gateway_id(device).0);
+}
+
+fn expect_end(stream: &mut TcpStream) {
+    // A peer that closes with unread bytes resets the connection: that is an end as well.
+    assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+}
+
+/// Runs each property on both engines.
+macro_rules! on_both_engines {
+    ($($property:ident)*) => {
+        mod mio { $(#[test] fn $property() { super::$property(super::Engine::Mio); })* }
+        mod glommio { $(#[test] fn $property() { super::$property(super::Engine::Glommio); })* }
+    };
+}
+
+on_both_engines! {
+    a_heartbeat_is_answered
+    a_burst_larger_than_the_read_buffer_is_answered_whole
+    bytes_before_a_half_close_are_answered
+    a_device_that_does_not_read_is_closed_and_others_are_served
+    two_thousand_devices_are_served
+    a_message_wakes_a_parked_shard
+    draining_closes_connections_and_listeners
+    an_address_in_use_is_named
+}
+
+fn a_heartbeat_is_answered(engine: Engine) {
+    let Some((running, addr)) = start(engine, 1) else { return };
+    let mut device = connect(addr);
+    for _ in 0..3 {
+        device.write_all(&heartbeat(1)).expect("sent");
+        expect_reply(&mut device, 1);
+    }
+    drop(device);
+    let mut next = connect(addr);
+    next.write_all(&heartbeat(2)).expect("sent");
+    expect_reply(&mut next, 2);
+    stop(running, 1);
+}
+
+fn a_burst_larger_than_the_read_buffer_is_answered_whole(engine: Engine) {
+    const FRAMES: usize = 8_000;
+    let Some((running, addr)) = start(engine, 1) else { return };
+    let mut device = connect(addr);
+    let mut writer = device.try_clone().expect("a descriptor");
+    let sender = thread::spawn(move || writer.write_all(&heartbeat(1).repeat(FRAMES)).expect("sent"));
+    for _ in 0..FRAMES {
+        expect_reply(&mut device, 1);
+    }
+    sender.join().expect("all sent");
+    stop(running, 1);
+}
+
+fn bytes_before_a_half_close_are_answered(engine: Engine) {
+    let Some((running, addr)) = start(engine, 1) else { return };
+    let mut device = connect(addr);
+    device.write_all(&heartbeat(1)).expect("sent");
+    device.shutdown(Shutdown::Write).expect("open");
+    expect_reply(&mut device, 1);
+    expect_end(&mut device);
+    stop(running, 1);
+}
+
+fn a_device_that_does_not_read_is_closed_and_others_are_served(engine: Engine) {
+    let Some((running, addr)) = start(engine, 1) else { return };
+    let mut slow = connect(addr);
+    let frames = heartbeat(1).repeat(1_000);
+    // It sends until the gateway closes it: its replies fill the kernel's buffers, then the gateway's.
+    while slow.write_all(&frames).is_ok() {}
+    let mut other = connect(addr);
+    other.write_all(&heartbeat(2)).expect("sent");
+    expect_reply(&mut other, 2);
+    stop(running, 1);
+}
+
+fn two_thousand_devices_are_served(engine: Engine) {
+    const DEVICES: u32 = 2_000;
+    let Some((running, addr)) = start(engine, 2) else { return };
+    raise_descriptor_limit();
+    let mut devices: Vec<TcpStream> = (0..DEVICES).map(|_| connect(addr)).collect();
+    for _ in 0..2 {
+        for (device, number) in devices.iter_mut().zip(0..) {
+            device.write_all(&heartbeat(number)).expect("sent");
+        }
+        for (device, number) in devices.iter_mut().zip(0..) {
+            expect_reply(device, number);
+        }
+    }
+    stop(running, 2);
+}
+
+fn a_message_wakes_a_parked_shard(engine: Engine) {
+    let Some((running, _)) = start(engine, 1) else { return };
+    let mailbox = &running.mailboxes()[0];
+    let device_id = DeviceId::Gateway(gateway_id(1));
+    let (sender, done) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        // More rounds than a parked shard, which wakes by itself each second, would take within the deadline.
+        scope.spawn(move || {
+            for _ in 0..2 * DEADLINE.as_secs() {
+                mailbox.send(Message::CommandsQueued(device_id)).expect("room");
+                while !mailbox.is_empty() {
+                    thread::yield_now();
+                }
+            }
+            sender.send(()).expect("awaited");
+        });
+        done.recv_timeout(DEADLINE).expect("each message wakes the shard");
+    });
+    stop(running, 1);
+}
+
+fn draining_closes_connections_and_listeners(engine: Engine) {
+    let Some((running, addr)) = start(engine, 2) else { return };
+    let mut devices: Vec<TcpStream> = (0..20).map(|_| connect(addr)).collect();
+    for (device, number) in devices.iter_mut().zip(0..) {
+        device.write_all(&heartbeat(number)).expect("sent");
+        expect_reply(device, number);
+    }
+    stop(running, 2);
+    for device in &mut devices {
+        expect_end(device);
+    }
+    assert!(TcpStream::connect(addr).is_err(), "nobody listens");
+}
+
+fn an_address_in_use_is_named(engine: Engine) {
+    let Some((running, addr)) = start(engine, 1) else { return };
+    let Some(second) = start_on(addr, engine, 1) else { return };
+    let Err(StartError::Listen { addr: named, source }) = second else { panic!("the port is taken") };
+    assert_eq!(named, addr);
+    assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
+    stop(running, 1);
+}
+
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls are given a valid structure.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+}
