@@ -28,7 +28,7 @@ use std::{
 };
 
 use crate::{
-    gateway::{AcceptRefused, CloseReason, ConnId, Core, Effects, Listener, Message, ShardId},
+    gateway::{AcceptRefused, CloseReason, ConnId, Core, Effects, Listener, Message, Now, ShardId},
     store::{Reply, Store},
 };
 

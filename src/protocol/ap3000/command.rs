@@ -64,7 +64,7 @@ impl Command {
 /// The row of a command code; `None` for codes in no document.
 #[inline]
 pub fn lookup(code: u8) -> Option<&'static Command> {
-    COMMANDS.get(usize::from(*ROWS.get(usize::from(code))?))
+    *ROWS.get(usize::from(code))?
 }
 
 /// Reads the data of a frame.
@@ -142,27 +142,23 @@ macro_rules! commands {
                 down: layout!($($down $down_size)?),
             },
         )*];
-
-        /// Row of each code in [`COMMANDS`], [`NO_ROW`] if none.
-        static ROWS: [u8; 256] = rows(&[$($code),*]);
     };
 }
 
-const NO_ROW: u8 = u8::MAX;
+/// The row of each code.
+static ROWS: [Option<&Command>; 256] = rows(COMMANDS);
 
 #[expect(
     clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     reason = "evaluated by the compiler: a mistake does not build"
 )]
-const fn rows(codes: &[u8]) -> [u8; 256] {
-    assert!(codes.len() < NO_ROW as usize);
-    let mut rows = [NO_ROW; 256];
+const fn rows(commands: &[Command]) -> [Option<&Command>; 256] {
+    let mut rows = [None; 256];
     let mut row = 0;
-    while row < codes.len() {
-        assert!(row == 0 || codes[row - 1] < codes[row], "rows must be sorted by code");
-        rows[codes[row] as usize] = row as u8;
+    while row < commands.len() {
+        assert!(row == 0 || commands[row - 1].code < commands[row].code, "rows must be sorted by code");
+        rows[commands[row].code as usize] = Some(&commands[row]);
         row += 1;
     }
     rows
@@ -230,4 +226,123 @@ commands! {
     0xfa "host_ota" Down Mandatory up(OtaReply 3..=3) down(HostOta 0..=204);
     0xfd "reserved_fd" Down Mandatory up(ReservedFdReply 2..=2) down(ReservedFd 17..=17);
     0xfe "reserved_fe" Down None up() down(ReservedFe 12..=12);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ap3000::PhyId;
+
+    const BOTH: [Direction; 2] = [Direction::Up, Direction::Down];
+
+    #[test]
+    fn every_code_has_its_row_or_none() {
+        for code in 0..=u8::MAX {
+            let row = COMMANDS.iter().find(|row| row.code == code);
+            assert_eq!(lookup(code).map(|row| row.name), row.map(|row| row.name), "{code:#04x}");
+        }
+        assert_eq!(COMMANDS.len(), 61, "codes in the documents' index");
+    }
+
+    #[test]
+    fn names_are_unique_words() {
+        for (index, row) in COMMANDS.iter().enumerate() {
+            assert!(row.name.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit()), "{}", row.name);
+            assert!(COMMANDS.iter().skip(index + 1).all(|other| other.name != row.name), "{} twice", row.name);
+        }
+    }
+
+    #[test]
+    fn requests_and_answers_have_layouts() {
+        for row in COMMANDS {
+            let Some(request) = row.request else {
+                assert_eq!(row.reply, Reply::None, "{}", row.name);
+                continue;
+            };
+            assert!(row.layout(request).is_some(), "{} has no request", row.name);
+            let reply = if request == Direction::Up { Direction::Down } else { Direction::Up };
+            let answered = match row.reply {
+                Reply::Mandatory | Reply::BestEffort => row.layout(reply).is_some(),
+                Reply::By(code) => row.layout(reply).is_none() && lookup(code).unwrap().layout(reply).is_some(),
+                Reply::None => row.layout(reply).is_none(),
+            };
+            assert!(answered, "{}: {:?}", row.name, row.reply);
+        }
+    }
+
+    /// Zeros of every length: short ones end inside a field, long ones have extra bytes, and the shortest and the longest
+    /// documented form are read to their end. Lists are empty here, since a zero counts them.
+    #[test]
+    fn sizes_agree_with_the_decoders() {
+        for row in COMMANDS {
+            for layout in BOTH.iter().filter_map(|direction| row.layout(*direction)) {
+                let (min, max) = (*layout.size.start(), *layout.size.end());
+                assert!(min <= max && max <= DATA_MAX, "{}", row.name);
+                for len in 0..=max + 2 {
+                    let data = vec![0; len];
+                    match (layout.decode)(&data) {
+                        Ok(body) => {
+                            assert!(len >= min, "{} at {len}", row.name);
+                            assert!(len != min || body.extra().is_empty(), "{} at {len}", row.name);
+                            let mut out = Vec::new();
+                            body.write(&mut out);
+                            assert_eq!(out, data, "{} at {len}", row.name);
+                        }
+                        Err(DecodeError::Truncated { need, have, .. }) => {
+                            assert!(have < need, "{} at {len}", row.name);
+                            assert!(len != min && len < max, "{} at {len}", row.name);
+                        }
+                        Err(error) => panic!("{} at {len}: {error}", row.name),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let frame =
+            |command| Frame { magic: *b"DNY", phy_id: PhyId::default(), msg_id: 0, command, data: &[], raw: &[] };
+        assert_eq!(decode_body(&frame(0x07), Direction::Up), Err(DecodeError::Unknown { command: 0x07 }));
+        assert_eq!(decode_body(&frame(0x81), Direction::Up), Err(DecodeError::NotDecoded { command: 0x81 }));
+        assert_eq!(decode_body(&frame(0x94), Direction::Down), Err(DecodeError::NotDecoded { command: 0x94 }));
+        assert_eq!(
+            decode_body(&Frame { data: &[0x98, 0x08, 2, 0], ..frame(0x21) }, Direction::Up).unwrap_err().to_string(),
+            "body ends inside port_states: need 2 bytes, have 1"
+        );
+        assert_eq!(
+            decode_body(&Frame { data: &[0x98], ..frame(0x21) }, Direction::Up).unwrap_err().to_string(),
+            "body ends inside voltage: need 2 bytes, have 1"
+        );
+    }
+
+    #[test]
+    fn direction_by_length() {
+        let guess = |command, len: usize| {
+            let data = vec![0; len];
+            guess_direction(&Frame {
+                magic: *b"DNY",
+                phy_id: PhyId::default(),
+                msg_id: 0,
+                command,
+                data: &data,
+                raw: &[],
+            })
+        };
+        for len in [1, 17, 18, 20] {
+            assert_eq!(guess(0x82, len), Direction::Up, "{len} bytes");
+        }
+        for len in 25..45 {
+            assert_eq!(guess(0x82, len), Direction::Down, "{len} bytes");
+        }
+        assert_eq!((guess(0x21, 1), guess(0x21, 3), guess(0x21, 9)), (Direction::Down, Direction::Up, Direction::Up));
+        assert_eq!((guess(0x22, 0), guess(0x22, 4)), (Direction::Up, Direction::Down));
+        assert_eq!((guess(0x02, 8), guess(0x02, 11)), (Direction::Up, Direction::Down));
+        assert_eq!(
+            (guess(0xfa, 0), guess(0xfa, 3), guess(0xfa, 204)),
+            (Direction::Down, Direction::Up, Direction::Down)
+        );
+        assert_eq!((guess(0x87, 0), guess(0x87, 1)), (Direction::Down, Direction::Up));
+        assert_eq!(guess(0x07, 5), Direction::Up);
+    }
 }

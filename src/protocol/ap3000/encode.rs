@@ -194,3 +194,184 @@ fn append(out: &mut Vec<u8>, header: &Header, command: u8, body: impl FnOnce(&mu
     out.extend_from_slice(&sum);
     len
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::ap3000::codes::{ChargeResult, RateMode, ReportState, StartMode, StopReason};
+    use crate::protocol::ap3000::wire::{Raw, U8s, U16sLe};
+    use crate::protocol::ap3000::{Body, Item, Magics, decode_body, deframe};
+    use crate::protocol::{Direction, Step};
+
+    const HEADER: Header =
+        Header { magic: [0x44, 0x22, 0x4e], phy_id: PhyId([0x40, 0xaa, 0xce, 0x04]), msg_id: 0xfffe };
+
+    /// What a receiver reads from the one frame in `out`.
+    fn received(out: &[u8], command: u8, direction: Direction) -> Body<'_> {
+        let Step::Item { item: Item::Frame(frame), consumed } = deframe(out, &Magics::default()) else {
+            panic!("no frame")
+        };
+        assert_eq!((frame.header(), frame.command, consumed), (HEADER, command, out.len()));
+        decode_body(&frame, direction).unwrap()
+    }
+
+    fn data(body: &impl Layout<'static>) -> Vec<u8> {
+        let mut out = Vec::new();
+        body.write(&mut out);
+        out
+    }
+
+    #[test]
+    fn absent_fields_at_the_end_are_left_out() {
+        let start = ChargeControl::start(RateMode::METERED, 3, 200, [0xab; 16]);
+        assert_eq!(data(&start).len(), 25);
+        assert_eq!(data(&ChargeControl { overload_power: Some(0), ..start }).len(), 29);
+        let full = data(&ChargeControl { force_full_stop: Some(1), ..start });
+        // The short-circuit check stays on, everything else keeps the device's setting.
+        assert_eq!(full[25..], [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1]);
+    }
+
+    #[test]
+    fn stop_carries_port_and_order() {
+        let mut out = Vec::new();
+        charge_control(&mut out, &HEADER, &ChargeControl::stop(9, *b"CG0123456789ABCD"));
+        let Body::ChargeControl(stop) = received(&out, 0x82, Direction::Down) else { panic!() };
+        assert_eq!((stop.port, stop.charge_cmd, stop.order_no), (9, ChargeControl::STOP, Raw(*b"CG0123456789ABCD")));
+        assert_eq!(out.len(), 14 + 25);
+    }
+
+    #[test]
+    fn simple_replies() {
+        let mut out = Vec::new();
+        result_reply(&mut out, &HEADER, 0x21, 0);
+        assert_eq!(received(&out, 0x21, Direction::Down), Body::ResultReply(ResultReply::default()));
+        out.clear();
+        time_reply(&mut out, &HEADER, 0x12, 1_604_934_878);
+        let expected = TimeReply { timestamp: 1_604_934_878, extra: Extra::NONE };
+        assert_eq!(received(&out, 0x12, Direction::Down), Body::TimeReply(expected));
+        out.clear();
+        query_status(&mut out, &HEADER);
+        assert!(matches!(received(&out, 0x81, Direction::Down), Body::Empty(_)));
+    }
+
+    #[test]
+    fn greeting_and_keepalive() {
+        let mut out = Vec::new();
+        iccid(&mut out, b"89860448161870064815");
+        link(&mut out);
+        let magics = Magics::default();
+        assert!(matches!(deframe(&out, &magics), Step::Item { item: Item::Iccid(b"89860448161870064815"), .. }));
+        assert_eq!(deframe(&out[20..], &magics), Step::Item { item: Item::Link, consumed: 4 });
+    }
+
+    #[test]
+    fn too_long_a_frame_leaves_the_buffer_alone() {
+        for (command, max) in [(0x95, FRAME_SENT_MAX), (0xf8, FRAME_SENT_MAX_LEGACY_OTA)] {
+            let mut out = b"before".to_vec();
+            let mut write = |len| frame(&mut out, *b"DNY", PhyId::default(), 1, command, |out| out.resize(6 + len, 0));
+            assert_eq!(write(max + 12 + 1 - 14), Err(FrameTooLong { command, max, got: max + 1 }));
+            assert_eq!(write(max + 12 - 14), Ok(max));
+            assert_eq!(out.len(), 6 + max);
+        }
+    }
+
+    /// The first `present` of the optional fields, as on the wire.
+    fn opt<T>(present: usize, index: usize, value: T) -> Option<T> {
+        (index < present).then_some(value)
+    }
+
+    proptest! {
+        #[test]
+        fn charge_control_round_trip(
+            (rate, balance_or_expiry, port, charge_cmd) in any::<(u8, u32, u8, u8)>(),
+            (duration_or_energy, order, n) in (any::<u16>(), any::<[u8; 16]>(), 0usize..=10),
+            (words, bytes) in any::<([u16; 3], [u8; 7])>(),
+        ) {
+            let sent = ChargeControl {
+                rate_mode: RateMode(rate), balance_or_expiry, port, charge_cmd, duration_or_energy, order_no: Raw(order),
+                max_duration_s: opt(n, 0, words[0]), overload_power: opt(n, 1, words[1]), qr_light: opt(n, 2, bytes[0]),
+                long_charge: opt(n, 3, bytes[1]), extra_float_s: opt(n, 4, words[2]),
+                skip_short_check: opt(n, 5, bytes[2]), ignore_unplug: opt(n, 6, bytes[3]),
+                force_full_stop: opt(n, 7, bytes[4]), full_power_w: opt(n, 8, bytes[5]),
+                full_power_max_min: opt(n, 9, bytes[6]), extra: Extra::NONE,
+            };
+            let mut out = Vec::new();
+            charge_control(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x82, Direction::Down), Body::ChargeControl(sent));
+        }
+
+        #[test]
+        fn heartbeats_round_trip(
+            states in prop::collection::vec(any::<u8>(), 0..=40),
+            power in prop::collection::vec(any::<[u8; 4]>(), 40),
+            (voltage, fw_version, a, b, n) in (any::<u16>(), any::<u16>(), any::<u8>(), any::<u8>(), 0usize..=2),
+        ) {
+            let port_count = u8::try_from(states.len()).unwrap();
+            let (now, peak): (Vec<[u8; 2]>, Vec<[u8; 2]>) =
+                power.iter().take(states.len()).map(|[a, b, c, d]| ([*a, *b], [*c, *d])).unzip();
+            let (now, peak) = (now.concat(), peak.concat());
+            let sent = Heartbeat {
+                voltage, port_count, port_states: U8s::new(&states),
+                signal: opt(n, 0, a), ambient_temp: opt(n, 1, b), extra: Extra::NONE,
+            };
+            let mut out = Vec::new();
+            heartbeat(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x21, Direction::Up), Body::Heartbeat(sent));
+
+            let sent = LegacyHeartbeat {
+                fw_version, voltage, port_count, port_states: U8s::new(&states),
+                port_power: U16sLe::new(&now),
+                port_peak_power: U16sLe::new(&peak),
+                virtual_id: opt(n, 0, a), signal: opt(n, 1, b), ..LegacyHeartbeat::default()
+            };
+            out.clear();
+            legacy_heartbeat(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x01, Direction::Up), Body::LegacyHeartbeat(sent));
+        }
+
+        #[test]
+        fn charge_uplinks_round_trip(
+            (w, order, card) in any::<([u16; 8], [u8; 16], [u8; 4])>(),
+            (b, t, n) in (any::<[u8; 4]>(), any::<u32>(), 0usize..=8),
+        ) {
+            let mut out = Vec::new();
+            let sent = Settlement {
+                duration_s: w[0], max_power: w[1], energy: w[2], port: b[0], start_mode: StartMode(b[1]),
+                card_or_code: Raw(card), stop_reason: StopReason(b[2]), order_no: Raw(order),
+                second_max_power: opt(n, 0, w[3]), timestamp: opt(n, 1, t), occupancy_min: opt(n, 2, w[4]),
+                extra: Extra::NONE,
+            };
+            settlement(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x03, Direction::Up), Body::Settlement(sent));
+
+            let sent = ChargingReport {
+                port: b[0], port_state: ReportState(b[1]), duration_s: w[0], energy: w[1], start_mode: StartMode(b[2]),
+                power_now: w[2], power_max: w[3], power_min: w[4], power_avg: w[5], order_no: Raw(order),
+                segment_energy_raw: opt(n, 0, w[6]), peak_power: opt(n, 1, w[7]), voltage: opt(n, 2, w[0]),
+                current_ma: opt(n, 3, w[1]), ambient_temp: opt(n, 4, b[3]), port_temp: opt(n, 5, b[0]),
+                timestamp: opt(n, 6, t), occupancy_min: opt(n, 7, w[2]), extra: Extra::NONE,
+            };
+            out.clear();
+            charging_report(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x06, Direction::Up), Body::ChargingReport(sent));
+
+            let sent = ChargeControlReply {
+                result: ChargeResult(b[0]), order_no: opt(n, 0, Raw(order)), port: opt(n, 1, b[1]),
+                pending_ports: opt(n, 2, w[0]), extra: Extra::NONE,
+            };
+            out.clear();
+            charge_control_reply(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x82, Direction::Up), Body::ChargeControlReply(sent));
+
+            let sent = Registration {
+                fw_version: w[0], port_count: b[0], virtual_id: b[1], device_type: b[2],
+                work_mode: opt(n, 0, b[3]), power_board_version: opt(n, 1, w[1]), extra: Extra::NONE,
+            };
+            out.clear();
+            registration(&mut out, &HEADER, &sent);
+            prop_assert_eq!(received(&out, 0x20, Direction::Up), Body::Registration(sent));
+        }
+    }
+}

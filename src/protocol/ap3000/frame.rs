@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::protocol::{SkipReason, Step};
+use crate::protocol::{Hex, SkipReason, Step};
 
 /// Smallest value of the length field: physical id, message id, command and checksum without data.
 pub const LENGTH_MIN: usize = 9;
@@ -40,10 +40,12 @@ pub(crate) const LINK: [u8; 4] = *b"link";
 pub(crate) const ICCID_HEAD: [u8; 4] = *b"8986";
 
 /// The magics that start a frame. OEM variants differ only in these three bytes, and want them back in every frame sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Magics {
     list: [[u8; 3]; MAGICS_MAX],
     len: usize,
+    /// Whether an item can start with this byte, so that noise costs one look-up per byte.
+    first: [bool; 256],
 }
 
 impl Magics {
@@ -66,7 +68,7 @@ impl Magics {
             }
             *slot = *magic;
         }
-        Ok(Self { list, len: magics.len() })
+        Ok(Self::of_checked(list, magics.len()))
     }
 
     /// Reads a list of magics written as six hex digits each.
@@ -80,6 +82,17 @@ impl Magics {
             *slot = parse_hex(magic).ok_or_else(|| MagicsError::NotHex { value: magic.to_owned() })?;
         }
         Self::new(list.get(..magics.len()).ok_or(MagicsError::Count { got: magics.len() })?)
+    }
+
+    fn of_checked(list: [[u8; 3]; MAGICS_MAX], len: usize) -> Self {
+        let heads = list.iter().take(len).map(|magic| magic[0]);
+        let mut first = [false; 256];
+        for byte in heads.chain([LINK[0], ICCID_HEAD[0]]) {
+            if let Some(starts) = first.get_mut(usize::from(byte)) {
+                *starts = true;
+            }
+        }
+        Self { list, len, first }
     }
 
     /// The configured magics.
@@ -101,7 +114,13 @@ impl Default for Magics {
         let mut list = [[0; 3]; MAGICS_MAX];
         list[0] = *b"DNY";
         list[1] = [0x44, 0x22, 0x4e];
-        Self { list, len: 2 }
+        Self::of_checked(list, 2)
+    }
+}
+
+impl fmt::Debug for Magics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(Hex)).finish()
     }
 }
 
@@ -277,11 +296,15 @@ fn deframe_rest<'a>(buf: &'a [u8], magics: &Magics) -> Step<Item<'a>> {
 /// Skips the first byte and all behind it that cannot start an item.
 #[cold]
 fn skip<'a>(buf: &[u8], magics: &Magics, reason: SkipReason) -> Step<Item<'a>> {
-    let mut rest = buf.get(1..).unwrap_or_default();
-    while matches!(start_of(rest, magics), Start::Nothing) {
-        rest = rest.get(1..).unwrap_or_default();
+    let mut consumed = 0usize;
+    for byte_may_start in buf.iter().map(|byte| magics.first.get(usize::from(*byte)) == Some(&true)) {
+        let rest = buf.get(consumed..).unwrap_or_default();
+        if consumed > 0 && byte_may_start && !matches!(start_of(rest, magics), Start::Nothing) {
+            break;
+        }
+        consumed = consumed.wrapping_add(1);
     }
-    Step::Skip { consumed: buf.len().saturating_sub(rest.len()), reason }
+    Step::Skip { consumed, reason }
 }
 
 enum Start<'a> {
@@ -322,13 +345,18 @@ fn start_of<'a>(buf: &'a [u8], magics: &Magics) -> Start<'a> {
 /// Sum of all bytes modulo 65536.
 ///
 /// Eight bytes at a time: pairs are added in 16-bit lanes, and the multiplication adds up the lanes in the highest one.
-/// Frames are so short that a vector loop would spend its time in the scalar remainder.
+/// Frames are so short that a vector loop would spend its time in the scalar remainder; here the remainder is the last
+/// word without the bytes that were added already.
 #[inline]
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let (words, tail) = bytes.as_chunks();
     let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(word_sum(u64::from_le_bytes(*word))));
-    let tail = tail.iter().fold(0u64, |sum, byte| sum.wrapping_add(u64::from(*byte)));
-    let [low, high, ..] = sum.wrapping_add(tail).to_le_bytes();
+    let rest = match (tail.len(), bytes.last_chunk()) {
+        (0, _) => 0,
+        (len @ 1..8, Some(last)) => word_sum(u64::from_le_bytes(*last) >> 64usize.wrapping_sub(len.wrapping_mul(8))),
+        (_, _) => tail.iter().fold(0u64, |sum, byte| sum.wrapping_add(u64::from(*byte))),
+    };
+    let [low, high, ..] = sum.wrapping_add(rest).to_le_bytes();
     u16::from_le_bytes([low, high])
 }
 

@@ -30,8 +30,34 @@ pub trait Layout<'a>: Sized {
     fn extra(&self) -> &'a [u8];
 }
 
+/// Bytes that all fields need together.
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "evaluated by the compiler")]
+pub(super) const fn size_of_fields(fields: &[(&'static str, usize)]) -> usize {
+    let (mut size, mut field) = (0, 0);
+    while field < fields.len() {
+        size += fields[field].1;
+        field += 1;
+    }
+    size
+}
+
+/// The field inside which data of `have` bytes ends.
+#[cold]
+pub(super) fn cut_field(mut have: usize, fields: &[(&'static str, usize)]) -> DecodeError {
+    for &(field, need) in fields {
+        match have.checked_sub(need) {
+            Some(left) => have = left,
+            None => return DecodeError::Truncated { field, need, have },
+        }
+    }
+    DecodeError::Trailing { extra: have }
+}
+
 /// A field.
 pub trait Wire<'a>: Sized {
+    /// Bytes the field needs at least.
+    const SIZE_MIN: usize;
+
     /// Reads the field called `field`.
     ///
     /// # Errors
@@ -58,6 +84,8 @@ pub trait Counted<'a>: Sized {
 }
 
 impl<'a> Wire<'a> for u8 {
+    const SIZE_MIN: usize = 1;
+
     #[inline]
     fn read(input: &mut Input<'a>, field: &'static str) -> Result<Self, DecodeError> {
         input.u8(field)
@@ -70,6 +98,8 @@ impl<'a> Wire<'a> for u8 {
 }
 
 impl<'a> Wire<'a> for u16 {
+    const SIZE_MIN: usize = 2;
+
     #[inline]
     fn read(input: &mut Input<'a>, field: &'static str) -> Result<Self, DecodeError> {
         input.u16_le(field)
@@ -82,6 +112,8 @@ impl<'a> Wire<'a> for u16 {
 }
 
 impl<'a> Wire<'a> for u32 {
+    const SIZE_MIN: usize = 4;
+
     #[inline]
     fn read(input: &mut Input<'a>, field: &'static str) -> Result<Self, DecodeError> {
         input.u32_le(field)
@@ -96,6 +128,8 @@ impl<'a> Wire<'a> for u32 {
 macro_rules! code_fields {
     ($($code:ident)*) => { $(
         impl<'a> Wire<'a> for codes::$code {
+            const SIZE_MIN: usize = 1;
+
             #[inline]
             fn read(input: &mut Input<'a>, field: &'static str) -> Result<Self, DecodeError> {
                 input.u8(field).map(Self)
@@ -140,6 +174,8 @@ impl<const N: usize> Serialize for Raw<N> {
 }
 
 impl<'a, const N: usize> Wire<'a> for Raw<N> {
+    const SIZE_MIN: usize = N;
+
     #[inline]
     fn read(input: &mut Input<'a>, field: &'static str) -> Result<Self, DecodeError> {
         input.array(field).map(Self)
@@ -191,6 +227,8 @@ impl<const N: usize> Serialize for Text<'_, N> {
 }
 
 impl<'a, const N: usize> Wire<'a> for Text<'a, N> {
+    const SIZE_MIN: usize = N;
+
     #[inline]
     fn read(input: &mut Input<'a>, field: &'static str) -> Result<Self, DecodeError> {
         input.bytes(field, N).map(Self::unpadded)
@@ -219,6 +257,8 @@ impl Serialize for Rest<'_> {
 }
 
 impl<'a> Wire<'a> for Rest<'a> {
+    const SIZE_MIN: usize = 0;
+
     #[inline]
     fn read(input: &mut Input<'a>, _: &'static str) -> Result<Self, DecodeError> {
         Ok(Self(input.rest()))
@@ -409,6 +449,8 @@ impl Serialize for LongCard<'_> {
 }
 
 impl<'a> Wire<'a> for LongCard<'a> {
+    const SIZE_MIN: usize = 1;
+
     fn read(input: &mut Input<'a>, _: &'static str) -> Result<Self, DecodeError> {
         let len = input.u8("card2_len")?;
         input.bytes("card2", usize::from(len)).map(Self)
@@ -457,11 +499,23 @@ macro_rules! layout {
             pub extra: $crate::protocol::ap3000::wire::Extra<'a>,
         }
 
+        impl<'a> $name<'a> {
+            /// Name and size of the fields that are always there.
+            const FIXED: &'static [(&'static str, usize)] = &[$(
+                (stringify!($field), <$ty as $crate::protocol::ap3000::wire::Wire<'a>>::SIZE_MIN),
+            )*];
+            const FIXED_SIZE: usize = $crate::protocol::ap3000::wire::size_of_fields(Self::FIXED);
+        }
+
         impl<'a> $crate::protocol::ap3000::wire::Layout<'a> for $name<'a> {
             #[inline]
             fn read(
                 input: &mut $crate::protocol::Input<'a>,
             ) -> Result<Self, $crate::protocol::DecodeError> {
+                // One check for all fixed fields; the compiler then drops those at each field.
+                if input.remaining() < Self::FIXED_SIZE {
+                    return Err($crate::protocol::ap3000::wire::cut_field(input.remaining(), Self::FIXED));
+                }
                 $( let $field = <$ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(input, stringify!($field))?; )*
                 $($(
                     let $list = <$list_ty as $crate::protocol::ap3000::wire::Counted<'a>>::read(
