@@ -163,13 +163,6 @@ fn rebuild(vector: &Vector) -> Option<Vec<u8>> {
     let seq = u32::from_str_radix(&vector.seq, 16).unwrap();
     let command = u16::from_str_radix(&vector.cmd[2..], 16).unwrap();
     let code = |key: &str| fields[key].as_str().map(|text| u16::from_str_radix(&text[2..], 16).unwrap());
-    let levels = || -> Vec<Level> {
-        let level = |level: &Value| {
-            let word = |key: &str| level[key].as_u64().unwrap() as u16;
-            Level { power_dw: word("power_dw"), price_cent: word("price_cent"), minutes: word("minutes") }
-        };
-        fields["levels"].as_array().unwrap().iter().map(level).collect()
-    };
     let entry =
         |value: &Value| SocketEntry { socket: value["socket"].as_u64().unwrap() as u8, mac: Hex(array(&value["mac"])) };
     let mut out = Vec::new();
@@ -202,7 +195,7 @@ fn rebuild(vector: &Vector) -> Option<Vec<u8>> {
             // Under 0x0005 the record holds the same body raw.
             let same = vectors().into_iter().find(|other| other.name == "charge_start_power_17_down").unwrap();
             let fields = if fields["body"].is_string() { &same.fields } else { fields };
-            let levels = if fields == &vector.fields { levels() } else { rebuild_levels(&same.fields) };
+            let levels = read_levels(fields);
             let order = PowerOrder {
                 socket: fields["socket"].as_u64().unwrap() as u8,
                 hole: fields["hole"].as_u64().unwrap() as u8,
@@ -216,7 +209,7 @@ fn rebuild(vector: &Vector) -> Option<Vec<u8>> {
             encode::end_ack(&mut out, id, sub as u8, byte("socket"), number("result") == 1);
         }
         (0x0015, Some(0x0B)) => {
-            let levels = if fields["levels"].is_array() { levels() } else { Vec::new() };
+            let levels = if fields["levels"].is_array() { read_levels(fields) } else { Vec::new() };
             let terms = match (byte("switch"), byte("mode")) {
                 (0, _) => CardTerms::Refused,
                 (_, 1) => CardTerms::Time(word("time")),
@@ -286,7 +279,7 @@ fn rebuild(vector: &Vector) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn rebuild_levels(fields: &Value) -> Vec<Level> {
+fn read_levels(fields: &Value) -> Vec<Level> {
     let level = |level: &Value| {
         let word = |key: &str| level[key].as_u64().unwrap() as u16;
         Level { power_dw: word("power_dw"), price_cent: word("price_cent"), minutes: word("minutes") }

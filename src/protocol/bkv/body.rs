@@ -464,20 +464,23 @@ pub struct EndBlock {
 }
 
 impl EndBlock {
+    /// One bound check for the whole block: this is on the path of every end report.
     #[inline]
     fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        let [socket, f0, f1, temp_c, rssi, hole, status, b0, b1, p0, p1, c0, c1, e0, e1, m0, m1] =
+            input.array("end block")?;
         Ok(Self {
-            socket: input.u8("socket")?,
-            fw: Hex(input.array("fw")?),
-            temp_c: input.u8("temp_c")?,
-            rssi: input.u8("rssi")?,
-            hole: input.u8("hole")?,
-            status: HoleStatus::read(input)?,
-            business_no: input.u16_be("business_no")?,
-            power_dw: input.u16_be("power_dw")?,
-            current_ma: input.u16_be("current_ma")?,
-            energy_wh: input.u16_be("energy_wh")?,
-            charged_min: input.u16_be("charged_min")?,
+            socket,
+            fw: Hex([f0, f1]),
+            temp_c,
+            rssi,
+            hole,
+            status: HoleStatus(status),
+            business_no: u16::from_be_bytes([b0, b1]),
+            power_dw: u16::from_be_bytes([p0, p1]),
+            current_ma: u16::from_be_bytes([c0, c1]),
+            energy_wh: u16::from_be_bytes([e0, e1]),
+            charged_min: u16::from_be_bytes([m0, m1]),
         })
     }
 
@@ -709,9 +712,10 @@ pub(super) mod decode {
     type Decoded<'a> = Result<Body<'a>, DecodeError>;
 
     pub(in super::super) fn heartbeat<'a>(input: &mut Input<'a>) -> Decoded<'a> {
-        let mut text = |width: usize| Text(input.bytes("text", width.min(input.remaining())).unwrap_or_default());
-        let (iccid, fw) = (text(20), text(8));
-        Ok(Body::Heartbeat(Heartbeat { iccid, fw, rssi: input.u8("rssi").ok() }))
+        let bytes = input.rest();
+        let (iccid, bytes) = bytes.split_at_checked(20).unwrap_or((bytes, &[]));
+        let (fw, bytes) = bytes.split_at_checked(8).unwrap_or((bytes, &[]));
+        Ok(Body::Heartbeat(Heartbeat { iccid: Text(iccid), fw: Text(fw), rssi: bytes.first().copied() }))
     }
 
     pub(in super::super) fn heartbeat_reply<'a>(input: &mut Input<'a>) -> Decoded<'a> {

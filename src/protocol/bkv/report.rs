@@ -78,15 +78,16 @@ impl Record for HoleBlock {
 
     #[inline]
     fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        let [hole, status, b0, b1, v0, v1, p0, p1, c0, c1, e0, e1, m0, m1] = input.array("hole block")?;
         Ok(Self {
-            hole: input.u8("hole")?,
-            status: HoleStatus::read(input)?,
-            business_no: input.u16_be("business_no")?,
-            voltage_dv: input.u16_be("voltage_dv")?,
-            power_dw: input.u16_be("power_dw")?,
-            current_ma: input.u16_be("current_ma")?,
-            energy_wh: input.u16_be("energy_wh")?,
-            charged_min: input.u16_be("charged_min")?,
+            hole,
+            status: HoleStatus(status),
+            business_no: u16::from_be_bytes([b0, b1]),
+            voltage_dv: u16::from_be_bytes([v0, v1]),
+            power_dw: u16::from_be_bytes([p0, p1]),
+            current_ma: u16::from_be_bytes([c0, c1]),
+            energy_wh: u16::from_be_bytes([e0, e1]),
+            charged_min: u16::from_be_bytes([m0, m1]),
         })
     }
 }
