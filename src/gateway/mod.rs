@@ -4,6 +4,7 @@
 
 pub mod directory;
 pub mod order;
+pub mod settlement;
 
 /// Index of a shard, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -24,6 +24,7 @@ use crate::{
     },
 };
 
+pub mod payload;
 pub mod sqlite;
 
 /// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
