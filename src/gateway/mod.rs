@@ -14,6 +14,7 @@ pub mod directory;
 mod effects;
 mod lane;
 pub mod order;
+pub mod settlement;
 mod slots;
 mod timers;
 mod track;

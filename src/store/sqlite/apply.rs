@@ -1,0 +1,209 @@
+//! One transaction: a batch of jobs, a savepoint each.
+//!
+//! | what goes wrong | what happens |
+//! |---|---|
+//! | the environment (disk, file, lock) | the transaction is rolled back, every job fails, nothing had an effect |
+//! | one job's data | its savepoint is rolled back; a settlement goes to quarantine, any other job fails alone |
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::row::run;
+use crate::{
+    model::{Command, DeviceId, OrderNumbers},
+    store::{Job, Latest, Outcome, SettlementKey, StoreError},
+};
+
+/// The transaction, as every part of it sees it.
+pub(super) struct Tx<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) numbers: &'a OrderNumbers,
+    /// The store's clock, Unix ms.
+    pub(super) now: i64,
+    /// Devices that commands were queued for without a claim.
+    pub(super) queued: Vec<DeviceId>,
+    /// Position of the last event inserted.
+    pub(super) last_pos: Option<i64>,
+    /// Events pruned before an endpoint had them.
+    pub(super) events_lost: u64,
+}
+
+/// What a batch came to.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// One per job, in their order.
+    pub outcomes: Vec<Outcome>,
+    /// Devices that commands were queued for.
+    pub queued: Vec<DeviceId>,
+    /// Position of the last event, if there were any.
+    pub last_pos: Option<i64>,
+    /// Events pruned before an endpoint had them.
+    pub events_lost: u64,
+    /// The commit did not happen: every outcome is [`Outcome::Failed`].
+    pub error: Option<StoreError>,
+}
+
+/// Applies jobs in one transaction and commits it.
+pub(super) fn apply(conn: &Connection, numbers: &OrderNumbers, now: i64, jobs: &[Job]) -> Applied {
+    let mut tx = Tx { conn, numbers, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
+    let result = in_transaction(conn, || jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>());
+    match result {
+        Ok(outcomes) => {
+            Applied { outcomes, queued: tx.queued, last_pos: tx.last_pos, events_lost: tx.events_lost, error: None }
+        }
+        Err(error) => Applied {
+            outcomes: jobs.iter().map(|job| failed(job, &error)).collect(),
+            error: Some(error),
+            ..Applied::default()
+        },
+    }
+}
+
+/// Writes latest values in one transaction. A row that does not go in is left out.
+pub(super) fn apply_latest(conn: &Connection, rows: &[Latest]) -> Result<(), StoreError> {
+    in_transaction(conn, || {
+        for row in rows {
+            match super::device::write_latest(conn, row) {
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                Err(error) => log::warn!("latest value left out: {error}"),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+fn in_transaction<T>(conn: &Connection, body: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // IMMEDIATE: fails here, if at all, and not at the first write.
+    run(conn, "BEGIN IMMEDIATE", ())?;
+    let result = body().and_then(|value| run(conn, "COMMIT", ()).map(|_| value));
+    // Some errors roll back by themselves.
+    if result.is_err() && !conn.is_autocommit() {
+        run(conn, "ROLLBACK", ())?;
+    }
+    result
+}
+
+impl Tx<'_> {
+    /// Runs one job in its savepoint. `Err`: the environment failed, and with it the batch.
+    fn job(&mut self, job: &Job) -> Result<Outcome, StoreError> {
+        let error = match self.savepoint(|tx| tx.dispatch(job)) {
+            Ok(outcome) => return Ok(outcome),
+            Err(error @ StoreError::Unavailable(_)) => return Err(error),
+            Err(error) => error,
+        };
+        log::error!("a job was refused: {error}; {}", name(job));
+        if let Job::Settle(settlement) = job {
+            match self.savepoint(|tx| tx.quarantine(settlement, &error)) {
+                Ok(settled) => return Ok(Outcome::Settled(Box::new(settled))),
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                Err(error) => log::error!("quarantine refused a settlement: {error}"),
+            }
+        }
+        Ok(failed(job, &error))
+    }
+
+    fn savepoint<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let before = (self.queued.len(), self.last_pos, self.events_lost);
+        run(self.conn, "SAVEPOINT job", ())?;
+        let result = body(self);
+        if let Err(error) = &result {
+            if self.conn.is_autocommit() {
+                return Err(StoreError::Unavailable(format!("the transaction was rolled back: {error}")));
+            }
+            self.queued.truncate(before.0);
+            (_, self.last_pos, self.events_lost) = before;
+            run(self.conn, "ROLLBACK TO job", ())?;
+        }
+        run(self.conn, "RELEASE job", ())?;
+        result
+    }
+
+    fn dispatch(&mut self, job: &Job) -> Result<Outcome, StoreError> {
+        Ok(match job {
+            Job::Bind(bind) => Outcome::Bound(Box::new(self.bind(bind)?)),
+            Job::CreateOrder(new) => Outcome::Created(Box::new(self.create_order(new)?)),
+            Job::Order(job) => Outcome::Order(Box::new(self.order_job(job)?)),
+            Job::Settle(settlement) => Outcome::Settled(Box::new(self.settle(settlement)?)),
+            Job::Device(event) => {
+                self.report(event)?;
+                Outcome::Done
+            }
+            Job::Report(report) => {
+                self.report(&report.event)?;
+                Outcome::Reported { device_id: report.event.device_id, ticket: report.ticket }
+            }
+            Job::Command(update) => {
+                self.update_command(update)?;
+                Outcome::Done
+            }
+            Job::Claim { device_id, epoch, at } => {
+                let commands: Vec<Command> = self.claim_live(*device_id, *epoch, *at)?;
+                Outcome::Claimed { device_id: *device_id, commands }
+            }
+            Job::Backstop(backstop) => Outcome::Backstop(self.backstop(backstop)?),
+            Job::Delivery(updates) => {
+                self.deliver(updates)?;
+                Outcome::Done
+            }
+            Job::Prune { before, rows_max } => {
+                self.prune(*before, *rows_max)?;
+                Outcome::Done
+            }
+        })
+    }
+}
+
+/// The answer to a job that had no effect.
+pub(super) fn failed(job: &Job, error: &StoreError) -> Outcome {
+    Outcome::Failed { device_id: device_of(job), key: key_of(job), error: error.clone() }
+}
+
+fn device_of(job: &Job) -> Option<DeviceId> {
+    match job {
+        Job::Bind(bind) => Some(bind.device_id),
+        Job::CreateOrder(new) => Some(new.device_id),
+        Job::Order(job) => match job.order {
+            crate::store::OrderKey::ActiveOn(device_id, _) => Some(device_id),
+            crate::store::OrderKey::No(_) => job.device_id,
+        },
+        Job::Settle(settlement) => Some(settlement.device_id),
+        Job::Device(event) => Some(event.device_id),
+        Job::Report(report) => Some(report.event.device_id),
+        Job::Claim { device_id, .. } => Some(*device_id),
+        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune { .. } => None,
+    }
+}
+
+fn key_of(job: &Job) -> Option<SettlementKey> {
+    if let Job::Settle(settlement) = job { Some(settlement.key) } else { None }
+}
+
+/// The job's kind, for logs and counters.
+pub(super) const fn name(job: &Job) -> &'static str {
+    super::counters::KINDS[super::counters::kind(job)]
+}
+
+impl From<rusqlite::Error> for StoreError {
+    /// The split decides who suffers: what the environment did fails a whole batch and is tried again, what a job's data did
+    /// fails that job alone.
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::Error as E;
+        match &error {
+            E::SqliteFailure(failure, _) => match failure.code {
+                ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig => {
+                    Self::Statement(error.to_string())
+                }
+                ErrorCode::Unknown if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => {
+                    Self::Statement(error.to_string())
+                }
+                ErrorCode::ApiMisuse | ErrorCode::ParameterOutOfRange => Self::Statement(error.to_string()),
+                _ => Self::Unavailable(error.to_string()),
+            },
+            E::FromSqlConversionFailure(..)
+            | E::IntegralValueOutOfRange(..)
+            | E::InvalidColumnType(..)
+            | E::Utf8Error(..) => Self::Corrupt(error.to_string()),
+            _ => Self::Statement(error.to_string()),
+        }
+    }
+}

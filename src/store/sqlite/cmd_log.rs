@@ -1,0 +1,130 @@
+//! The command log: a file of its own, so that its volume never waits in front of a settlement. A crash may lose its last
+//! seconds; rows that do not fit the queue are dropped and counted.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crossbeam::channel::Receiver;
+use rusqlite::Connection;
+
+use super::{
+    counters::{StoreCounters, add},
+    db::BUSY_TIMEOUT,
+    row::{run, scalar},
+};
+use crate::store::{CommandLogRow, StoreError};
+
+/// Rows per transaction.
+const ROWS_MAX: usize = 2000;
+const SCHEMA_VERSION: i64 = 1;
+
+pub(super) enum LogMessage {
+    Rows(Vec<CommandLogRow>),
+    /// Deletes at most `rows_max` rows older than `before`.
+    Prune {
+        before: i64,
+        rows_max: u32,
+    },
+}
+
+/// `NAME-cmd_log.db` beside `NAME.db`.
+pub(super) fn path_beside(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-cmd_log.db"))
+}
+
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let conn = Connection::open(path)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    let version: i64 = scalar(&conn, "PRAGMA user_version", ())?.unwrap_or(0);
+    if version > SCHEMA_VERSION {
+        return Err(StoreError::Corrupt(format!(
+            "{} was written by a newer build: schema version {version}, this build knows {SCHEMA_VERSION}",
+            path.display()
+        )));
+    }
+    let foreign = scalar::<i64>(&conn, "SELECT 1 FROM sqlite_schema WHERE name = 'cmd_log'", ())?.is_some();
+    if version == 0 && foreign {
+        return Err(StoreError::Corrupt(format!(
+            "{} holds a table `cmd_log` that chargegate did not make",
+            path.display()
+        )));
+    }
+    conn.pragma_update(None, "journal_mode", "wal")?;
+    // NORMAL may lose the last commits at a power cut, never the file.
+    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    if version == 0 {
+        conn.execute_batch(
+            "BEGIN IMMEDIATE;
+             CREATE TABLE cmd_log (
+                 id        INTEGER PRIMARY KEY,
+                 at        INTEGER NOT NULL,
+                 device_id TEXT NOT NULL,
+                 direction TEXT NOT NULL CHECK (direction IN ('up', 'down')),
+                 command   INTEGER NOT NULL,
+                 msg_id    INTEGER NOT NULL,
+                 raw       BLOB NOT NULL
+             ) STRICT;
+             CREATE INDEX cmd_log_device_at ON cmd_log (device_id, at);
+             CREATE INDEX cmd_log_at ON cmd_log (at);
+             PRAGMA user_version = 1;
+             COMMIT;",
+        )?;
+    }
+    Ok(conn)
+}
+
+/// Writes until the queue is closed.
+pub(super) fn write(conn: &Connection, queue: &Receiver<LogMessage>, counters: &Arc<StoreCounters>) {
+    let mut rows = Vec::new();
+    while let Ok(message) = queue.recv() {
+        let mut next = Some(message);
+        while let Some(message) = next.take() {
+            match message {
+                LogMessage::Rows(more) => rows.extend(more),
+                LogMessage::Prune { before, rows_max } => {
+                    if let Err(error) = prune(conn, before, rows_max) {
+                        log::warn!("command log not pruned: {error}");
+                    }
+                }
+            }
+            if rows.len() < ROWS_MAX {
+                next = queue.try_recv().ok();
+            }
+        }
+        match insert(conn, &rows) {
+            Ok(()) => add(&counters.log_rows, rows.len() as u64),
+            Err(error) => {
+                add(&counters.log_dropped, rows.len() as u64);
+                log::warn!("{} command log rows dropped: {error}", rows.len());
+            }
+        }
+        rows.clear();
+    }
+}
+
+fn insert(conn: &Connection, rows: &[CommandLogRow]) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let transaction = conn.unchecked_transaction()?;
+    for row in rows {
+        run(
+            &transaction,
+            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            (row.at, row.device_id.to_string(), if row.up { "up" } else { "down" }, row.command, row.msg_id, &row.raw),
+        )?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn prune(conn: &Connection, before: i64, rows_max: u32) -> Result<(), StoreError> {
+    run(
+        conn,
+        "DELETE FROM cmd_log WHERE id IN (SELECT id FROM cmd_log WHERE at < ?1 ORDER BY at LIMIT ?2)",
+        (before, rows_max),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! What the store counts, readable from any thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::store::Job;
+
+/// Job kinds in the order of their counters.
+pub const KINDS: [&str; 11] = [
+    "bind",
+    "create_order",
+    "order",
+    "settle",
+    "device",
+    "report",
+    "command",
+    "claim",
+    "backstop",
+    "delivery",
+    "prune",
+];
+/// Upper bounds of the commit latency buckets, µs; a last one is open.
+pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
+
+/// Index of a job's kind in [`KINDS`].
+pub(super) const fn kind(job: &Job) -> usize {
+    match job {
+        Job::Bind(_) => 0,
+        Job::CreateOrder(_) => 1,
+        Job::Order(_) => 2,
+        Job::Settle(_) => 3,
+        Job::Device(_) => 4,
+        Job::Report(_) => 5,
+        Job::Command(_) => 6,
+        Job::Claim { .. } => 7,
+        Job::Backstop(_) => 8,
+        Job::Delivery(_) => 9,
+        Job::Prune { .. } => 10,
+    }
+}
+
+/// Counters since start. All are relaxed: each is exact, they are not a snapshot of one instant.
+#[derive(Debug, Default)]
+pub struct StoreCounters {
+    /// Jobs committed, by [`KINDS`].
+    pub jobs: [AtomicU64; KINDS.len()],
+    /// Jobs answered [`Outcome::Failed`](crate::store::Outcome::Failed), by [`KINDS`].
+    pub failures: [AtomicU64; KINDS.len()],
+    /// Settlements put into quarantine.
+    pub quarantined: AtomicU64,
+    /// Jobs given back because the queue was full or the store closing.
+    pub refused: AtomicU64,
+    /// Transactions committed with durable jobs.
+    pub batches: AtomicU64,
+    /// Jobs in them.
+    pub batch_jobs: AtomicU64,
+    /// Transactions that failed.
+    pub batches_failed: AtomicU64,
+    /// Durable transactions by duration; [`COMMIT_BUCKETS_US`].
+    pub commit: [AtomicU64; COMMIT_BUCKETS_US.len() + 1],
+    /// Sum of those durations, µs.
+    pub commit_us: AtomicU64,
+    /// Latest values written.
+    pub latest_rows: AtomicU64,
+    /// Latest values given back because the queue was full.
+    pub latest_refused: AtomicU64,
+    /// Latest values lost in a failed transaction.
+    pub latest_lost: AtomicU64,
+    /// Command-log rows written.
+    pub log_rows: AtomicU64,
+    /// Command-log rows dropped: the queue was full, or the file failed.
+    pub log_dropped: AtomicU64,
+    /// Queries given back because the queue was full.
+    pub reads_refused: AtomicU64,
+    /// Checkpoints that moved pages.
+    pub checkpoints: AtomicU64,
+    /// Events pruned before an endpoint had them.
+    pub events_lost: AtomicU64,
+}
+
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+impl StoreCounters {
+    pub(super) fn committed_in(&self, us: u64) {
+        let bucket = COMMIT_BUCKETS_US.partition_point(|bound| *bound < us);
+        if let Some(bucket) = self.commit.get(bucket) {
+            add(bucket, 1);
+        }
+        add(&self.commit_us, us);
+    }
+}

@@ -1,0 +1,197 @@
+//! The database file: opening, schema, transactions, checkpoints. Synchronous; the writer thread owns it.
+//!
+//! Files: `NAME` with `-wal` and `-shm` beside it, and `NAME.lock`, held while open: two writers would hand out the same epochs
+//! and message ids. A crash leaves committed transactions in `-wal`; opening replays them.
+
+use std::{
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{
+    apply::{Applied, apply, apply_latest},
+    row::{one, scalar},
+};
+use crate::{
+    model::OrderNumbers,
+    store::{Job, Latest, StoreError},
+};
+
+mod embedded {
+    refinery::embed_migrations!("migrations/sqlite");
+}
+
+const TABLES: [&str; 12] = [
+    "devices",
+    "gateway_sockets",
+    "ports",
+    "orders",
+    "settlements",
+    "settlement_quarantine",
+    "outbound_queue",
+    "events",
+    "event_log",
+    "event_cursors",
+    "event_delivery",
+    "idempotency_keys",
+];
+/// Statements are prepared once; there are fewer than this.
+const STATEMENTS_MAX: usize = 128;
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Page cache, KiB: the hot ends of the indexes of a few ten thousand devices.
+const CACHE_KIB: i64 = 16 * 1024;
+
+/// The open database.
+#[derive(Debug)]
+pub struct Db {
+    conn: Connection,
+    numbers: OrderNumbers,
+    /// Row changes up to the last checkpoint.
+    checkpointed: u64,
+    _lock: File,
+}
+
+impl Db {
+    /// Opens the database and brings its schema up to date. A database that another process has open, that a newer build
+    /// wrote, or that holds foreign tables of our names is refused and not changed.
+    pub fn open(path: &Path, numbers: OrderNumbers) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(BUSY_TIMEOUT)?;
+        check_schema(&conn, path)?;
+        set_up(&conn)?;
+        embedded::migrations::runner()
+            .run(&mut conn)
+            .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", path.display())))?;
+        conn.pragma_update(None, "foreign_keys", true)?;
+        conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        Ok(Self { conn, numbers, checkpointed: 0, _lock: lock })
+    }
+
+    /// Highest schema version this build knows.
+    pub fn schema_version() -> i64 {
+        embedded::migrations::runner().get_migrations().iter().map(|step| i64::from(step.version())).max().unwrap_or(0)
+    }
+
+    /// Applies jobs in one transaction, each in its own savepoint, and commits it. `now` is the store's clock, Unix ms.
+    pub fn apply(&mut self, now: i64, jobs: &[Job]) -> Applied {
+        apply(&self.conn, &self.numbers, now, jobs)
+    }
+
+    /// Writes latest values in one transaction.
+    pub fn apply_latest(&mut self, rows: &[Latest]) -> Result<(), StoreError> {
+        apply_latest(&self.conn, rows)
+    }
+
+    /// Row changes since the last checkpoint.
+    pub fn changes(&self) -> u64 {
+        self.conn.total_changes().saturating_sub(self.checkpointed)
+    }
+
+    /// Moves what it can from the log into the database without waiting for readers; the log then starts over.
+    pub fn checkpoint(&mut self) -> Result<(), StoreError> {
+        self.checkpointed = self.conn.total_changes();
+        let row = scalar::<i64>(&self.conn, "PRAGMA wal_checkpoint(PASSIVE)", ())?;
+        debug_assert!(row.is_some(), "a checkpoint answers with a row");
+        Ok(())
+    }
+
+    /// Writes and commits a page, to see whether the disk takes one.
+    pub fn probe(&mut self) -> Result<(), StoreError> {
+        let version: i64 = scalar(&self.conn, "PRAGMA user_version", ())?.unwrap_or(0);
+        Ok(self.conn.pragma_update(None, "user_version", (version + 1) & 0xFFFF)?)
+    }
+
+    /// The latest time stored, Unix ms; 0 in an empty database.
+    pub fn newest(&self) -> Result<i64, StoreError> {
+        let sql = "SELECT max(coalesce((SELECT at FROM events ORDER BY pos DESC LIMIT 1), 0), \
+                   coalesce((SELECT max(last_seen_at) FROM devices), 0))";
+        Ok(scalar(&self.conn, sql, ())?.unwrap_or(0))
+    }
+
+    #[cfg(test)]
+    pub(super) const fn connection(&self) -> &Connection {
+        &self.conn
+    }
+}
+
+/// Opens a connection that only reads; the writer must have the database open.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(conn)
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let unavailable = |what: &str, error: &dyn std::fmt::Display| {
+        StoreError::Unavailable(format!("{what} {}: {error}", path.display()))
+    };
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        std::fs::create_dir_all(dir).map_err(|error| unavailable("cannot make the directory of", &error))?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(PathBuf::from(name));
+    let file = file.map_err(|error| unavailable("cannot make the lock of", &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(StoreError::Unavailable(format!("{} is in use by another process", path.display())))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(unavailable("cannot lock", &error)),
+    }
+}
+
+/// Refuses what is not ours. Reads only.
+fn check_schema(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+    let exists = |name: &str| -> Result<bool, StoreError> {
+        Ok(scalar::<i64>(conn, "SELECT 1 FROM sqlite_schema WHERE name = ?1", [name])?.is_some())
+    };
+    let refused = |why: String| Err(StoreError::Corrupt(format!("{} {why}", path.display())));
+    if !exists("refinery_schema_history")? {
+        for table in TABLES {
+            if exists(table)? {
+                return refused(format!("holds a table `{table}` that chargegate did not make"));
+            }
+        }
+        return Ok(());
+    }
+    let known = Db::schema_version();
+    let newest: i64 = scalar(conn, "SELECT coalesce(max(version), 0) FROM refinery_schema_history", ())?.unwrap_or(0);
+    if newest > known {
+        return refused(format!("was written by a newer build: schema version {newest}, this build knows {known}"));
+    }
+    for step in embedded::migrations::runner().get_migrations() {
+        let applied = one(
+            conn,
+            "SELECT name, checksum FROM refinery_schema_history WHERE version = ?1",
+            [i64::from(step.version())],
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+        )?;
+        if applied.is_some_and(|(name, sum)| name != step.name() || sum != step.checksum().to_string()) {
+            return refused(format!("was not made by chargegate: its schema version {} differs", step.version()));
+        }
+    }
+    Ok(())
+}
+
+fn set_up(conn: &Connection) -> Result<(), StoreError> {
+    let journal: String = conn.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if journal != "wal" {
+        return Err(StoreError::Unavailable(format!("the file system refuses WAL: journal mode is {journal}")));
+    }
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    // Checkpoints are run between batches, not inside a commit that somebody waits for.
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    let synchronous: i64 = conn.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+    assert!(synchronous == 2, "synchronous must be FULL (2), is {synchronous}");
+    Ok(())
+}

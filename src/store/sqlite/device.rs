@@ -1,0 +1,170 @@
+//! Devices and ports: binding, their events, and latest values.
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use super::{
+    apply::Tx,
+    row::{active, all, device_columns, one, order, order_columns, port, port_columns, protocol, run},
+};
+use crate::{
+    model::{DeviceId, EventType},
+    store::{Bind, Bound, DeviceEvent, Latest, StoreError, payload::Timestamp},
+};
+
+impl Tx<'_> {
+    pub(super) fn bind(&mut self, bind: &Bind) -> Result<Bound, StoreError> {
+        let device_id = bind.device_id;
+        let id = device_id.to_string();
+        let mut bound = Bound {
+            device_id,
+            admitted: false,
+            first_seen: false,
+            epoch: 0,
+            protocol: bind.protocol,
+            networked: false,
+            msg_id_first: 0,
+            ports: Vec::new(),
+            orders: Vec::new(),
+            commands: Vec::new(),
+        };
+        if !bind.known_only {
+            let inserted = run(
+                self.conn,
+                "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES (?1, ?2, ?3, ?4) \
+                 ON CONFLICT DO NOTHING",
+                (&id, bind.protocol.as_str(), bind.printed_no, bind.at),
+            )?;
+            bound.first_seen = inserted > 0;
+        }
+        let row = one(
+            self.conn,
+            "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + ?2, \
+             protocol = CASE WHEN protocol = 'gn' AND ?3 = 'bkv' THEN 'gn' ELSE ?3 END, \
+             printed_no = coalesce(?4, printed_no), connected_at = ?5, last_seen_at = max(coalesce(last_seen_at, 0), ?5) \
+             WHERE device_id = ?1 RETURNING session_epoch, msg_counter, protocol, \
+             networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = devices.device_id)",
+            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at),
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, protocol(row, 2)?, row.get::<_, bool>(3)?)),
+        )?;
+        let Some((epoch, msg_counter, protocol, networked)) = row else { return Ok(bound) };
+        bound.admitted = true;
+        bound.epoch = epoch;
+        bound.protocol = protocol;
+        bound.networked = networked;
+        bound.msg_id_first = (msg_counter - i64::from(Bound::MSG_IDS) + 1) as u32;
+        if bound.first_seen {
+            let data = registered(bind, &bound);
+            self.device_event(device_id, EventType::DeviceRegistered, &data, None, bind.at)?;
+        }
+        bound.ports = all(
+            self.conn,
+            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = ?1 ORDER BY port_no"),
+            [&id],
+            port,
+        )?;
+        bound.orders = all(
+            self.conn,
+            concat!(
+                "SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = ?1 AND status IN ",
+                active!(),
+                " UNION ALL SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = ?1 AND device_end_pending = 1 AND status NOT IN ",
+                active!(),
+                " ORDER BY port_no, created_at"
+            ),
+            [&id],
+            order,
+        )?;
+        bound.commands = self.claim(device_id, epoch, bind.at)?;
+        for order in &bound.orders {
+            bound.commands.extend(self.stop_again(order, epoch, bind.at)?);
+        }
+        Ok(bound)
+    }
+
+    pub(super) fn report(&mut self, event: &DeviceEvent) -> Result<(), StoreError> {
+        let order_no = event.data.get("order_no").and_then(Value::as_str);
+        self.device_event(event.device_id, event.event_type, &event.data, order_no, event.at)
+    }
+}
+
+/// `data` of `device.registered`: the device object as far as the store knows it. A device that registers is online.
+fn registered(bind: &Bind, bound: &Bound) -> Value {
+    json!({
+        "device_id": bind.device_id,
+        "protocol": bound.protocol,
+        "printed_no": bind.printed_no,
+        "online": true,
+        "last_seen_at": Timestamp(bind.at),
+        "connected_at": Timestamp(bind.at),
+        "ports": [],
+        "active_orders": [],
+    })
+}
+
+/// Writes a latest value. Values of devices without a row, or older than what is stored, are dropped: they are only the latest
+/// of something that has gone.
+pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), StoreError> {
+    match latest {
+        Latest::Device { device_id, last_seen_at, signal, firmware, iccid, networked } => run(
+            conn,
+            "UPDATE devices SET last_seen_at = max(coalesce(last_seen_at, 0), ?2), signal = coalesce(?3, signal), \
+             firmware = coalesce(?4, firmware), iccid = coalesce(?5, iccid), networked = networked OR ?6 \
+             WHERE device_id = ?1",
+            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked),
+        )?,
+        Latest::Port(port) => run(
+            conn,
+            concat!(
+                "INSERT INTO ports (",
+                port_columns!(),
+                ") SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 \
+                 WHERE EXISTS (SELECT 1 FROM devices WHERE device_id = ?1) \
+                 ON CONFLICT (device_id, port_no) DO UPDATE SET socket = excluded.socket, hole = excluded.hole, \
+                 status = excluded.status, raw_status = excluded.raw_status, power_dw = excluded.power_dw, \
+                 current_ma = excluded.current_ma, voltage_dv = excluded.voltage_dv, energy_wh = excluded.energy_wh, \
+                 charged_seconds = excluded.charged_seconds, updated_at = excluded.updated_at \
+                 WHERE excluded.updated_at >= ports.updated_at"
+            ),
+            (
+                port.device_id.to_string(),
+                port.port_no,
+                port.socket,
+                port.hole,
+                port.status.code(),
+                port.raw_status,
+                port.power_dw,
+                port.current_ma,
+                port.voltage_dv,
+                port.energy_wh,
+                port.charged_seconds,
+                port.updated_at,
+            ),
+        )?,
+        // A settlement's totals are final: progress that was still under way must not overwrite them.
+        Latest::Progress { order_no, duration_seconds, energy_wh, at } => run(
+            conn,
+            "UPDATE orders SET duration_seconds = ?2, energy_wh = ?3, updated_at = max(updated_at, ?4) \
+             WHERE order_no = ?1 AND settled_at IS NULL",
+            (order_no.as_str(), duration_seconds, energy_wh, at),
+        )?,
+    };
+    Ok(())
+}
+
+/// One device's row.
+pub(super) fn find_device(
+    conn: &Connection,
+    device_id: DeviceId,
+) -> Result<Option<crate::store::DeviceRecord>, StoreError> {
+    one(
+        conn,
+        concat!("SELECT ", device_columns!(), " FROM devices WHERE device_id = ?1"),
+        [device_id.to_string()],
+        super::row::device,
+    )
+}

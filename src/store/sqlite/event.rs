@@ -1,0 +1,122 @@
+//! Events, inserted with the change they tell.
+
+use serde::Serialize;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use super::{
+    apply::Tx,
+    row::{run, scalar},
+};
+use crate::{
+    model::{DeviceId, EventType, Order, OrderStatus},
+    store::{
+        StoreError,
+        payload::{Alarm, OrderEvent},
+    },
+};
+
+struct NewEvent<'a> {
+    event_type: EventType,
+    key: &'a str,
+    device_id: &'a str,
+    order_no: Option<&'a str>,
+    /// 0: outside the key's sequence.
+    sequence_no: u32,
+    at: i64,
+    data: &'a str,
+}
+
+impl Tx<'_> {
+    fn insert_event(&mut self, event: &NewEvent<'_>) -> Result<(), StoreError> {
+        let ms = event.at.max(0).unsigned_abs();
+        let stamp = Timestamp::from_unix(NoContext, ms / 1000, (ms % 1000) as u32 * 1_000_000);
+        let mut id = Uuid::encode_buffer();
+        let id = &*Uuid::new_v7(stamp).hyphenated().encode_lower(&mut id);
+        run(
+            self.conn,
+            "INSERT INTO events (event_id, event_type, key, device_id, order_no, sequence_no, at, data) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            (
+                id,
+                event.event_type.as_str(),
+                event.key,
+                event.device_id,
+                event.order_no,
+                event.sequence_no,
+                event.at,
+                event.data,
+            ),
+        )?;
+        self.last_pos = Some(self.conn.last_insert_rowid());
+        Ok(())
+    }
+
+    /// Inserts an order's events behind those it has. The order's row must be written with its final `sequence_no` by the
+    /// caller, in the same savepoint.
+    pub(super) fn order_events(
+        &mut self,
+        order: &Order,
+        from: Option<OrderStatus>,
+        events: &[EventType],
+        late: Option<bool>,
+        at: i64,
+    ) -> Result<(), StoreError> {
+        let key = order.order_no.as_str();
+        let device_id = order.device_id.to_string();
+        let before = order.sequence_no.saturating_sub(events.len() as u32);
+        let plain = json(&OrderEvent::new(order, from, None))?;
+        let settled = late.map(|late| json(&OrderEvent::new(order, from, Some(late)))).transpose()?;
+        for (sequence_no, event_type) in (before + 1..).zip(events) {
+            let settled = settled.as_ref().filter(|_| *event_type == EventType::OrderSettled);
+            self.insert_event(&NewEvent {
+                event_type: *event_type,
+                key,
+                device_id: &device_id,
+                order_no: Some(key),
+                sequence_no,
+                at,
+                data: settled.unwrap_or(&plain),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Inserts an event under the device's own sequence. Heartbeats and progress are outside of it; progress is keyed by its
+    /// order, so that it is delivered between the order's other events.
+    pub(super) fn device_event(
+        &mut self,
+        device_id: DeviceId,
+        event_type: EventType,
+        data: &impl Serialize,
+        order_no: Option<&str>,
+        at: i64,
+    ) -> Result<(), StoreError> {
+        let device = device_id.to_string();
+        let numbered = !matches!(event_type, EventType::DeviceHeartbeat | EventType::ChargingProgress);
+        let sequence_no = if numbered {
+            scalar(
+                self.conn,
+                "UPDATE devices SET event_counter = event_counter + 1 WHERE device_id = ?1 RETURNING event_counter",
+                [&device],
+            )?
+            // A device without a row has no sequence; its alarms are told all the same.
+            .unwrap_or(0)
+        } else {
+            0
+        };
+        let key = order_no.filter(|_| event_type == EventType::ChargingProgress).unwrap_or(&device);
+        let data = json(data)?;
+        self.insert_event(&NewEvent { event_type, key, device_id: &device, order_no, sequence_no, at, data: &data })
+    }
+
+    /// Raises `device.alarm`.
+    pub(super) fn alarm(&mut self, alarm: &Alarm<'_>, at: i64) -> Result<(), StoreError> {
+        let order_no = alarm.order_no.as_ref().map(|order_no| order_no.as_str());
+        self.device_event(alarm.device_id, EventType::DeviceAlarm, alarm, order_no, at)
+    }
+}
+
+/// JSON text of a value of ours.
+pub(super) fn json(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Statement(format!("a value does not serialise: {error}")))
+}

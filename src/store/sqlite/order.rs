@@ -1,0 +1,370 @@
+//! Orders: creation, and the writes of a step that [`transition`] decided.
+
+use super::{
+    apply::Tx,
+    command::NewCommand,
+    event::json,
+    row::{active, one, order, order_columns, run},
+};
+use crate::{
+    gateway::order::{Event, Facts, Step, Verdict, events, transition},
+    model::{ChargeMode, Command, CommandBody, CommandState, EventType, Order, OrderNo, OrderStatus, Origin, Priority},
+    store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, StoreError, payload::Alarm},
+};
+
+/// A settlement older than this when its order became final is `late`.
+const LATE_MS: i64 = 60_000;
+
+/// The longest a charge may last, ms: what was ordered and 10 min, at least 2 h; 10 h without an ordered duration.
+pub(super) fn duration_max_ms(mode: &ChargeMode) -> i64 {
+    const MINUTE_MS: i64 = 60_000;
+    mode.minutes().map_or(600 * MINUTE_MS, |minutes| ((i64::from(minutes) + 10) * MINUTE_MS).max(120 * MINUTE_MS))
+}
+
+/// Whether a paid charge was lost from sight and may still run to its end.
+pub(super) fn is_lost(order: &Order) -> bool {
+    order.status == OrderStatus::Failed
+        && matches!(order.failure_reason.as_deref(), Some("device_offline" | "port_state_mismatch"))
+}
+
+/// Totals of a settlement.
+pub(super) struct Totals<'a> {
+    pub(super) duration_seconds: u32,
+    pub(super) energy_wh: u32,
+    pub(super) amount_cent: Option<u32>,
+    pub(super) reason: &'static str,
+    pub(super) reason_raw: Option<u8>,
+    pub(super) matched: &'a str,
+}
+
+/// What causes a step.
+pub(super) struct Cause<'a> {
+    pub(super) event: Event,
+    pub(super) at: i64,
+    pub(super) epoch: Option<i64>,
+    /// Replaces the step's own reason.
+    pub(super) reason: Option<&'a str>,
+    /// Stored by a step that stores totals.
+    pub(super) totals: Option<Totals<'a>>,
+}
+
+/// What a step did beside the order.
+#[derive(Default)]
+pub(super) struct Done {
+    pub(super) commands: Vec<Command>,
+    pub(super) withdrawn: Vec<i64>,
+}
+
+impl Tx<'_> {
+    pub(super) fn find_order(&self, order_no: OrderNo) -> Result<Option<Order>, StoreError> {
+        one(
+            self.conn,
+            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = ?1"),
+            [order_no.as_str()],
+            order,
+        )
+    }
+
+    fn find_by_key(&self, key: OrderKey) -> Result<Option<Order>, StoreError> {
+        match key {
+            OrderKey::No(order_no) => self.find_order(order_no),
+            OrderKey::ActiveOn(device_id, port_no) => one(
+                self.conn,
+                concat!(
+                    "SELECT ",
+                    order_columns!(),
+                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND status IN ",
+                    active!()
+                ),
+                (device_id.to_string(), port_no),
+                order,
+            ),
+        }
+    }
+
+    /// Inserts an order row; 0 when the port is taken or the number exists.
+    pub(super) fn insert_order(&self, order: &Order) -> Result<usize, StoreError> {
+        run(
+            self.conn,
+            concat!(
+                "INSERT INTO orders (",
+                order_columns!(),
+                ", duration_max_ms) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL, 0, ?17, \
+                 ?18, 0, ?19, ?20, ?21, ?21, ?21, ?22 \
+                 WHERE ?6 = 'device' OR NOT EXISTS \
+                 (SELECT 1 FROM orders WHERE device_id = ?2 AND port_no = ?3 AND device_end_pending = 1) \
+                 ON CONFLICT DO NOTHING"
+            ),
+            rusqlite::params![
+                order.order_no.as_str(),
+                order.device_id.to_string(),
+                order.port_no,
+                order.status.code(),
+                json(&order.spec)?,
+                order.origin.as_str(),
+                order.device_ref,
+                order.business_no,
+                order.start_time,
+                order.end_time,
+                order.duration_seconds,
+                order.energy_wh,
+                order.amount_cent,
+                order.end_reason,
+                order.end_reason_raw,
+                order.failure_reason,
+                order.settled_at,
+                order.settlement_match,
+                order.sequence_no,
+                order.request_id,
+                order.created_at,
+                duration_max_ms(&order.spec.mode),
+            ],
+        )
+    }
+
+    pub(super) fn create_order(&mut self, new: &NewOrder) -> Result<Created, StoreError> {
+        if self.now > new.deadline {
+            return Ok(Created::TooLate);
+        }
+        let order = Order {
+            order_no: new.order_no,
+            device_id: new.device_id,
+            port_no: new.port_no,
+            status: OrderStatus::Pending,
+            spec: new.spec.clone(),
+            origin: Origin::Api,
+            device_ref: None,
+            business_no: None,
+            start_time: None,
+            end_time: None,
+            duration_seconds: None,
+            energy_wh: None,
+            amount_cent: None,
+            end_reason: None,
+            end_reason_raw: None,
+            failure_reason: None,
+            start_written_at: None,
+            stop_acked: false,
+            settled_at: None,
+            settlement_match: None,
+            device_end_pending: false,
+            sequence_no: 1,
+            request_id: Some(new.request_id.clone()),
+            created_at: new.at,
+            status_at: new.at,
+            updated_at: new.at,
+        };
+        if self.insert_order(&order)? == 0 {
+            return self.not_created(new);
+        }
+        self.order_events(&order, None, &[EventType::OrderCreated], None, new.at)?;
+        let counters = self
+            .next_msg_id(new.device_id)?
+            .ok_or_else(|| StoreError::Statement(format!("device {} has no row", new.device_id)))?;
+        let start = NewCommand {
+            device_id: new.device_id,
+            order_no: new.order_no,
+            body: CommandBody::Start { port_no: new.port_no, spec: new.spec.clone() },
+            priority: Priority::Normal,
+            at: new.at,
+            epoch: new.epoch,
+        };
+        let command = self.insert_command(start, counters)?;
+        Ok(Created::Order { order, command })
+    }
+
+    /// Says why nothing was inserted: somebody holds the port, or this very order was created before.
+    fn not_created(&self, new: &NewOrder) -> Result<Created, StoreError> {
+        if let Some(order) = self.find_order(new.order_no)? {
+            let same = order.device_id == new.device_id && order.port_no == new.port_no && order.spec == new.spec;
+            return if same {
+                Ok(Created::Order { order, command: None })
+            } else {
+                Err(StoreError::Statement(format!("order number {} is taken", new.order_no)))
+            };
+        }
+        let holder = one(
+            self.conn,
+            concat!(
+                "SELECT order_no FROM orders WHERE device_id = ?1 AND port_no = ?2 AND status IN ",
+                active!(),
+                " UNION ALL SELECT order_no FROM orders WHERE device_id = ?1 AND port_no = ?2 AND device_end_pending = 1"
+            ),
+            (new.device_id.to_string(), new.port_no),
+            |row| super::row::order_no(row, 0),
+        )?;
+        holder
+            .map(|holder| Created::PortBusy { holder })
+            .ok_or_else(|| StoreError::Statement(format!("order {} was not inserted", new.order_no)))
+    }
+
+    /// Applies an event to an order.
+    pub(super) fn order_job(&mut self, job: &OrderJob) -> Result<OrderOutcome, StoreError> {
+        let order = self.find_by_key(job.order)?;
+        let Some(mut order) = order.filter(|order| job.device_id.is_none_or(|id| id == order.device_id)) else {
+            return Ok(OrderOutcome {
+                order: None,
+                from: OrderStatus::Pending,
+                verdict: Verdict::Refused,
+                commands: Vec::new(),
+                withdrawn: Vec::new(),
+            });
+        };
+        // 0 means "no order" on the wire.
+        let business_no = job.business_no.filter(|number| *number != 0 && order.business_no.is_none());
+        let cause =
+            Cause { event: job.event, at: job.at, epoch: job.epoch, reason: job.reason.as_deref(), totals: None };
+        self.handle(&mut order, business_no, &cause)
+    }
+
+    /// Lets [`transition`] decide, and writes what it said.
+    pub(super) fn handle(
+        &mut self,
+        order: &mut Order,
+        business_no: Option<u16>,
+        cause: &Cause<'_>,
+    ) -> Result<OrderOutcome, StoreError> {
+        let from = order.status;
+        let facts = self.facts(order)?;
+        let verdict = transition(&facts, cause.event);
+        let known = business_no.is_some() && order.settled_at.is_none();
+        if known {
+            order.business_no = business_no;
+        }
+        let done = match verdict {
+            Verdict::Step(step) => self.write_step(order, &step, cause)?,
+            Verdict::Unchanged | Verdict::Refused => {
+                if known {
+                    order.updated_at = cause.at;
+                    run(
+                        self.conn,
+                        "UPDATE orders SET business_no = ?2, updated_at = ?3 WHERE order_no = ?1",
+                        (order.order_no.as_str(), business_no, cause.at),
+                    )?;
+                }
+                Done::default()
+            }
+        };
+        Ok(OrderOutcome {
+            order: Some(order.clone()),
+            from,
+            verdict,
+            commands: done.commands,
+            withdrawn: done.withdrawn,
+        })
+    }
+
+    fn facts(&self, order: &Order) -> Result<Facts, StoreError> {
+        Ok(Facts {
+            status: order.status,
+            // Asked only where it decides something.
+            start_claimed: order.status == OrderStatus::Pending && self.start_claimed(order.order_no)?,
+            charged: order.start_time.is_some(),
+            stop_acked: order.stop_acked,
+            settled: order.settled_at.is_some(),
+            end_pending: order.device_end_pending,
+            lost: is_lost(order),
+        })
+    }
+
+    fn write_step(&mut self, order: &mut Order, step: &Step, cause: &Cause<'_>) -> Result<Done, StoreError> {
+        let at = cause.at;
+        let (from, charged) = (order.status, order.start_time.is_some());
+        let mut late = None;
+        order.stop_acked = step.stop_acked;
+        order.device_end_pending = step.end_pending;
+        order.updated_at = at;
+        if let Some(totals) = cause.totals.as_ref().filter(|_| step.store_totals) {
+            late = Some(from.is_final() && order.end_time.is_some_and(|end| at - end > LATE_MS));
+            order.duration_seconds = Some(totals.duration_seconds);
+            order.energy_wh = Some(totals.energy_wh);
+            order.amount_cent = totals.amount_cent;
+            order.end_reason = Some(totals.reason.to_owned());
+            order.end_reason_raw = totals.reason_raw;
+            order.settlement_match = Some(totals.matched.to_owned());
+            order.settled_at = Some(at);
+            order.start_time.get_or_insert(at - i64::from(totals.duration_seconds) * 1000);
+        }
+        if from != step.to {
+            order.status = step.to;
+            order.status_at = at;
+            if step.to == OrderStatus::Charging {
+                order.start_time.get_or_insert(at);
+            }
+            if step.to.is_final() {
+                order.end_time = Some(at);
+            }
+            let own = step.reason.map(|reason| cause.reason.unwrap_or(reason));
+            let fault = order.end_reason.as_deref().filter(|_| step.to == OrderStatus::Failed);
+            if let Some(reason) = own.or(fault).map(str::to_owned) {
+                order.failure_reason = Some(reason);
+            }
+        }
+        let events: Vec<EventType> = events(from, step, charged).collect();
+        order.sequence_no += events.len() as u32;
+        self.update_order(order)?;
+        let mut done = Done::default();
+        if step.store_totals {
+            done.withdrawn = self.withdraw(order.order_no, None, CommandState::Withdrawn, "settled", at)?;
+        } else if step.withdraw_start {
+            let reason = step.reason.unwrap_or("withdrawn");
+            done.withdrawn = self.withdraw(order.order_no, Some("start"), CommandState::Withdrawn, reason, at)?;
+        } else if from.is_active() && step.to.is_final() {
+            done.withdrawn =
+                self.withdraw(order.order_no, Some("start"), CommandState::Expired, order.status.as_str(), at)?;
+        }
+        if step.send_stop {
+            let asked = matches!(order.status, OrderStatus::Cancelling | OrderStatus::Stopping);
+            let priority = if asked { Priority::High } else { Priority::Emergency };
+            done.commands.extend(self.queue_stop(order, priority, at, cause.epoch)?);
+        }
+        if let Some(reason) = step.alarm {
+            self.order_alarm(order, reason, at)?;
+        }
+        self.order_events(order, Some(from), &events, late, at)?;
+        Ok(done)
+    }
+
+    /// Raises an alarm about an order.
+    pub(super) fn order_alarm(&mut self, order: &Order, reason: &'static str, at: i64) -> Result<(), StoreError> {
+        let alarm = Alarm {
+            device_id: order.device_id,
+            port_no: order.port_no,
+            order_no: Some(order.order_no),
+            reason,
+            detail: None,
+        };
+        self.alarm(&alarm, at)
+    }
+
+    fn update_order(&self, order: &Order) -> Result<(), StoreError> {
+        run(
+            self.conn,
+            "UPDATE orders SET status = ?2, business_no = ?3, start_time = ?4, end_time = ?5, duration_seconds = ?6, \
+             energy_wh = ?7, amount_cent = ?8, end_reason = ?9, end_reason_raw = ?10, failure_reason = ?11, stop_acked = ?12, \
+             settled_at = ?13, settlement_match = ?14, device_end_pending = ?15, sequence_no = ?16, status_at = ?17, \
+             updated_at = ?18 WHERE order_no = ?1",
+            rusqlite::params![
+                order.order_no.as_str(),
+                order.status.code(),
+                order.business_no,
+                order.start_time,
+                order.end_time,
+                order.duration_seconds,
+                order.energy_wh,
+                order.amount_cent,
+                order.end_reason,
+                order.end_reason_raw,
+                order.failure_reason,
+                order.stop_acked,
+                order.settled_at,
+                order.settlement_match,
+                order.device_end_pending,
+                order.sequence_no,
+                order.status_at,
+                order.updated_at,
+            ],
+        )?;
+        Ok(())
+    }
+}

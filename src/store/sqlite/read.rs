@@ -1,0 +1,197 @@
+//! Queries, on connections that cannot write.
+
+use rusqlite::{Connection, params_from_iter, types::Value};
+
+use super::{
+    device::find_device,
+    event::json,
+    row::{
+        active, all, device, device_columns, device_id, event, event_columns, one, order, order_columns, port,
+        port_columns, scalar,
+    },
+};
+use crate::{
+    model::{DeviceId, Order, OrderNo},
+    store::{
+        DeviceFilter, DeviceRecord, EventRecord, OrderFilter, Page, ParkedDelivery, PortRecord, Reader, StoreError,
+    },
+};
+
+pub(super) struct SqliteReader {
+    pub(super) conn: Connection,
+}
+
+/// `WHERE` from optional conditions, and its values.
+#[derive(Default)]
+struct Filter {
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Filter {
+    /// `condition` names its value as `?`.
+    fn and(&mut self, condition: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.sql.push_str(if self.sql.is_empty() { " WHERE " } else { " AND " });
+            self.sql.push_str(condition);
+            self.values.push(value.into());
+        }
+    }
+}
+
+impl SqliteReader {
+    fn page<T>(
+        &self,
+        columns: &str,
+        table: &str,
+        order: &str,
+        filter: &Filter,
+        (page, size): (u32, u32),
+        read: impl FnMut(&rusqlite::Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Page<T>, StoreError> {
+        let count = format!("SELECT count(*) FROM {table}{}", filter.sql);
+        let total: Option<i64> = scalar(&self.conn, &count, params_from_iter(&filter.values))?;
+        let total = total.unwrap_or(0).unsigned_abs();
+        let offset = u64::from(page.saturating_sub(1)) * u64::from(size);
+        let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
+        let rows = all(&self.conn, &sql, params_from_iter(&filter.values), read)?;
+        Ok(Page { rows, total })
+    }
+
+    fn deliveries(
+        &self,
+        endpoint: &str,
+        state: &str,
+        limit: u32,
+    ) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
+        all(
+            &self.conn,
+            concat!(
+                "SELECT ",
+                event_columns!(),
+                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN events e ON e.pos = d.pos \
+                 WHERE d.endpoint = ?1 AND d.state = ?2 ORDER BY d.pos LIMIT ?3"
+            ),
+            (endpoint, state, limit),
+            |row| {
+                let event = event(row)?;
+                let parked = ParkedDelivery {
+                    endpoint: endpoint.to_owned(),
+                    pos: event.pos,
+                    key: row.get(12)?,
+                    attempts: row.get(9)?,
+                    next_at: row.get(10)?,
+                    reason: row.get(11)?,
+                };
+                Ok((parked, event))
+            },
+        )
+    }
+}
+
+fn id_list(ids: Option<&Vec<DeviceId>>) -> Result<Option<String>, StoreError> {
+    ids.map(json).transpose()
+}
+
+impl Reader for SqliteReader {
+    fn order(&mut self, order_no: OrderNo) -> Result<Option<Order>, StoreError> {
+        one(
+            &self.conn,
+            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = ?1"),
+            [order_no.as_str()],
+            order,
+        )
+    }
+
+    fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
+        sql.and("port_no = ?", filter.port_no.map(i64::from));
+        sql.and("status = ?", filter.status.map(|status| i64::from(status.code())));
+        self.page(order_columns!(), "orders", "created_at DESC, order_no DESC", &sql, (page, size), order)
+    }
+
+    fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
+        all(
+            &self.conn,
+            concat!(
+                "SELECT ",
+                event_columns!(),
+                " FROM events e WHERE e.key = ?1 AND e.sequence_no > 0 ORDER BY e.sequence_no"
+            ),
+            [order_no.as_str()],
+            event,
+        )
+    }
+
+    fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
+        find_device(&self.conn, device_id)
+    }
+
+    fn ports(&mut self, device_id: DeviceId) -> Result<Vec<PortRecord>, StoreError> {
+        all(
+            &self.conn,
+            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = ?1 ORDER BY port_no"),
+            [device_id.to_string()],
+            port,
+        )
+    }
+
+    fn active_orders(&mut self, device_id: DeviceId) -> Result<Vec<Order>, StoreError> {
+        all(
+            &self.conn,
+            concat!(
+                "SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = ?1 AND status IN ",
+                active!(),
+                " ORDER BY port_no"
+            ),
+            [device_id.to_string()],
+            order,
+        )
+    }
+
+    fn devices(&mut self, filter: &DeviceFilter, page: u32, size: u32) -> Result<Page<DeviceRecord>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
+        sql.and("printed_no = ?", filter.printed_no.map(i64::from));
+        sql.and("device_id IN (SELECT value FROM json_each(?))", id_list(filter.among.as_ref())?);
+        sql.and("device_id NOT IN (SELECT value FROM json_each(?))", id_list(filter.except.as_ref())?);
+        self.page(device_columns!(), "devices", "device_id", &sql, (page, size), device)
+    }
+
+    fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        all(
+            &self.conn,
+            concat!("SELECT ", event_columns!(), " FROM events e WHERE e.pos > ?1 ORDER BY e.pos LIMIT ?2"),
+            (pos, limit),
+            event,
+        )
+    }
+
+    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError> {
+        scalar(&self.conn, "SELECT pos FROM event_cursors WHERE endpoint = ?1", [endpoint])
+    }
+
+    fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
+        self.deliveries(endpoint, "parked", limit)
+    }
+
+    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
+        self.deliveries(endpoint, "dead", limit)
+    }
+
+    fn last_pos(&mut self) -> Result<i64, StoreError> {
+        Ok(scalar(&self.conn, "SELECT coalesce(max(pos), 0) FROM events", ())?.unwrap_or(0))
+    }
+
+    fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {
+        all(
+            &self.conn,
+            "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT ?1",
+            [limit],
+            |row| device_id(row, 0),
+        )
+    }
+}

@@ -1,0 +1,218 @@
+//! Rows to values. A row that does not read back is [`StoreError::Corrupt`], never a default.
+
+use std::str::FromStr;
+
+use rusqlite::{Connection, Params, Row, types::FromSql};
+
+use crate::{
+    model::{ChargeSpec, Command, DeviceId, Order, OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol},
+    store::{DeviceRecord, EventRecord, PortRecord, StoreError},
+};
+
+/// Columns in the order [`order`] reads them.
+macro_rules! order_columns {
+    () => {
+        "order_no, device_id, port_no, status, spec, origin, device_ref, business_no, start_time, end_time, \
+         duration_seconds, energy_wh, amount_cent, end_reason, end_reason_raw, failure_reason, start_written_at, \
+         stop_acked, settled_at, settlement_match, device_end_pending, sequence_no, request_id, created_at, status_at, \
+         updated_at"
+    };
+}
+/// Columns in the order [`command`] reads them.
+macro_rules! command_columns {
+    () => {
+        "id, device_id, order_no, body, priority, msg_id, epoch, not_after, maybe_written"
+    };
+}
+/// Columns in the order [`port`] reads them.
+macro_rules! port_columns {
+    () => {
+        "device_id, port_no, socket, hole, status, raw_status, power_dw, current_ma, voltage_dv, energy_wh, \
+         charged_seconds, updated_at"
+    };
+}
+/// Columns in the order [`device`] reads them.
+macro_rules! device_columns {
+    () => {
+        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch"
+    };
+}
+/// Columns in the order [`event`] reads them.
+macro_rules! event_columns {
+    () => {
+        "e.pos, e.event_id, e.event_type, e.key, e.device_id, e.order_no, e.sequence_no, e.at, e.data"
+    };
+}
+pub(super) use {command_columns, device_columns, event_columns, order_columns, port_columns};
+
+/// Statuses that hold a port, as the indexes name them.
+macro_rules! active {
+    () => {
+        "(0, 1, 2, 8, 9, 10)"
+    };
+}
+pub(super) use active;
+
+/// The first row, if there is one.
+pub(super) fn one<T>(
+    conn: &Connection,
+    sql: &str,
+    params: impl Params,
+    read: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query(params)?;
+    rows.next()?.map(read).transpose()
+}
+
+/// All rows.
+pub(super) fn all<T>(
+    conn: &Connection,
+    sql: &str,
+    params: impl Params,
+    mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut values = Vec::new();
+    while let Some(row) = rows.next()? {
+        values.push(read(row)?);
+    }
+    Ok(values)
+}
+
+/// Runs a statement and gives the rows it changed.
+pub(super) fn run(conn: &Connection, sql: &str, params: impl Params) -> Result<usize, StoreError> {
+    Ok(conn.prepare_cached(sql)?.execute(params)?)
+}
+
+/// The first column of the first row.
+pub(super) fn scalar<T: FromSql>(conn: &Connection, sql: &str, params: impl Params) -> Result<Option<T>, StoreError> {
+    one(conn, sql, params, |row| Ok(row.get(0)?))
+}
+
+fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Result<T, StoreError> {
+    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+    text.parse().map_err(|_| corrupt(row, column, text))
+}
+
+fn corrupt(row: &Row<'_>, column: usize, value: &str) -> StoreError {
+    StoreError::Corrupt(format!("{} is `{value}`", row.as_ref().column_name(column).unwrap_or("a column")))
+}
+
+pub(super) fn device_id(row: &Row<'_>, column: usize) -> Result<DeviceId, StoreError> {
+    parsed(row, column)
+}
+
+pub(super) fn order_no(row: &Row<'_>, column: usize) -> Result<OrderNo, StoreError> {
+    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+    OrderNo::parse(text).ok_or_else(|| corrupt(row, column, text))
+}
+
+fn order_no_or_none(row: &Row<'_>, column: usize) -> Result<Option<OrderNo>, StoreError> {
+    let text = row.get_ref(column)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+    text.map(|text| OrderNo::parse(text).ok_or_else(|| corrupt(row, column, text))).transpose()
+}
+
+pub(super) fn protocol(row: &Row<'_>, column: usize) -> Result<Protocol, StoreError> {
+    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+    Protocol::from_word(text).ok_or_else(|| corrupt(row, column, text))
+}
+
+pub(super) fn order(row: &Row<'_>) -> Result<Order, StoreError> {
+    let status: u8 = row.get(3)?;
+    let spec = row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?;
+    let origin = row.get_ref(5)?.as_str().map_err(rusqlite::Error::from)?;
+    Ok(Order {
+        order_no: order_no(row, 0)?,
+        device_id: device_id(row, 1)?,
+        port_no: row.get(2)?,
+        status: OrderStatus::from_code(status).ok_or_else(|| corrupt(row, 3, "out of range"))?,
+        spec: serde_json::from_str::<ChargeSpec>(spec).map_err(|_| corrupt(row, 4, spec))?,
+        origin: match origin {
+            "api" => Origin::Api,
+            "device" => Origin::Device,
+            _ => return Err(corrupt(row, 5, origin)),
+        },
+        device_ref: row.get(6)?,
+        business_no: row.get(7)?,
+        start_time: row.get(8)?,
+        end_time: row.get(9)?,
+        duration_seconds: row.get(10)?,
+        energy_wh: row.get(11)?,
+        amount_cent: row.get(12)?,
+        end_reason: row.get(13)?,
+        end_reason_raw: row.get(14)?,
+        failure_reason: row.get(15)?,
+        start_written_at: row.get(16)?,
+        stop_acked: row.get(17)?,
+        settled_at: row.get(18)?,
+        settlement_match: row.get(19)?,
+        device_end_pending: row.get(20)?,
+        sequence_no: row.get(21)?,
+        request_id: row.get(22)?,
+        created_at: row.get(23)?,
+        status_at: row.get(24)?,
+        updated_at: row.get(25)?,
+    })
+}
+
+pub(super) fn command(row: &Row<'_>) -> Result<Command, StoreError> {
+    let body = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+    Ok(Command {
+        id: row.get(0)?,
+        device_id: device_id(row, 1)?,
+        order_no: order_no_or_none(row, 2)?,
+        body: serde_json::from_str(body).map_err(|_| corrupt(row, 3, body))?,
+        priority: Priority::from_code(row.get(4)?).ok_or_else(|| corrupt(row, 4, "unknown"))?,
+        msg_id: row.get(5)?,
+        epoch: row.get(6)?,
+        not_after: row.get(7)?,
+        maybe_written: row.get(8)?,
+    })
+}
+
+pub(super) fn port(row: &Row<'_>) -> Result<PortRecord, StoreError> {
+    Ok(PortRecord {
+        device_id: device_id(row, 0)?,
+        port_no: row.get(1)?,
+        socket: row.get(2)?,
+        hole: row.get(3)?,
+        status: PortStatus::from_code(row.get(4)?),
+        raw_status: row.get(5)?,
+        power_dw: row.get(6)?,
+        current_ma: row.get(7)?,
+        voltage_dv: row.get(8)?,
+        energy_wh: row.get(9)?,
+        charged_seconds: row.get(10)?,
+        updated_at: row.get(11)?,
+    })
+}
+
+pub(super) fn device(row: &Row<'_>) -> Result<DeviceRecord, StoreError> {
+    Ok(DeviceRecord {
+        device_id: device_id(row, 0)?,
+        protocol: protocol(row, 1)?,
+        printed_no: row.get(2)?,
+        last_seen_at: row.get(3)?,
+        connected_at: row.get(4)?,
+        signal: row.get(5)?,
+        firmware: row.get(6)?,
+        iccid: row.get(7)?,
+        session_epoch: row.get(8)?,
+    })
+}
+
+pub(super) fn event(row: &Row<'_>) -> Result<EventRecord, StoreError> {
+    Ok(EventRecord {
+        pos: row.get(0)?,
+        event_id: row.get(1)?,
+        event_type: row.get(2)?,
+        key: row.get(3)?,
+        device_id: row.get(4)?,
+        order_no: row.get(5)?,
+        sequence_no: row.get(6)?,
+        at: row.get(7)?,
+        data: row.get(8)?,
+    })
+}

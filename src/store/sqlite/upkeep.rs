@@ -1,0 +1,171 @@
+//! What the store does for orders nobody owns, and for its own size: backstop, delivery progress, pruning.
+
+use super::{
+    apply::Tx,
+    order::Cause,
+    row::{all, order_no, run},
+};
+use crate::{
+    gateway::order::{Event, Verdict},
+    model::OrderNo,
+    store::{Backstop, DeliveryUpdate, OrderOutcome, ParkedDelivery, StoreError},
+};
+
+/// Orders and commands looked at per rule and call: the backstop must not hold up the durable jobs behind it.
+const ROWS_MAX: u32 = 200;
+/// How far each deadline lies behind the owner's.
+const BEHIND_MS: i64 = 30_000;
+const PENDING_MS: i64 = 15_000 + BEHIND_MS;
+const INTERRUPTED_MS: i64 = 60_000 + BEHIND_MS;
+const STOPPING_MS: i64 = 30_000 + BEHIND_MS;
+/// Longer than every protocol's own timeout (AP3000 behind a host: 210 s) and the flush of `last_seen_at`.
+const SILENT_MS: i64 = 300_000;
+/// No charge's maximum is shorter.
+const DURATION_MAX_MS_MIN: i64 = 2 * 3_600_000;
+/// A written command is answered, sent again or dead long before this.
+const WRITTEN_MS: i64 = 600_000;
+
+impl Tx<'_> {
+    /// Confirmed orders have no rule of their own: their clock stands still while the device is away, which only an owner
+    /// knows; the maximum duration ends them.
+    pub(super) fn backstop(&mut self, backstop: &Backstop) -> Result<Vec<OrderOutcome>, StoreError> {
+        let at = backstop.at;
+        self.expire_commands(at)?;
+        let mut outcomes = Vec::new();
+        if at >= backstop.offline_from {
+            let pending = self.since("status = 0", at - PENDING_MS)?;
+            self.happens(&pending, Event::StartTimedOut, at, &mut outcomes)?;
+            let ending = self.since("status IN (8, 9)", at - STOPPING_MS)?;
+            self.happens(&ending, Event::StopTimedOut, at, &mut outcomes)?;
+            let longest = self.orders_where(
+                "SELECT order_no FROM orders WHERE status IN (1, 2, 10) AND status_at <= ?1 \
+                 AND coalesce(start_time, created_at) + duration_max_ms <= ?2 LIMIT ?3",
+                (at - DURATION_MAX_MS_MIN, at - BEHIND_MS, ROWS_MAX),
+            )?;
+            self.happens(&longest, Event::Stop, at, &mut outcomes)?;
+        }
+        if at >= backstop.interrupts_from {
+            let interrupted = self.since("status = 10", at - INTERRUPTED_MS)?;
+            self.happens(&interrupted, Event::ReturnTimedOut, at, &mut outcomes)?;
+            let silent = self.orders_where(
+                "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id \
+                 WHERE o.status = 2 AND o.status_at <= ?1 AND coalesce(d.last_seen_at, 0) <= ?1 LIMIT ?2",
+                (at - SILENT_MS, ROWS_MAX),
+            )?;
+            self.happens(&silent, Event::Offline, at, &mut outcomes)?;
+        }
+        Ok(outcomes)
+    }
+
+    fn since(&self, status: &'static str, before: i64) -> Result<Vec<OrderNo>, StoreError> {
+        let sql = format!("SELECT order_no FROM orders WHERE {status} AND status_at <= ?1 ORDER BY status_at LIMIT ?2");
+        self.orders_where(&sql, (before, ROWS_MAX))
+    }
+
+    fn orders_where(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<OrderNo>, StoreError> {
+        all(self.conn, sql, params, |row| order_no(row, 0))
+    }
+
+    fn happens(
+        &mut self,
+        orders: &[OrderNo],
+        event: Event,
+        at: i64,
+        outcomes: &mut Vec<OrderOutcome>,
+    ) -> Result<(), StoreError> {
+        for order_no in orders {
+            let Some(mut order) = self.find_order(*order_no)? else { continue };
+            let cause = Cause { event, at, epoch: None, reason: None, totals: None };
+            let outcome = self.handle(&mut order, None, &cause)?;
+            if matches!(outcome.verdict, Verdict::Step(_)) {
+                outcomes.push(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends rows whose owner never told: unwritten ones behind their `not_after`, written ones after a long silence.
+    fn expire_commands(&mut self, at: i64) -> Result<(), StoreError> {
+        for (state, before) in [("queued", at), ("claimed", at - BEHIND_MS)] {
+            run(
+                self.conn,
+                "UPDATE outbound_queue SET state = 'expired', reason = 'not_after', updated_at = ?2 WHERE id IN \
+                 (SELECT id FROM outbound_queue WHERE state = ?1 AND not_after < ?3 ORDER BY not_before LIMIT ?4)",
+                (state, at, before, ROWS_MAX),
+            )?;
+        }
+        let dead = all(
+            self.conn,
+            "UPDATE outbound_queue SET state = 'dead', reason = 'no_answer', updated_at = ?1 WHERE id IN \
+             (SELECT id FROM outbound_queue WHERE state = 'written' AND not_after < ?2 AND updated_at < ?2 LIMIT ?3) \
+             RETURNING id",
+            (at, at - WRITTEN_MS, ROWS_MAX),
+            |row| Ok(row.get::<_, i64>(0)?),
+        )?;
+        dead.into_iter().try_for_each(|id| self.command_dead(id, at))
+    }
+
+    pub(super) fn deliver(&self, updates: &[DeliveryUpdate]) -> Result<(), StoreError> {
+        for update in updates {
+            match update {
+                DeliveryUpdate::Cursor { endpoint, pos } => run(
+                    self.conn,
+                    "INSERT INTO event_cursors (endpoint, pos) VALUES (?1, ?2) \
+                     ON CONFLICT (endpoint) DO UPDATE SET pos = max(pos, excluded.pos)",
+                    (endpoint, pos),
+                )?,
+                DeliveryUpdate::Park(parked) => self.set_delivery("parked", parked)?,
+                DeliveryUpdate::Unpark { endpoint, pos } => run(
+                    self.conn,
+                    "DELETE FROM event_delivery WHERE endpoint = ?1 AND pos = ?2 AND state = 'parked'",
+                    (endpoint, pos),
+                )?,
+                DeliveryUpdate::Dead(parked) => self.set_delivery("dead", parked)?,
+            };
+        }
+        Ok(())
+    }
+
+    fn set_delivery(&self, state: &str, parked: &ParkedDelivery) -> Result<usize, StoreError> {
+        run(
+            self.conn,
+            "INSERT INTO event_delivery (endpoint, state, pos, key, attempts, next_at, reason) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (endpoint, pos) DO UPDATE SET state = excluded.state, \
+             attempts = excluded.attempts, next_at = excluded.next_at, reason = excluded.reason",
+            (&parked.endpoint, state, parked.pos, &parked.key, parked.attempts, parked.next_at, &parked.reason),
+        )
+    }
+
+    /// Deletes what is older than `before`, at most `rows_max` rows per table. Orders and settlements stay: they are the money.
+    /// Events go even if an endpoint has not had them yet; those are counted.
+    pub(super) fn prune(&mut self, before: i64, rows_max: u32) -> Result<(), StoreError> {
+        // `at` rises with `pos` but for clock corrections, so the first young row ends the search.
+        let events = all(
+            self.conn,
+            "DELETE FROM events WHERE pos IN (SELECT pos FROM events WHERE pos < \
+             coalesce((SELECT pos FROM events WHERE at >= ?1 ORDER BY pos LIMIT 1), (SELECT max(pos) FROM events)) \
+             ORDER BY pos LIMIT ?2) \
+             RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)",
+            (before, rows_max),
+            |row| Ok(row.get::<_, bool>(0)?),
+        )?;
+        self.events_lost += events.iter().filter(|undelivered| **undelivered).count() as u64;
+        if !events.is_empty() {
+            run(self.conn, "DELETE FROM event_delivery WHERE pos < coalesce((SELECT min(pos) FROM events), 0)", ())?;
+        }
+        run(
+            self.conn,
+            "DELETE FROM outbound_queue WHERE id IN (SELECT id FROM outbound_queue \
+             WHERE state IN ('acked', 'refused', 'expired', 'withdrawn', 'dead') AND not_before < ?1 \
+             AND updated_at < ?1 LIMIT ?2)",
+            (before, rows_max),
+        )?;
+        run(
+            self.conn,
+            "DELETE FROM idempotency_keys WHERE (api_key, route, key) IN \
+             (SELECT api_key, route, key FROM idempotency_keys WHERE created_at < ?1 LIMIT ?2)",
+            (before, rows_max),
+        )?;
+        Ok(())
+    }
+}

@@ -1,0 +1,523 @@
+//! The threads around the database.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    apply::Applied,
+    cmd_log::{self, LogMessage},
+    counters::{StoreCounters, add, kind},
+    db::{Db, open_reader},
+    read::SqliteReader,
+};
+use crate::{
+    model::{Command, DeviceId, Order, OrderNumbers},
+    store::{
+        CommandLogRow, Created, Job, Latest, Notify, OrderOutcome, Outcome, ReadCall, Reply, Store, StoreError,
+        StoreHealth,
+    },
+};
+
+const READERS: usize = 2;
+/// Batches whose outcomes wait to be handed out; behind it the writer waits for the delivery thread.
+const DELIVERIES_MAX: usize = 64;
+/// Hand-overs of latest values that may wait.
+const LATEST_MAX: usize = 64;
+/// Hand-overs of command-log rows that may wait.
+const LOG_MAX: usize = 1024;
+/// Latest values per transaction.
+const LATEST_ROWS_MAX: usize = 500;
+/// Under a stream of jobs, one transaction of latest values goes in between this often.
+const LATEST_EVERY: Duration = Duration::from_millis(250);
+/// How often an idle writer looks around.
+const IDLE: Duration = Duration::from_millis(50);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Row changes after which the writer checkpoints between two batches; an idle one does so at once.
+const CHECKPOINT_CHANGES: u64 = 40_000;
+/// Clocks of threads read apart, and small corrections.
+const CLOCK_SLACK_MS: i64 = 2_000;
+
+/// How to open the store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The database file; the command log and the lock file lie beside it.
+    pub path: PathBuf,
+    /// Durable jobs that may wait, 1..=1_000_000.
+    pub queue_jobs_max: usize,
+    /// Durable jobs per transaction, 1..=256.
+    pub batch_jobs_max: usize,
+    /// Queries that may wait.
+    pub reads_max: usize,
+    /// Prefix of order numbers the store makes itself.
+    pub order_prefix: [u8; 3],
+    /// Tells those numbers apart from the ones other parts of the process make.
+    pub order_salt: u64,
+    /// The store's clock, Unix ms.
+    pub clock: fn() -> i64,
+}
+
+impl Options {
+    /// The defaults.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            queue_jobs_max: 16_384,
+            batch_jobs_max: 256,
+            reads_max: 1024,
+            order_prefix: *b"THD",
+            order_salt: 0x3FF,
+            clock: now,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn instant() -> Instant {
+    Instant::now()
+}
+
+/// The embedded store, with its threads.
+#[derive(Debug)]
+pub struct SqliteStore {
+    /// Gone once the store closes; each thread ends when its queue is empty and has no sender left.
+    queues: RwLock<Option<Queues>>,
+    health: Arc<StoreHealth>,
+    counters: Arc<StoreCounters>,
+    /// Disconnected when the last thread ended.
+    ended: Receiver<()>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Queues {
+    jobs: Sender<(Job, Reply)>,
+    latest: Sender<Vec<Latest>>,
+    log: Sender<LogMessage>,
+    reads: Sender<ReadCall>,
+}
+
+impl SqliteStore {
+    /// Opens the database, migrates it and starts the threads.
+    pub fn open(options: Options, notify: Arc<dyn Notify>) -> Result<Self, StoreError> {
+        let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?;
+        let log_db = cmd_log::open(&cmd_log::path_beside(&options.path))?;
+        let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path)).collect::<Result<_, _>>()?;
+        let health = Arc::new(StoreHealth::default());
+        let counters = Arc::new(StoreCounters::default());
+        let (jobs, jobs_out) = bounded(options.queue_jobs_max.clamp(1, 1_000_000));
+        let (latest, latest_out) = bounded(LATEST_MAX);
+        let (log, log_out) = bounded(LOG_MAX);
+        let (reads, reads_out) = bounded::<ReadCall>(options.reads_max.max(1));
+        let (deliveries, deliveries_out) = bounded(DELIVERIES_MAX);
+        let (ending, ended) = bounded(1);
+        let newest = db.newest()?;
+        let mut writer = Writer {
+            db,
+            clock: options.clock,
+            batch_jobs_max: options.batch_jobs_max.clamp(1, 256),
+            jobs: jobs_out,
+            latest_in: latest_out,
+            latest: VecDeque::new(),
+            latest_at: instant(),
+            probed_at: instant(),
+            deliveries,
+            log: log.clone(),
+            health: Arc::clone(&health),
+            counters: Arc::clone(&counters),
+            newest,
+        };
+        writer.set_health(None);
+        let mut threads = Threads { handles: Vec::new(), ending };
+        threads.start("store-writer", move || writer.run())?;
+        threads.start("store-delivery", move || {
+            while let Ok(delivery) = deliveries_out.recv() {
+                deliver(delivery, &*notify);
+            }
+        })?;
+        let log_counters = Arc::clone(&counters);
+        threads.start("store-cmd-log", move || cmd_log::write(&log_db, &log_out, &log_counters))?;
+        for conn in readers {
+            let calls = reads_out.clone();
+            threads.start("store-reader", move || {
+                let mut reader = SqliteReader { conn };
+                while let Ok(call) = calls.recv() {
+                    guarded("a query", || call(Ok(&mut reader)));
+                }
+            })?;
+        }
+        Ok(Self {
+            queues: RwLock::new(Some(Queues { jobs, latest, log, reads })),
+            health,
+            counters,
+            ended,
+            threads: Mutex::new(threads.handles),
+        })
+    }
+
+    /// What was counted since start.
+    pub fn counters(&self) -> &StoreCounters {
+        &self.counters
+    }
+
+    /// Durable jobs that wait now.
+    pub fn queue_depth(&self) -> usize {
+        self.with_queues(|queues| queues.jobs.len()).unwrap_or(0)
+    }
+
+    /// Never waits: the lock is taken for writing only to close.
+    fn with_queues<T>(&self, body: impl FnOnce(&Queues) -> T) -> Option<T> {
+        self.queues.try_read()?.as_ref().map(body)
+    }
+}
+
+impl Store for SqliteStore {
+    fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)> {
+        let mut item = Some((job, reply));
+        self.with_queues(|queues| {
+            let Some(taken) = item.take() else { return };
+            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queues.jobs.try_send(taken) {
+                item = Some(back);
+            }
+        });
+        item.map_or(Ok(()), |back| {
+            add(&self.counters.refused, 1);
+            Err(back)
+        })
+    }
+
+    fn coalesce(&self, rows: &mut Vec<Latest>) -> bool {
+        if rows.is_empty() {
+            return true;
+        }
+        let sent = self.with_queues(|queues| match queues.latest.try_send(std::mem::take(rows)) {
+            Ok(()) => true,
+            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
+                *rows = back;
+                false
+            }
+        });
+        let sent = sent.unwrap_or(false);
+        if !sent {
+            add(&self.counters.latest_refused, rows.len() as u64);
+        }
+        sent
+    }
+
+    fn append(&self, rows: Vec<CommandLogRow>) {
+        let count = rows.len() as u64;
+        let sent = self.with_queues(|queues| queues.log.try_send(LogMessage::Rows(rows)).is_ok());
+        if sent != Some(true) {
+            add(&self.counters.log_dropped, count);
+        }
+    }
+
+    fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
+        let mut call = Some(call);
+        self.with_queues(|queues| {
+            let Some(taken) = call.take() else { return };
+            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queues.reads.try_send(taken) {
+                call = Some(back);
+            }
+        });
+        call.map_or(Ok(()), |back| {
+            add(&self.counters.reads_refused, 1);
+            Err(back)
+        })
+    }
+
+    fn health(&self) -> &StoreHealth {
+        &self.health
+    }
+
+    fn close(&self, deadline: Duration) {
+        drop(self.queues.write().take());
+        if self.ended.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
+            log::error!("the store did not finish within {deadline:?}; what was not acknowledged is lost");
+            return;
+        }
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                log::error!("a thread of the store had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // Threads end by themselves once the queues are gone; without this a dropped store would leave its lock held for a
+        // moment longer.
+        self.close(Duration::from_secs(5));
+    }
+}
+
+struct Threads {
+    handles: Vec<JoinHandle<()>>,
+    ending: Sender<()>,
+}
+
+impl Threads {
+    fn start(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+        let ending = self.ending.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            body();
+            drop(ending);
+        });
+        let thread = thread.map_err(|error| StoreError::Unavailable(format!("cannot start thread {name}: {error}")))?;
+        self.handles.push(thread);
+        Ok(())
+    }
+}
+
+/// Outcomes of one batch, on their way out.
+struct Delivery {
+    outcomes: Vec<(Reply, Outcome)>,
+    queued: Vec<DeviceId>,
+    last_pos: Option<i64>,
+}
+
+struct Writer {
+    db: Db,
+    clock: fn() -> i64,
+    batch_jobs_max: usize,
+    jobs: Receiver<(Job, Reply)>,
+    latest_in: Receiver<Vec<Latest>>,
+    latest: VecDeque<Latest>,
+    latest_at: Instant,
+    probed_at: Instant,
+    deliveries: Sender<Delivery>,
+    log: Sender<LogMessage>,
+    health: Arc<StoreHealth>,
+    counters: Arc<StoreCounters>,
+    /// The latest time this store has written or found, Unix ms.
+    newest: i64,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.health.ready.store(false, Ordering::Release);
+        *self.health.reason.lock() = Some("the store is closed".to_owned());
+    }
+}
+
+impl Writer {
+    fn run(&mut self) {
+        let mut jobs = Vec::new();
+        let mut replies = Vec::new();
+        loop {
+            let wait = if self.latest.is_empty() && self.latest_in.is_empty() { IDLE } else { Duration::ZERO };
+            match self.jobs.recv_timeout(wait) {
+                Ok((job, reply)) => {
+                    jobs.push(job);
+                    replies.push(reply);
+                    for (job, reply) in self.jobs.try_iter().take(self.batch_jobs_max - 1) {
+                        jobs.push(job);
+                        replies.push(reply);
+                    }
+                    self.write_batch(&mut jobs, &mut replies);
+                    if instant().duration_since(self.latest_at) >= LATEST_EVERY {
+                        self.write_latest();
+                    }
+                    if self.db.changes() >= CHECKPOINT_CHANGES {
+                        self.checkpoint();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if !self.write_latest() {
+                        self.idle();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        while self.write_latest() {}
+        self.checkpoint();
+    }
+
+    fn write_batch(&mut self, jobs: &mut Vec<Job>, replies: &mut Vec<Reply>) {
+        let now = (self.clock)();
+        let start = instant();
+        let applied = self.db.apply(now, jobs);
+        let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.health.commit_us.store(us, Ordering::Relaxed);
+        self.counters.committed_in(us);
+        self.count(jobs, &applied);
+        let error = applied.error.as_ref().map(ToString::to_string);
+        if error.is_none() {
+            self.newest = self.newest.max(now);
+        }
+        self.set_health(error);
+        for job in jobs.drain(..) {
+            if let Job::Prune { before, rows_max } = job {
+                // Lossy as its rows are: an hour later it is asked again.
+                if self.log.try_send(LogMessage::Prune { before, rows_max }).is_err() {
+                    log::warn!("command log is not pruned this time: its queue is full");
+                }
+            }
+        }
+        let outcomes = replies.drain(..).zip(applied.outcomes).collect();
+        let delivery = Delivery { outcomes, queued: applied.queued, last_pos: applied.last_pos };
+        if self.deliveries.send(delivery).is_err() {
+            log::error!("outcomes are not delivered: the delivery thread has ended");
+        }
+    }
+
+    fn count(&self, jobs: &[Job], applied: &Applied) {
+        let counters = &self.counters;
+        for (job, outcome) in jobs.iter().zip(&applied.outcomes) {
+            let failed = matches!(outcome, Outcome::Failed { .. });
+            let kinds = if failed { &counters.failures } else { &counters.jobs };
+            if let Some(counter) = kinds.get(kind(job)) {
+                add(counter, 1);
+            }
+            if matches!(outcome, Outcome::Settled(settled) if settled.quarantined) {
+                add(&counters.quarantined, 1);
+            }
+        }
+        add(&counters.events_lost, applied.events_lost);
+        if applied.error.is_some() {
+            add(&counters.batches_failed, 1);
+        } else {
+            add(&counters.batches, 1);
+            add(&counters.batch_jobs, jobs.len() as u64);
+        }
+    }
+
+    /// Writes one transaction of latest values; false: there are none.
+    fn write_latest(&mut self) -> bool {
+        self.latest_at = instant();
+        while self.latest.len() < LATEST_ROWS_MAX {
+            let Ok(rows) = self.latest_in.try_recv() else { break };
+            self.latest.extend(rows);
+        }
+        let rows: Vec<Latest> = self.latest.drain(..self.latest.len().min(LATEST_ROWS_MAX)).collect();
+        if rows.is_empty() {
+            return false;
+        }
+        match self.db.apply_latest(&rows) {
+            Ok(()) => {
+                add(&self.counters.latest_rows, rows.len() as u64);
+                self.set_health(None);
+            }
+            Err(error) => {
+                // The next report of each device brings them again.
+                add(&self.counters.latest_lost, rows.len() as u64);
+                self.set_health(Some(error.to_string()));
+            }
+        }
+        true
+    }
+
+    fn idle(&mut self) {
+        if self.db.changes() > 0 {
+            self.checkpoint();
+        }
+        let due = instant().duration_since(self.probed_at) >= PROBE_EVERY;
+        if due && !self.health.ready.load(Ordering::Acquire) {
+            self.probed_at = instant();
+            let error = self.db.probe().err().map(|error| error.to_string());
+            self.set_health(error);
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        match self.db.checkpoint() {
+            Ok(()) => add(&self.counters.checkpoints, 1),
+            // Nothing is lost: the log keeps growing and the next one tries again.
+            Err(error) => log::warn!("checkpoint failed: {error}"),
+        }
+    }
+
+    fn set_health(&self, error: Option<String>) {
+        let now = (self.clock)();
+        let reason = error.or_else(|| {
+            (now < self.newest - CLOCK_SLACK_MS)
+                .then(|| format!("wall time is {} ms below the newest stored row", self.newest - now))
+        });
+        let was_ready = self.health.ready.swap(reason.is_none(), Ordering::AcqRel);
+        if let Some(reason) = reason.as_ref().filter(|_| was_ready) {
+            log::error!("store is not ready: {reason}");
+        }
+        // The lock is shared with whoever shows the reason; it is touched only when there is one, or was.
+        if reason.is_some() || !was_ready {
+            *self.health.reason.lock() = reason;
+        }
+    }
+}
+
+/// Hands outcomes out: the answer first, then who else must know.
+fn deliver(delivery: Delivery, notify: &dyn Notify) {
+    for (reply, outcome) in delivery.outcomes {
+        match reply {
+            Reply::Shard(shard) => notify.shard(shard, outcome),
+            Reply::Call(call) => {
+                let changes = changes(&outcome);
+                guarded("a reply", || call(outcome));
+                tell(&changes, notify);
+            }
+            Reply::None => tell(&changes(&outcome), notify),
+        }
+    }
+    for device_id in delivery.queued {
+        notify.commands_queued(device_id);
+    }
+    if let Some(pos) = delivery.last_pos {
+        notify.events_committed(pos);
+    }
+}
+
+type Change = (Order, Vec<Command>, Vec<i64>);
+
+/// Orders that changed without their owner's doing.
+fn changes(outcome: &Outcome) -> Vec<Change> {
+    let of = |outcome: &OrderOutcome| {
+        let order = outcome.order.clone()?;
+        let changed = matches!(outcome.verdict, crate::gateway::order::Verdict::Step(_));
+        changed.then(|| (order, outcome.commands.clone(), outcome.withdrawn.clone()))
+    };
+    match outcome {
+        Outcome::Created(created) => match &**created {
+            Created::Order { order, command } => vec![(order.clone(), command.iter().cloned().collect(), Vec::new())],
+            Created::PortBusy { .. } | Created::TooLate => Vec::new(),
+        },
+        Outcome::Order(outcome) => of(outcome).into_iter().collect(),
+        Outcome::Backstop(outcomes) => outcomes.iter().filter_map(of).collect(),
+        Outcome::Settled(settled) => match &settled.order {
+            Some(order) if settled.stored => vec![(order.clone(), Vec::new(), settled.withdrawn.clone())],
+            _ => Vec::new(),
+        },
+        Outcome::Bound(_)
+        | Outcome::Reported { .. }
+        | Outcome::Claimed { .. }
+        | Outcome::Done
+        | Outcome::Failed { .. } => Vec::new(),
+    }
+}
+
+fn tell(changes: &[Change], notify: &dyn Notify) {
+    for (order, commands, withdrawn) in changes {
+        notify.order_changed(order, commands, withdrawn);
+    }
+}
+
+/// Runs somebody else's code: its panic is theirs, the thread goes on.
+fn guarded(what: &str, body: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(body)).is_err() {
+        log::error!("{what} panicked");
+    }
+}
