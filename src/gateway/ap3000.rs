@@ -35,8 +35,7 @@ const WIRE_WH_PER_UNIT: u32 = 10;
 
 impl Core {
     pub(super) fn ap3000_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
-        let counters = &mut self.shared_mut().counters;
-        counters.frames[Protocol::Ap3000 as usize] += 1;
+        self.shared_mut().metrics.frames.ap3000(Direction::Up, frame.command);
         let device_id = DeviceId::Ap3000(frame.phy_id);
         let device = self.device_of(now, conn, device_id, Protocol::Ap3000, effects);
         if self.stranger(now, conn, effects) || self.is_asked(conn) {

@@ -28,14 +28,16 @@ use crate::{
         },
     },
     store::{CommandLogRow, DeviceEvent, Job, Settlement, SettlementEnd, SettlementKey},
+    telemetry::label::ShardEvent,
 };
 
 impl Core {
     pub(super) fn bkv_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
         let protocol = if self.listener(conn) == Listener::Gn { Protocol::Gn } else { Protocol::Bkv };
-        self.shared_mut().counters.frames[protocol as usize] += 1;
+        let metrics = &self.shared_mut().metrics;
+        metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
         if frame.direction == Direction::Down {
-            self.shared_mut().counters.wrong_direction += 1;
+            metrics.events[ShardEvent::WrongDirection].inc();
             return;
         }
         let device_id = DeviceId::Gateway(frame.gateway_id);

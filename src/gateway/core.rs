@@ -11,7 +11,7 @@ use std::{net::IpAddr, sync::Arc};
 use rustc_hash::FxHashMap;
 
 use super::{
-    AcceptRefused, CloseReason, ConnId, ConnectionLimits, Counters, Effects, Listener, Message, Now, ShardId,
+    AcceptRefused, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, ShardId,
     accept::AcceptGate,
     conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX, STRANGER_FRAMES_MAX},
     device::Device,
@@ -29,6 +29,10 @@ use crate::{
     },
     shard::JOBS_MAX,
     store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, Outcome, SettlementKey},
+    telemetry::{
+        ShardWriter,
+        label::{DecodeFailure, ShardEvent},
+    },
 };
 
 /// Settlements and reports of one shard that wait for their commit.
@@ -158,7 +162,7 @@ pub(super) struct Shared {
     pub(super) config: CoreConfig,
     pub(super) directory: Arc<Directory>,
     pub(super) timers: Timers,
-    pub(super) counters: Counters,
+    pub(super) metrics: ShardWriter,
     pub(super) settlements: FxHashMap<SettlementKey, WaitingAck>,
     pub(super) reports: FxHashMap<u64, WaitingAck>,
     pub(super) report_ticket: u64,
@@ -178,7 +182,7 @@ impl Cx<'_> {
     /// Submits a durable change; false: too many are under way.
     pub(super) fn job(&mut self, job: Job) -> bool {
         if self.shared.jobs >= JOBS_MAX {
-            self.shared.counters.jobs_refused += 1;
+            self.shared.metrics.events[ShardEvent::JobRefused].inc();
             return false;
         }
         self.shared.jobs += 1;
@@ -208,21 +212,21 @@ impl Cx<'_> {
     pub(super) fn settle(&mut self, key: SettlementKey, waiting: WaitingAck, job: impl FnOnce() -> Job) {
         if let Some(under_way) = self.shared.settlements.get_mut(&key) {
             *under_way = waiting;
-            self.shared.counters.settlements_joined += 1;
+            self.shared.metrics.events[ShardEvent::SettlementJoined].inc();
             return;
         }
         if self.shared.settlements.len() >= SETTLEMENTS_MAX || !self.job(job()) {
-            self.shared.counters.settlements_dropped += 1;
+            self.shared.metrics.reports_dropped.inc();
             return;
         }
-        self.shared.counters.settlements += 1;
+        self.shared.metrics.events[ShardEvent::Settlement].inc();
         self.shared.settlements.insert(key, waiting);
     }
 
     /// Submits a report that is acknowledged once it is stored.
     pub(super) fn report(&mut self, waiting: WaitingAck, event: DeviceEvent) {
         if self.shared.reports.len() >= SETTLEMENTS_MAX {
-            self.shared.counters.settlements_dropped += 1;
+            self.shared.metrics.reports_dropped.inc();
             return;
         }
         let ticket = self.shared.report_ticket;
@@ -230,7 +234,7 @@ impl Cx<'_> {
         if self.job(Job::Report(Box::new(crate::store::DeviceReport { ticket, event }))) {
             self.shared.reports.insert(ticket, waiting);
         } else {
-            self.shared.counters.settlements_dropped += 1;
+            self.shared.metrics.reports_dropped.inc();
         }
     }
 
@@ -284,13 +288,18 @@ impl From<ConnId> for Key {
 
 impl Core {
     /// A core without connections.
-    pub fn new(config: CoreConfig, directory: Arc<Directory>, limits: Arc<ConnectionLimits>) -> Self {
+    pub fn new(
+        config: CoreConfig,
+        directory: Arc<Directory>,
+        limits: Arc<ConnectionLimits>,
+        metrics: ShardWriter,
+    ) -> Self {
         let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst);
         let shared = Shared {
             config,
             directory,
             timers: Timers::default(),
-            counters: Counters::default(),
+            metrics,
             settlements: FxHashMap::default(),
             reports: FxHashMap::default(),
             report_ticket: 1,
@@ -316,11 +325,6 @@ impl Core {
     /// Its shard.
     pub const fn shard(&self) -> ShardId {
         self.shared.config.shard
-    }
-
-    /// What it counted.
-    pub const fn counters(&self) -> &Counters {
-        &self.shared.counters
     }
 
     /// Connections open.
@@ -354,8 +358,15 @@ impl Core {
     /// A limit is reached: close it at once.
     pub fn accept(&mut self, now: Now, peer: IpAddr, listener: Listener) -> Result<ConnId, AcceptRefused> {
         self.gate.accepted();
-        let accepted = self.limits.enter(peer).inspect_err(|_| self.shared.counters.refused += 1)?;
-        self.shared.counters.accepted += 1;
+        let accepted = self.limits.enter(peer).inspect_err(|refused| {
+            let reason = match refused {
+                AcceptRefused::Connections => CloseReason::LimitTotal,
+                AcceptRefused::ConnectionsPerIp => CloseReason::LimitPerIp,
+            };
+            self.shared.metrics.closed[reason].inc();
+        })?;
+        self.shared.metrics.accepted.inc();
+        self.shared.metrics.connections.inc();
         let key = self.conns.insert(Conn::new(peer, listener, accepted, now.mono_ms));
         self.arm_conn(key);
         Ok(key.into())
@@ -364,7 +375,7 @@ impl Core {
     /// Accepting failed; `exhausted`: for want of descriptors or memory.
     pub fn accept_failed(&mut self, now: Now, exhausted: bool) {
         if exhausted {
-            self.shared.counters.exhausted += 1;
+            self.shared.metrics.events[ShardEvent::AcceptExhausted].inc();
             if self.gate.exhausted(now.mono_ms) {
                 log::warn!(target: "chargegate::accept", "out of descriptors or memory: accepting pauses");
             }
@@ -377,7 +388,7 @@ impl Core {
         let Some(state) = self.conns.get_mut(key) else { return };
         state.last_rx = now.mono_ms;
         state.received += bytes.len() as u64;
-        self.shared.counters.received_bytes += bytes.len() as u64;
+        self.shared.metrics.received_bytes.add(bytes.len() as u64);
         // A socket with one device: every byte is a sign of its life. With several, each has to speak for itself.
         if let [device] = state.devices.as_slice() {
             if let Some(device) = self.devices.get(*device) {
@@ -470,7 +481,9 @@ impl Core {
 
     /// Whether a message for another shard arrived.
     pub fn told(&mut self, arrived: bool) {
-        self.shared.counters.tells_lost += u64::from(!arrived);
+        if !arrived {
+            self.shared.metrics.events[ShardEvent::TellLost].inc();
+        }
     }
 
     /// Latest values the store had no room for: kept for the next flush.
@@ -542,7 +555,7 @@ impl Core {
             };
             let (consumed, reason) = skipped;
             used += consumed;
-            self.shared.counters.skipped[reason as usize] += consumed as u64;
+            self.shared.metrics.decode_failures[DecodeFailure::from(reason)].add(consumed as u64);
             conn.garbage += consumed as u64;
             let percent = self.shared.config.garbage_percent_max;
             if conn.garbage > GARBAGE_JUDGED_BYTES && conn.garbage * 100 > conn.received * percent {
@@ -638,7 +651,7 @@ impl Core {
             let mut held = std::mem::take(&mut conn.tail);
             held.remove(0);
             conn.garbage += 1;
-            self.shared.counters.skipped[crate::protocol::SkipReason::Noise as usize] += 1;
+            self.shared.metrics.decode_failures[DecodeFailure::Noise].inc();
             let used = self.drain(now, key, &held, effects);
             let moved = used.max(1);
             self.return_tail(now, key, held, used, effects);
@@ -659,7 +672,8 @@ impl Core {
     fn forget_conn(&mut self, now: Now, key: Key, reason: CloseReason, effects: &mut Effects) -> bool {
         let Some(conn) = self.conns.remove(key) else { return false };
         self.limits.leave(conn.peer);
-        self.shared.counters.closed[reason as usize] += 1;
+        self.shared.metrics.closed[reason].inc();
+        self.shared.metrics.connections.dec();
         for device_key in conn.devices {
             let mut cx = Cx { now, shared: &mut self.shared, effects };
             if let Some(device) = self.devices.get_mut(device_key) {
@@ -722,9 +736,9 @@ impl Core {
         }
         let shard = self.shared.config.shard;
         let taken = self.shared.directory.bind(device_id, protocol, shard, conn.accepted).ok()?;
-        self.shared.counters.binds += 1;
+        self.shared.metrics.events[ShardEvent::Bind].inc();
         if let Some(previous) = taken.previous {
-            self.shared.counters.takeovers += 1;
+            self.shared.metrics.events[ShardEvent::Takeover].inc();
             if previous.shard != shard {
                 let message = Message::Superseded { device_id, generation: previous.generation };
                 effects.tells.push((previous.shard, message));
@@ -857,7 +871,7 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return true };
         let Admission::Stranger(frames) = &mut conn.admission else { return false };
         *frames += 1;
-        self.shared.counters.strangers += 1;
+        self.shared.metrics.events[ShardEvent::Stranger].inc();
         if *frames >= STRANGER_FRAMES_MAX {
             self.close(now, key, CloseReason::NotAdmitted, effects);
         }
@@ -885,12 +899,7 @@ impl Core {
         msg_id: u32,
         effects: &mut Effects,
     ) {
-        match error {
-            DecodeError::Unknown { .. } | DecodeError::NotDecoded { .. } => self.shared.counters.commands_unknown += 1,
-            DecodeError::Truncated { .. } | DecodeError::Invalid { .. } | DecodeError::Trailing { .. } => {
-                self.shared.counters.bodies_refused += 1;
-            }
-        }
+        self.shared.metrics.decode_failures[DecodeFailure::from(error)].inc();
         if now.mono_ms >= self.body_log_at {
             self.body_log_at = now.mono_ms + 1000;
             log::info!(target: "chargegate::frame", device_id:% = device_id, error:% = error; "frame not understood");
@@ -955,7 +964,7 @@ impl Core {
                 self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
             }
             Outcome::Failed { device_id, key, error } => {
-                self.shared.counters.jobs_failed += 1;
+                self.shared.metrics.events[ShardEvent::JobFailed].inc();
                 log::debug!(target: "chargegate::store", error:% = error; "a job was not committed");
                 if let Some(key) = key {
                     self.shared.settlements.remove(&key);

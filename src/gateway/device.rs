@@ -4,7 +4,7 @@
 //! [`super::ap3000`] and [`super::bkv`]; what is to be sent leaves through them. Who is online, what an order does next and when a
 //! command may go out is the same for all protocols and is decided here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use smallvec::SmallVec;
@@ -24,6 +24,7 @@ use crate::{
         socket_of_port,
     },
     store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, payload::PortObject},
+    telemetry::label::{OutboundFailure, ShardEvent},
     time::rfc3339_millis,
 };
 
@@ -446,7 +447,7 @@ impl Device {
                     .collect();
                 for (order_no, action) in idle {
                     if action == Action::Ask {
-                        cx.shared.counters.port_mismatches += 1;
+                        cx.shared.metrics.process().port_mismatches.inc();
                     }
                     self.act(cx, order_no, action);
                 }
@@ -620,7 +621,7 @@ impl Device {
                 cx.event(self.id, EventType::DeviceAlarm, data);
             }
             Action::AckTimedOut => {
-                cx.shared.counters.ack_timeouts += 1;
+                cx.shared.metrics.process().outbound_failed[OutboundFailure::AckTimeout].inc();
                 self.entry.ack_timed_out(cx.now.unix_ms);
             }
         }
@@ -746,7 +747,7 @@ impl Device {
         let before = self.lane.waiting();
         while let Some(what) = self.lane.expired(cx.now.mono_ms) {
             if let Some(id) = what.row() {
-                cx.shared.counters.commands_expired += 1;
+                cx.shared.metrics.process().outbound_failed[OutboundFailure::Expired].inc();
                 let update = CommandUpdate {
                     id,
                     state: CommandState::Expired,
@@ -778,7 +779,7 @@ impl Device {
             return;
         };
         if let Outgoing::Command(command) = &what {
-            cx.shared.counters.commands_written += 1;
+            cx.shared.metrics.outbound_sent.inc();
             let is_start = what.is_start();
             let order_no = command.order_no.filter(|_| is_start);
             if let Some(track) = self.tracks.iter_mut().find(|track| Some(track.order_no) == order_no) {
@@ -852,7 +853,7 @@ impl Device {
         let Some(in_flight) = self.lane.in_flight_mut(order_no, stop) else { return };
         in_flight.writes = in_flight.writes.saturating_add(1);
         let (what, msg_id) = (in_flight.what.clone(), in_flight.key.msg_id);
-        cx.shared.counters.commands_resent += 1;
+        cx.shared.metrics.events[ShardEvent::Resend].inc();
         self.send(cx, conn, &what, msg_id);
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
         self.lane.hold(cx.now.mono_ms + gap);
@@ -868,10 +869,11 @@ impl Device {
     /// The device answered a command.
     pub(super) fn reply(&mut self, cx: &mut Cx<'_>, key: ReplyKey, answer: impl FnOnce(&InFlight) -> Answer) {
         let Some(in_flight) = self.lane.reply(key) else {
-            cx.shared.counters.replies_unmatched += 1;
+            cx.shared.metrics.events[ShardEvent::ReplyUnmatched].inc();
             return;
         };
-        cx.shared.counters.acked_after(cx.now.mono_ms.saturating_sub(in_flight.written_at));
+        let waited = cx.now.mono_ms.saturating_sub(in_flight.written_at);
+        cx.shared.metrics.ack_latency.record(Duration::from_millis(waited));
         let answer = answer(&in_flight);
         let state = match answer {
             Answer::Ok { .. } => CommandState::Acked,
@@ -908,7 +910,7 @@ impl Device {
 
     fn command_done(&self, cx: &mut Cx<'_>, in_flight: &InFlight, state: CommandState, reason: Option<&'static str>) {
         if state == CommandState::Refused {
-            cx.shared.counters.commands_refused += 1;
+            cx.shared.metrics.process().outbound_failed[OutboundFailure::Refused].inc();
         }
         if let Some(id) = in_flight.what.row() {
             let at = cx.now.unix_ms;

@@ -49,13 +49,17 @@ pub enum CloseReason {
     Replaced,
     /// Its device is not in `devices` and admission is `known`.
     NotAdmitted,
+    /// Over the limit of all connections: closed right after accept.
+    LimitTotal,
+    /// Over the limit of its address: closed right after accept.
+    LimitPerIp,
     /// The gateway is draining or stopping.
     Drain,
 }
 
 impl CloseReason {
     /// All reasons, in the order of their metric labels.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Peer,
         Self::Io,
         Self::Idle,
@@ -66,6 +70,8 @@ impl CloseReason {
         Self::WriteOverflow,
         Self::Replaced,
         Self::NotAdmitted,
+        Self::LimitTotal,
+        Self::LimitPerIp,
         Self::Drain,
     ];
 
@@ -82,6 +88,8 @@ impl CloseReason {
             Self::WriteOverflow => "write_overflow",
             Self::Replaced => "replaced",
             Self::NotAdmitted => "not_admitted",
+            Self::LimitTotal => "limit_total",
+            Self::LimitPerIp => "limit_per_ip",
             Self::Drain => "drain",
         }
     }

@@ -8,7 +8,6 @@ mod bkv;
 pub mod charge;
 mod conn;
 mod core;
-mod counters;
 mod device;
 pub mod directory;
 mod effects;
@@ -21,7 +20,6 @@ mod track;
 
 pub use self::core::{Core, CoreConfig, Timeouts};
 pub use accept::ConnectionLimits;
-pub use counters::Counters;
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
 
 /// Index of a shard, from 0.

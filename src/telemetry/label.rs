@@ -1,5 +1,6 @@
 //! The label values of all metrics. Each set is an enum, so the number of time series has a bound.
 
+use crate::gateway::CloseReason;
 use crate::protocol::{DecodeError, Direction, SkipReason};
 
 /// A closed set of values of one label.
@@ -40,32 +41,32 @@ macro_rules! labels {
 }
 
 labels! {
-    /// Why a device connection ended, or was never kept.
-    CloseReason {
-        /// The device closed it.
-        Peer = "peer",
-        /// The socket failed.
-        SocketError = "socket_error",
-        /// Silent past its protocol's limit.
-        Idle = "idle",
-        /// No protocol told in time.
-        DetectTimeout = "detect_timeout",
-        /// First bytes of no known protocol.
-        UnknownProtocol = "unknown_protocol",
-        /// Too large a share of garbage.
-        Garbage = "garbage",
-        /// Did not take what was written.
-        WriteTimeout = "write_timeout",
-        /// A newer connection took over its device.
-        Superseded = "superseded",
-        /// Its device has no record and admission is `known`.
-        NotAdmitted = "not_admitted",
-        /// Over the limit of all connections.
-        LimitTotal = "limit_total",
-        /// Over the limit of its address.
-        LimitPerIp = "limit_per_ip",
-        /// The server stops or drains.
-        Shutdown = "shutdown",
+    /// What happened in a shard, besides traffic.
+    ShardEvent {
+        /// Accepting failed for want of descriptors or memory.
+        AcceptExhausted = "accept_exhausted",
+        /// A device was bound to a connection.
+        Bind = "bind",
+        /// A bind took the device from another connection.
+        Takeover = "takeover",
+        /// A frame of a device that is not admitted.
+        Stranger = "stranger",
+        /// A valid frame of the wrong direction.
+        WrongDirection = "wrong_direction",
+        /// A command written again.
+        Resend = "resend",
+        /// A reply that matches no command under way.
+        ReplyUnmatched = "reply_unmatched",
+        /// A settlement handed to the store.
+        Settlement = "settlement",
+        /// A settlement's resend that joined the one under way.
+        SettlementJoined = "settlement_joined",
+        /// A job not submitted because too many are under way.
+        JobRefused = "job_refused",
+        /// A job the store could not commit.
+        JobFailed = "job_failed",
+        /// A message that found another shard's mailbox full.
+        TellLost = "tell_lost",
     }
 
     /// Why an order failed.
@@ -246,6 +247,19 @@ impl From<u16> for StatusClass {
             400..500 => Self::ClientError,
             500.. => Self::ServerError,
         }
+    }
+}
+
+impl Label for CloseReason {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    #[inline]
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn as_str(self) -> &'static str {
+        Self::as_str(self)
     }
 }
 

@@ -21,10 +21,11 @@ use super::cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
 use super::exposition::Exposition;
 use super::histogram::{LocalHistogram, Merged, SharedHistogram};
 use super::label::{
-    Breaker, CloseReason, DecodeFailure, EventFailure, Label, OrderFailure, OutboundFailure, Priority, StatusClass,
+    Breaker, DecodeFailure, EventFailure, Label, OrderFailure, OutboundFailure, Priority, ShardEvent, StatusClass,
     StoreOperation, ThreadQueue,
 };
 use super::process;
+use crate::gateway::CloseReason;
 use crate::protocol::Direction;
 
 /// Order states by status code, as label values.
@@ -90,11 +91,15 @@ pub struct ShardMetrics {
     /// Connections accepted, whether kept or not.
     pub accepted: LocalCounter,
     /// Connections closed.
-    pub closed: Labelled<CloseReason, LocalCounter, { CloseReason::COUNT }>,
+    pub closed: Labelled<CloseReason, LocalCounter, { <CloseReason as Label>::COUNT }>,
     /// Bytes read from devices.
     pub received_bytes: LocalCounter,
     /// Bytes written to devices.
     pub sent_bytes: LocalCounter,
+    /// What happened besides traffic.
+    pub events: Labelled<ShardEvent, LocalCounter, { ShardEvent::COUNT }>,
+    /// Commands that wait to be written.
+    pub commands_waiting: LocalGauge,
     /// Open connections.
     pub connections: LocalGauge,
     /// Devices with an online score of at least 50.
@@ -249,6 +254,11 @@ impl Metrics {
         }
     }
 
+    /// Commands of this instance that wait to be written to a device.
+    pub fn commands_waiting(&self) -> u64 {
+        self.sum(|shard| shard.commands_waiting.get())
+    }
+
     /// Devices online on this instance.
     pub fn devices_online(&self) -> u64 {
         self.sum(|shard| shard.devices_online.get())
@@ -282,7 +292,7 @@ impl Metrics {
         let accepted = self.sum(|shard| shard.accepted.get());
         to.counter("chargegate_tcp_accepted_total", "Device connections accepted.", accepted);
         to.family("chargegate_tcp_closed_total", "counter", "Device connections closed, by reason.");
-        for reason in CloseReason::ALL {
+        for reason in <CloseReason as Label>::ALL {
             let count = self.sum(|shard| shard.closed[*reason].get());
             to.sample("chargegate_tcp_closed_total", &[("reason", reason.as_str())], count);
         }
@@ -300,6 +310,13 @@ impl Metrics {
         let lag = "chargegate_shard_loop_lag_seconds";
         to.family(lag, "histogram", "How much later than due shard loops turned.");
         to.histogram(lag, &[], &Merged::of_local(self.shards.iter().map(|shard| &shard.loop_lag)));
+        let name = "chargegate_shard_events_total";
+        to.family(name, "counter", "What happened in shards besides traffic, by event.");
+        for event in ShardEvent::ALL {
+            to.sample(name, &[("event", event.as_str())], self.sum(|shard| shard.events[*event].get()));
+        }
+        let waiting = self.sum(|shard| shard.commands_waiting.get());
+        to.gauge("chargegate_commands_waiting", "Commands that wait to be written to a device.", waiting);
         let suppressed = self.sum(|shard| shard.logs_suppressed.get());
         to.counter("chargegate_log_suppressed_total", "Log lines kept back by rate limits.", suppressed);
         to.family("chargegate_breaker_open", "gauge", "Whether a circuit breaker is open.");
