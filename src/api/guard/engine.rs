@@ -27,7 +27,7 @@ use super::{CLIENT_IP_HEADER, Control, GuardConfig, LocalRoutes, REQUEST_ID_HEAD
 use crate::api::envelope;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::{JSON, Method};
-use crate::api::server::Gate;
+use crate::api::server::{Gate, PROBE_TARGET};
 use crate::time::http_date;
 
 /// Steps of one connection in a turn: a request with its answer is two.
@@ -99,6 +99,8 @@ pub(super) struct Engine {
     /// Slots that are neither vacant nor draining: at most `upstream_connections`.
     live_slots: usize,
     draining_slots: usize,
+    /// The slot whose connection has yet to prove that a thread of tiny_http serves it.
+    probing: Option<usize>,
     /// No deadline of a busy slot is earlier.
     upstream_deadline: u64,
     /// No connection to the server before this time: the last one failed.
@@ -155,6 +157,7 @@ impl Engine {
             idle_slots: Vec::new(),
             live_slots: 0,
             draining_slots: 0,
+            probing: None,
             upstream_deadline: NEVER,
             connect_at: 0,
             queue: VecDeque::new(),
@@ -225,7 +228,7 @@ impl Engine {
         if self.acceptable && self.listener.is_some() {
             next = next.min(self.accept_at);
         }
-        if self.live_slots < self.config.upstream_connections && self.has_vacancy() {
+        if self.wants_connection() && self.has_vacancy() {
             next = next.min(self.connect_at);
         }
         (next != NEVER).then(|| Duration::from_millis(next.saturating_sub(self.now)))
@@ -311,9 +314,7 @@ impl Engine {
         if self.upstream_deadline <= self.now {
             self.give_up_overdue();
         }
-        if self.connect_at <= self.now {
-            self.connect_missing();
-        }
+        self.connect_missing();
     }
 
     fn handle_timeout(&mut self, key: Key, client: &mut Client) -> Step {
@@ -540,7 +541,7 @@ impl Engine {
         let body = bytes.get(parsed.len..).unwrap_or_default();
         let body = body.get(..parsed.content_length).unwrap_or(body);
         let used = parsed.len + body.len();
-        if !self.charge(client, used.max(parsed.len + parsed.content_length)) {
+        if !self.charge(client, parsed.len + parsed.content_length) {
             let error = ApiError::not_ready("too many bytes are waiting", RETRY_AFTER_S);
             return HeadStep::Used(bytes.len(), self.refuse_for_good(key, client, Refusal::BuffersFull, &error));
         }
@@ -590,10 +591,7 @@ impl Engine {
     }
 
     fn step_body(&mut self, key: Key, client: &mut Client, missing: usize) -> Step {
-        if !client.input.is_empty() {
-            // Only what came with the head can be here, and it was all taken then.
-            debug_assert!(false, "input is empty while a body is read");
-        }
+        debug_assert!(client.input.is_empty(), "all that came with the head was taken then");
         let mut scratch = mem::take(&mut self.scratch);
         let step = match client.read(&mut scratch) {
             Inflow::Blocked => Step::Wait,
@@ -787,15 +785,8 @@ impl Engine {
         while let Some(index) = self.idle_slots.pop() {
             let Some(slot) = self.slots.get_mut(index) else { continue };
             let Slot::Idle(mut link) = mem::replace(slot, Slot::Vacant) else { continue };
-            let mut exchange = Exchange {
-                client: Some(key),
-                request: mem::take(&mut client.request),
-                sent: 0,
-                answer: Vec::new(),
-                answer_len: 0,
-                bodiless: client.bodiless,
-                deadline,
-            };
+            let mut exchange = Exchange::new(Some(key), mem::take(&mut client.request), deadline);
+            exchange.bodiless = client.bodiless;
             // A connection that took no byte cannot have delivered the request, so another one may.
             if link.generation != generation || (exchange.send(&mut link) == Progress::Closed && exchange.sent == 0) {
                 client.request = exchange.request;
@@ -827,11 +818,11 @@ impl Engine {
 
     fn handle_upstream(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
-        let mut scratch = mem::take(&mut self.scratch);
+        let mut over = None;
         match mem::replace(slot, Slot::Vacant) {
             Slot::Vacant => {}
             Slot::Idle(mut link) => {
-                if link.has_ended(&mut scratch) {
+                if link.has_ended(&mut self.scratch) {
                     self.idle_slots.retain(|idle| *idle != index);
                     self.live_slots -= 1;
                 } else {
@@ -841,33 +832,41 @@ impl Engine {
             Slot::Busy(mut link, mut exchange) => {
                 let mut progress = exchange.send(&mut link);
                 if progress == Progress::Blocked {
-                    progress = exchange.receive(&mut link, &mut scratch, self.config.answer_bytes_max);
+                    progress = exchange.receive(&mut link, &mut self.scratch, self.config.answer_bytes_max);
                 }
                 match progress {
                     Progress::Blocked => *slot = Slot::Busy(link, exchange),
                     Progress::Answered => {
                         *slot = Slot::Idle(link);
                         self.idle_slots.push(index);
-                        self.finish(exchange, Progress::Answered);
+                        over = Some((exchange, progress));
                     }
                     Progress::Closed | Progress::Invalid => {
                         self.live_slots -= 1;
-                        self.finish(exchange, progress);
+                        over = Some((exchange, progress));
                     }
                 }
             }
             Slot::Draining(mut link) => {
-                if link.has_ended(&mut scratch) {
+                if link.has_ended(&mut self.scratch) {
                     self.draining_slots -= 1;
                 } else {
                     *slot = Slot::Draining(link);
                 }
             }
         }
-        self.scratch = scratch;
-        if self.connect_at <= self.now {
-            self.connect_missing();
+        if let Some((exchange, progress)) = over {
+            if self.probing == Some(index) {
+                self.probing = None;
+                if progress != Progress::Answered {
+                    self.connect_at = self.after(self.config.retry_pause);
+                }
+            }
+            // Requests that waited go before a next one of this client.
+            self.feed();
+            self.finish(exchange, progress);
         }
+        self.connect_missing();
         self.feed();
     }
 
@@ -919,6 +918,9 @@ impl Engine {
                 self.draining_slots += 1;
                 self.live_slots -= 1;
             }
+            if self.probing == Some(index) {
+                self.probing = None;
+            }
             if let Some(key) = client
                 && let Some(mut client) = self.clients.take(key)
             {
@@ -930,29 +932,45 @@ impl Engine {
         self.feed();
     }
 
+    const fn wants_connection(&self) -> bool {
+        self.live_slots < self.config.upstream_connections && self.probing.is_none()
+    }
+
     fn has_vacancy(&self) -> bool {
         self.slots.iter().any(|slot| matches!(slot, Slot::Vacant))
     }
 
-    /// Opens connections until the pool is full. All are opened at the start: later, descriptors may be scarce.
+    /// Opens the next connection, if the pool is not full and the one before has been proven. All are opened at the
+    /// start: later, descriptors may be scarce.
+    ///
+    /// One at a time, because tiny_http gives a connection to a thread that it thinks is waiting, and of several that come
+    /// at once some would wait for ever behind others that never end. The answer to a probe shows that this one has its thread.
     fn connect_missing(&mut self) {
-        while self.live_slots < self.config.upstream_connections {
-            let Some(index) = self.slots.iter().position(|slot| matches!(slot, Slot::Vacant)) else { return };
-            let generation = self.gate.generation();
-            match self.connect(index, generation) {
-                Ok(link) => {
-                    *slot_mut(&mut self.slots, index) = Slot::Idle(link);
-                    self.idle_slots.push(index);
-                    self.live_slots += 1;
+        if !self.wants_connection() || self.now < self.connect_at {
+            return;
+        }
+        let Some(index) = self.slots.iter().position(|slot| matches!(slot, Slot::Vacant)) else { return };
+        let generation = self.gate.generation();
+        let deadline = self.after(self.config.upstream_timeout);
+        let mut probe = Exchange::new(None, format!("GET {PROBE_TARGET} HTTP/1.1\r\n\r\n").into_bytes(), deadline);
+        let connected = self.connect(index, generation).and_then(|mut link| match probe.send(&mut link) {
+            Progress::Blocked => Ok(link),
+            Progress::Answered | Progress::Closed | Progress::Invalid => Err(io::ErrorKind::BrokenPipe.into()),
+        });
+        match connected {
+            Ok(link) => {
+                *slot_mut(&mut self.slots, index) = Slot::Busy(link, probe);
+                self.live_slots += 1;
+                self.probing = Some(index);
+                self.upstream_deadline = self.upstream_deadline.min(deadline);
+            }
+            Err(error) => {
+                // A full backlog is no reason for a new listener.
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.gate.report_unreachable(generation);
+                    log::debug!("http guard cannot reach the server: {error}");
                 }
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        self.gate.report_unreachable(generation);
-                        log::debug!("http guard cannot reach the server: {error}");
-                    }
-                    self.connect_at = self.after(self.config.retry_pause);
-                    return;
-                }
+                self.connect_at = self.after(self.config.retry_pause);
             }
         }
     }

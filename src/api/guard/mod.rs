@@ -3,7 +3,8 @@
 //! tiny_http trusts its peer: one client can abort the process with the `Content-Length` of a body nobody reads, one failed `accept`
 //! ends its listener, it has no timeouts, buffers heads without bound and makes a thread per connection. So it listens on
 //! a private Unix socket, and its only peer is this thread, which passes on nothing but complete, checked requests,
-//! one at a time per pooled connection.
+//! one at a time per pooled connection, and opens those one after another: of several that come at once, tiny_http may leave
+//! some without a thread.
 //!
 //! ```text
 //!            ┌ local routes (memory only, answered here)

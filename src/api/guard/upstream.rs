@@ -3,8 +3,8 @@
 //! One request is on a connection at a time. A slot's life:
 //!
 //! ```text
-//! vacant ──connect──> idle ──request──> busy ──answer──> idle
-//!                                        └─ deadline ──> draining ──end of stream──> vacant
+//! vacant ──connect, probe──> busy ──answer──> idle ──request──> busy ──answer──> idle
+//!                                                                └─ deadline ──> draining ──end of stream──> vacant
 //! ```
 //!
 //! A *draining* connection is one whose handler missed the deadline. Its sending side is shut, so tiny_http reads no more
@@ -70,6 +70,10 @@ pub(super) enum Progress {
 }
 
 impl<C> Exchange<C> {
+    pub(super) const fn new(client: Option<C>, request: Vec<u8>, deadline: u64) -> Self {
+        Self { client, request, sent: 0, answer: Vec::new(), answer_len: 0, bodiless: false, deadline }
+    }
+
     /// Sends what is left of the request, as far as the socket takes it.
     pub(super) fn send(&mut self, link: &mut Link) -> Progress {
         while let Some(rest) = self.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
