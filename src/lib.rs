@@ -4,3 +4,4 @@ pub mod gateway;
 pub mod model;
 pub mod protocol;
 pub mod store;
+pub mod webhook;
