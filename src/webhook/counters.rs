@@ -73,7 +73,7 @@ impl EndpointCounters {
 /// A histogram with fixed buckets.
 #[derive(Debug, Default)]
 pub struct LatencyBuckets {
-    counts: [AtomicU64; LatencyBuckets::BOUNDS_MS.len()],
+    counts: [AtomicU64; Self::BOUNDS_MS.len()],
     total: AtomicU64,
     sum_ms: AtomicU64,
 }

@@ -308,7 +308,8 @@ impl Dispatcher {
             );
             return;
         }
-        if self.queue.wants_parked() {
+        // Not before the store knows what became of the rows loaded last, else they would come again.
+        if self.queue.wants_parked() && self.batch.is_none() && !self.queue.has_updates() {
             self.query(
                 now,
                 move |reader| reader.parked(&name, parked_limit),
@@ -329,9 +330,10 @@ impl Dispatcher {
                 }
                 Taken::UpToDate => return,
                 Taken::Behind { from } => {
+                    let limit = u32::try_from(room.min(BATCH)).unwrap_or(u32::MAX);
                     self.query(
                         now,
-                        move |reader| reader.events_after(pos, BATCH as u32),
+                        move |reader| reader.events_after(pos, limit),
                         move |ticket, events| Input::Read { ticket, from, events },
                     );
                     return;

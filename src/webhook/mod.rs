@@ -28,7 +28,7 @@
 //!
 //! What is absent: retries of anything but deliveries, and any knowledge of what an event means.
 //!
-//! Read next: [`queue`] for order and progress, [`retry`] for answers, [`dispatcher`] for the thread.
+//! Read next: `queue` for order and progress, `retry` for answers, `dispatcher` for the thread.
 
 use std::{
     collections::HashSet,
@@ -415,7 +415,8 @@ impl Shared {
         running.iter().for_each(|running| running.mailbox.stop(by_ms));
         let until = clock::instant() + deadline + STOP_GRACE;
         running.iter().fold(Stopped::default(), |stopped, running| {
-            let ended = running.ended.recv_deadline(until).unwrap_or(Ended { unflushed: true, ..Ended::default() });
+            let ended =
+                running.ended.recv_deadline(until).unwrap_or_else(|_| Ended { unflushed: true, ..Ended::default() });
             Stopped {
                 clean: stopped.clean + ended.clean,
                 forced: stopped.forced + ended.forced,

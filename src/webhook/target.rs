@@ -135,7 +135,7 @@ impl CheckedResolver {
             .filter(|addr| {
                 let kind = refusal(addr.ip());
                 if let Some(kind) = kind {
-                    refused.get_or_insert(TargetRefused { addr: addr.ip(), kind });
+                    refused.get_or_insert_with(|| TargetRefused { addr: addr.ip(), kind });
                 }
                 kind.is_none()
             })
@@ -205,7 +205,8 @@ impl LookupState {
 impl Resolver for CheckedResolver {
     fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(default_port);
         let timeout = timeout.not_zero().map_or(self.timeout, |left| *left);
         let addrs = self.addresses(host, port, timeout)?;
         let permitted = self.permitted(addrs).map_err(|refused| ureq::Error::Other(Box::new(refused)))?;
