@@ -679,7 +679,9 @@ fn progress_that_was_not_stored_is_delivered_again_never_lost() {
     store.failing.store(true, Ordering::SeqCst);
     let last = store.append(&keyed(&["A", "B"], 20));
     pusher.events_committed(last);
-    receiver.wait("all are received", |got| got.len() == 40);
+    let counters = pusher.counters();
+    eventually("all are delivered", || counters[0].delivered.load(Ordering::SeqCst) == 40);
+    eventually("none is under way", || counters[0].in_flight.load(Ordering::SeqCst) == 0);
     // The store stays down over the end of this run.
     assert_eq!(pusher.stop(Duration::ZERO), Stopped { unflushed: 1, ..Stopped::default() });
     assert_eq!(store.rows.value.lock().cursor("erp"), Some(0));
