@@ -1,0 +1,720 @@
+//! The thread of one endpoint: moves events from the log into its [`Queue`], attempts to its senders, progress to the store.
+//!
+//! ```text
+//! tail / store.read ──▶ queue ──▶ senders ──▶ receiver
+//!                         │  ▲        │
+//!        store.submit ◀───┘  └────────┘   one inbox for everything that comes back
+//! ```
+//!
+//! It never waits for one of them alone: reads, flushes and attempts come back through the inbox, whose capacity exceeds what can
+//! be under way. A read or flush whose answer does not come in time is asked for again; its late answer misses by its ticket.
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crossbeam::channel::{Receiver as Inbox, Sender, bounded};
+
+use super::{
+    Shared,
+    breaker::{Breaker, BreakerState, Charge},
+    clock,
+    counters::EndpointCounters,
+    queue::{Attempt, Limits, Queue, Step},
+    retry::{Answer, Failure, Schedule, Verdict, classify},
+    senders::Senders,
+    subscription::Subscription,
+    tail::Taken,
+    transport::Receiver,
+};
+use crate::{
+    gateway::Now,
+    store::{DeliveryUpdate, EventRecord, Job, Outcome, ParkedDelivery, ReadCall, Reader, Reply, StoreError},
+};
+
+/// Events taken from the tail or the store at once.
+const BATCH: usize = 256;
+/// A query is asked again after this long without an answer.
+const READ_WAIT_MS: u64 = 5_000;
+/// So is a flush.
+const FLUSH_WAIT_MS: u64 = 30_000;
+/// Pause after a failed read or flush.
+const PAUSE_MS: u64 = 1_000;
+/// Pause while the tail has not begun.
+const TAIL_WAIT_MS: u64 = 50;
+/// A cursor that moved only over events nobody here wants is stored this many times less often.
+const IDLE_FLUSH_FACTOR: u64 = 10;
+/// Longest sleep; a lost wake costs at most this.
+const SLEEP_MS_MAX: u64 = 10_000;
+/// A log line of one kind per endpoint at most this often.
+const LOG_EVERY_MS: u64 = 1_000;
+
+/// What comes back to a dispatcher.
+pub(super) enum Input {
+    /// Look around: events, or a stop.
+    Wake,
+    /// An attempt ended.
+    Answered { attempt: Attempt, answer: Answer, took: Duration },
+    /// Events behind the asked position.
+    Read { ticket: u64, from: Option<i64>, events: Result<Vec<EventRecord>, StoreError> },
+    /// Where to go on.
+    Resumed { ticket: u64, state: Result<Resumption, StoreError> },
+    /// Parked rows.
+    Parked { ticket: u64, rows: Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> },
+    /// A batch of updates is committed, or not.
+    Flushed { ticket: u64, committed: bool },
+}
+
+/// What the store knows of an endpoint.
+#[derive(Debug)]
+pub(super) struct Resumption {
+    cursor: Option<i64>,
+    last_pos: i64,
+    parked: Vec<(ParkedDelivery, EventRecord)>,
+}
+
+/// The way to a dispatcher.
+pub(super) struct Mailbox {
+    inputs: Sender<Input>,
+    woken: AtomicBool,
+    /// Monotonic ms by which to be done; `u64::MAX`: no stop asked for.
+    stop_by: AtomicU64,
+}
+
+impl Mailbox {
+    pub(super) fn new(concurrency: usize) -> (Arc<Self>, Inbox<Input>) {
+        // One answer per attempt under way, one wake, and late answers of reads and flushes.
+        let (inputs, inbox) = bounded(concurrency * 2 + 64);
+        (Arc::new(Self { inputs, woken: AtomicBool::new(false), stop_by: AtomicU64::new(u64::MAX) }), inbox)
+    }
+
+    /// Never blocks. A full inbox needs no wake: its dispatcher has work and looks around after it.
+    pub(super) fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            self.offer(Input::Wake);
+        }
+    }
+
+    pub(super) fn stop(&self, by_ms: u64) {
+        self.stop_by.store(by_ms, Ordering::Release);
+        self.wake();
+    }
+
+    /// For threads of the store: a full inbox loses the input, and the dispatcher asks again at its deadline.
+    fn offer(&self, input: Input) {
+        self.inputs.try_send(input).ok();
+    }
+}
+
+/// How an endpoint stopped.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ended {
+    /// Attempts that ended after the stop was asked for.
+    pub(super) clean: usize,
+    /// Attempts cut off at the deadline.
+    pub(super) forced: usize,
+    /// Progress that could not be stored: these events are delivered again.
+    pub(super) unflushed: bool,
+}
+
+pub(super) struct Dispatcher {
+    shared: Arc<Shared>,
+    name: String,
+    subscription: Subscription,
+    receiver: Arc<Receiver>,
+    counters: Arc<EndpointCounters>,
+    mailbox: Arc<Mailbox>,
+    inbox: Inbox<Input>,
+    senders: Senders,
+    queue: Queue,
+    schedule: Schedule,
+    breaker: Breaker,
+    limits: Limits,
+    log: LogGate,
+    resumed: bool,
+    disabled: bool,
+    tickets: u64,
+    /// The one query under way.
+    reading: Option<Pending>,
+    /// No query before this (monotonic ms).
+    read_from_ms: u64,
+    /// Updates that are not committed: under way, or to be tried again.
+    batch: Option<Vec<DeliveryUpdate>>,
+    flushing: Option<Pending>,
+    flush_from_ms: u64,
+    /// Since when there is progress to store, and how much of it are events of this endpoint.
+    dirty: Option<Dirty>,
+    stopped_clean: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    ticket: u64,
+    until_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Dirty {
+    since_ms: u64,
+    events: usize,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        name: &str,
+        subscription: Subscription,
+        receiver: Arc<Receiver>,
+        counters: Arc<EndpointCounters>,
+        (mailbox, inbox): (Arc<Mailbox>, Inbox<Input>),
+    ) -> Self {
+        let settings = &shared.settings;
+        let limits = Limits {
+            in_flight_max: settings.concurrency,
+            undone_max: settings.undone_max,
+            parked_max: settings.parked_max,
+        };
+        let senders = {
+            let (receiver, inputs) = (Arc::clone(&receiver), mailbox.inputs.clone());
+            Senders::new(
+                settings.concurrency,
+                Box::new(move |attempt| {
+                    let started = clock::instant();
+                    // A lost answer would block its key for good.
+                    let answer = panic::catch_unwind(AssertUnwindSafe(|| receiver.post(&attempt.event)))
+                        .unwrap_or(Answer::None(Failure::Internal));
+                    let took = clock::instant().saturating_duration_since(started);
+                    // Fails only when the dispatcher is gone.
+                    inputs.send(Input::Answered { attempt, answer, took }).ok();
+                }),
+            )
+        };
+        Self {
+            name: name.to_owned(),
+            subscription,
+            receiver,
+            counters,
+            mailbox,
+            inbox,
+            senders,
+            queue: Queue::resume(name, limits, 0),
+            schedule: Schedule::new(settings.retry_delays.clone(), settings.jitter_seed),
+            breaker: Breaker::new(settings.breaker, settings.jitter_seed),
+            limits,
+            log: LogGate::default(),
+            resumed: false,
+            disabled: false,
+            tickets: 0,
+            reading: None,
+            read_from_ms: 0,
+            batch: None,
+            flushing: None,
+            flush_from_ms: 0,
+            dirty: None,
+            stopped_clean: 0,
+            shared,
+        }
+    }
+
+    /// Runs until a stop is done, or its deadline.
+    pub(super) fn run(mut self) -> Ended {
+        loop {
+            // Before looking around: what comes after this look wakes again.
+            self.mailbox.woken.store(false, Ordering::Release);
+            let now = self.shared.clock.now();
+            let stop_by = self.mailbox.stop_by.load(Ordering::Acquire);
+            let stopping = stop_by != u64::MAX;
+            if !stopping {
+                self.read(now);
+                self.start_attempts(now);
+            }
+            self.flush(now, stopping);
+            self.publish();
+            if stopping && (self.is_done() || now.mono_ms >= stop_by) {
+                return self.end();
+            }
+            let wait = Duration::from_millis(self.poll_timeout(now, stop_by).saturating_sub(now.mono_ms));
+            if let Ok(input) = self.inbox.recv_timeout(wait) {
+                self.handle(input, stopping);
+                // Bounded by the inbox, so that a busy receiver cannot keep us from the rest.
+                for _ in 0..self.inbox.len() {
+                    let Ok(input) = self.inbox.try_recv() else { break };
+                    self.handle(input, stopping);
+                }
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.queue.in_flight() == 0 && self.batch.is_none() && !(self.resumed && self.queue.has_updates())
+    }
+
+    fn end(self) -> Ended {
+        let ended = Ended { clean: self.stopped_clean, forced: self.queue.in_flight(), unflushed: !self.is_done() };
+        self.receiver.shutdown();
+        ended
+    }
+
+    /// When to look around again without an input (monotonic ms). Everything in the past was just looked at.
+    fn poll_timeout(&self, now: Now, stop_by: u64) -> u64 {
+        let flush = match (self.flushing, &self.batch, self.dirty) {
+            (Some(pending), ..) => Some(pending.until_ms),
+            (None, Some(_), _) => Some(self.flush_from_ms),
+            (None, None, dirty) => dirty.map(|dirty| dirty.due_ms(self.shared.settings.flush_every)),
+        };
+        let mut at = now.mono_ms.saturating_add(SLEEP_MS_MAX).min(stop_by).min(flush.unwrap_or(u64::MAX));
+        if stop_by == u64::MAX {
+            let read = self.reading.map_or(self.read_from_ms, |pending| pending.until_ms);
+            let timeouts = [Some(read), self.queue.poll_timeout(), self.breaker.poll_timeout()];
+            at = timeouts.into_iter().flatten().filter(|timeout| *timeout > now.mono_ms).fold(at, u64::min);
+        }
+        at
+    }
+
+    fn ticket(&mut self, now: Now, wait_ms: u64) -> Pending {
+        self.tickets += 1;
+        Pending { ticket: self.tickets, until_ms: now.mono_ms.saturating_add(wait_ms) }
+    }
+
+    // Reading
+
+    /// Takes events from the tail, or asks the store for what the tail does not have.
+    fn read(&mut self, now: Now) {
+        if self.reading.is_some_and(|pending| now.mono_ms >= pending.until_ms) {
+            self.reading = None;
+            self.log_store("no answer to a query", now);
+        }
+        if self.reading.is_some() || now.mono_ms < self.read_from_ms || self.disabled {
+            return;
+        }
+        let name = self.name.clone();
+        let parked_limit = self.queue.parked_limit();
+        if !self.resumed {
+            self.query(
+                now,
+                move |reader| {
+                    Ok(Resumption {
+                        cursor: reader.delivery_cursor(&name)?,
+                        last_pos: reader.last_pos()?,
+                        parked: reader.parked(&name, parked_limit)?,
+                    })
+                },
+                |ticket, state| Input::Resumed { ticket, state },
+            );
+            return;
+        }
+        // Not before the store knows what became of the rows loaded last, else they would come again.
+        if self.queue.wants_parked() && self.batch.is_none() && !self.queue.has_updates() {
+            self.query(
+                now,
+                move |reader| reader.parked(&name, parked_limit),
+                |ticket, rows| Input::Parked { ticket, rows },
+            );
+            return;
+        }
+        loop {
+            let room = self.queue.room();
+            if room == 0 {
+                return;
+            }
+            let pos = self.queue.read_pos();
+            match self.shared.tail.after(pos, room.min(BATCH), |event| self.subscription.wants(&event.event_type)) {
+                Taken::Events { events, read_pos } => {
+                    self.touch(now, 0);
+                    self.queue.handle_events(events, read_pos, now);
+                }
+                Taken::UpToDate => return,
+                Taken::Behind { from } => {
+                    let limit = u32::try_from(room.min(BATCH)).unwrap_or(u32::MAX);
+                    self.query(
+                        now,
+                        move |reader| reader.events_after(pos, limit),
+                        move |ticket, events| Input::Read { ticket, from, events },
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Starts a query whose result comes back as an input.
+    fn query<T: Send + 'static>(
+        &mut self,
+        now: Now,
+        ask: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
+        input: impl FnOnce(u64, Result<T, StoreError>) -> Input + Send + 'static,
+    ) {
+        let pending = self.ticket(now, READ_WAIT_MS);
+        let mailbox = Arc::clone(&self.mailbox);
+        let call: ReadCall = Box::new(move |reader| mailbox.offer(input(pending.ticket, reader.and_then(ask))));
+        match self.shared.store.read(call) {
+            Ok(()) => self.reading = Some(pending),
+            Err(_) => {
+                self.read_from_ms = now.mono_ms.saturating_add(PAUSE_MS);
+                self.log_store("its queue of queries is full", now);
+            }
+        }
+    }
+
+    /// Takes a query's result, if it is the one waited for.
+    fn result_of<T>(&mut self, ticket: u64, result: Result<T, StoreError>, now: Now) -> Option<T> {
+        if self.reading.is_none_or(|pending| pending.ticket != ticket) {
+            return None;
+        }
+        self.reading = None;
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.read_from_ms = now.mono_ms.saturating_add(PAUSE_MS);
+                self.log_store(&error.to_string(), now);
+                None
+            }
+        }
+    }
+
+    fn handle_resumed(&mut self, state: Resumption, now: Now) {
+        let Resumption { cursor, last_pos, parked } = state;
+        let Some(cursor) = cursor else {
+            // A new endpoint is told what happens from now on. From when on is stored first, else a crash would move it.
+            log::info!(endpoint = self.name.as_str(), pos = last_pos; "new webhook endpoint begins at the log's end");
+            self.batch
+                .get_or_insert_with(|| vec![DeliveryUpdate::Cursor { endpoint: self.name.clone(), pos: last_pos }]);
+            self.read_from_ms = now.mono_ms.saturating_add(PAUSE_MS);
+            return;
+        };
+        if cursor > last_pos {
+            log::warn!(endpoint = self.name.as_str(), cursor, last_pos; "webhook cursor lies behind the log's end: set back");
+        }
+        self.queue = Queue::resume(&self.name, self.limits, cursor.min(last_pos));
+        let rows = parked.len();
+        self.handle_parked(parked, now);
+        self.resumed = true;
+        let backlog = last_pos.saturating_sub(cursor);
+        log::info!(endpoint = self.name.as_str(), cursor, backlog, parked = rows; "webhook endpoint goes on");
+    }
+
+    fn handle_parked(&mut self, rows: Vec<(ParkedDelivery, EventRecord)>, now: Now) {
+        let complete = u32::try_from(rows.len()).is_ok_and(|rows| rows < self.queue.parked_limit());
+        self.queue.handle_parked(rows, complete, now);
+    }
+
+    fn handle_read(&mut self, from: Option<i64>, events: Vec<EventRecord>, now: Now) {
+        if let Some(last) = events.last() {
+            let read_pos = last.pos;
+            let wants = |event: &EventRecord| self.subscription.wants(&event.event_type);
+            let wanted = events.into_iter().filter(wants).map(Arc::new).collect();
+            self.queue.handle_events(wanted, read_pos, now);
+            self.touch(now, 0);
+        } else if let Some(from) = from {
+            // The log holds nothing between here and where the ring began.
+            self.queue.handle_events(Vec::new(), from, now);
+        } else {
+            self.read_from_ms = now.mono_ms.saturating_add(TAIL_WAIT_MS);
+        }
+    }
+
+    // Attempts
+
+    fn start_attempts(&mut self, now: Now) {
+        while !self.disabled && self.queue.has_attempt(now) && self.breaker.permit(now) {
+            let Some(attempt) = self.queue.poll_attempt(now) else { break };
+            if attempt.made > 0 {
+                self.counters.retried.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Err((attempt, error)) = self.senders.push(attempt) {
+                // Costs an attempt that was not made: rare enough not to deserve a state of its own.
+                if self.log.permits(LogKind::Thread, now) {
+                    log::error!(endpoint = self.name.as_str(), error:%; "no thread for webhook deliveries");
+                }
+                self.breaker.handle_unknown(now);
+                self.count_failure(Failure::Internal);
+                let reason = Failure::Internal.reason().into_owned();
+                self.queue.handle_step(
+                    &attempt.key,
+                    Step::Park { delay: Duration::from_millis(PAUSE_MS), reason },
+                    now,
+                );
+                self.touch(now, 1);
+                break;
+            }
+        }
+    }
+
+    fn handle_answered(&mut self, attempt: &Attempt, answer: Answer, took: Duration, now: Now) {
+        let verdict = classify(answer);
+        let before = self.breaker.state();
+        let charge = match answer {
+            Answer::Status { .. } => {
+                self.counters.attempt_latency.record(took);
+                self.breaker.handle_answered();
+                Charge::Counts
+            }
+            Answer::None(failure) if failure.is_unanswered() => self.breaker.handle_unanswered(now),
+            Answer::None(_) => {
+                self.breaker.handle_unknown(now);
+                Charge::Counts
+            }
+        };
+        self.log_breaker(before, now);
+        let step = match verdict {
+            Verdict::Delivered => {
+                self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+                let age_ms = u64::try_from(now.unix_ms.saturating_sub(attempt.event.at)).unwrap_or(0);
+                self.counters.delivery_latency.record(Duration::from_millis(age_ms));
+                Step::Delivered
+            }
+            Verdict::Disable => {
+                self.disable();
+                self.count_failure(Failure::Status(410));
+                Step::Hold
+            }
+            Verdict::Retry(failure, _) if charge == Charge::Free => {
+                self.count_failure(failure);
+                self.log_failure(attempt, failure, "held", now);
+                Step::Hold
+            }
+            Verdict::Retry(failure, retry_after) => {
+                self.count_failure(failure);
+                match self.schedule.delay(attempt.made.saturating_add(1), retry_after) {
+                    Some(delay) => {
+                        self.log_failure(attempt, failure, "parked", now);
+                        Step::Park { delay, reason: failure.reason().into_owned() }
+                    }
+                    None => self.dead(attempt, failure, now),
+                }
+            }
+            Verdict::Drop(failure) => {
+                self.count_failure(failure);
+                self.dead(attempt, failure, now)
+            }
+        };
+        self.touch(now, 1);
+        self.queue.handle_step(&attempt.key, step, now);
+    }
+
+    fn dead(&mut self, attempt: &Attempt, failure: Failure, now: Now) -> Step {
+        self.counters.dead.fetch_add(1, Ordering::Relaxed);
+        if failure == Failure::TargetRefused {
+            if self.log.permits(LogKind::Refused, now) {
+                log::error!(
+                    endpoint = self.name.as_str(), event_id = attempt.event.event_id.as_str();
+                    "webhook target resolves to an address that may not be sent to; events go to the dead letters \
+                     (webhook.allow_private_targets permits it)"
+                );
+            }
+        } else if self.log.permits(LogKind::Dead, now) {
+            log::error!(
+                endpoint = self.name.as_str(),
+                event_id = attempt.event.event_id.as_str(),
+                key = attempt.event.key.as_str(),
+                attempts = attempt.made.saturating_add(1),
+                reason:% = failure.reason();
+                "webhook delivery is a dead letter"
+            );
+        }
+        Step::Dead { reason: failure.reason().into_owned() }
+    }
+
+    fn disable(&mut self) {
+        if !self.disabled {
+            self.disabled = true;
+            self.counters.disabled.store(true, Ordering::Relaxed);
+            log::error!(
+                endpoint = self.name.as_str();
+                "webhook receiver answered 410: nothing is sent to it until restart or reload, its events are kept"
+            );
+        }
+    }
+
+    fn count_failure(&self, failure: Failure) {
+        if let Some(count) = self.counters.failed.get(failure.label_index()) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    // Progress
+
+    /// Notes progress of `events` events.
+    fn touch(&mut self, now: Now, events: usize) {
+        let dirty = self.dirty.get_or_insert(Dirty { since_ms: now.mono_ms, events: 0 });
+        if dirty.events == 0 && events > 0 {
+            dirty.since_ms = now.mono_ms;
+        }
+        dirty.events += events;
+    }
+
+    /// Submits progress when it is due. One batch is under way at a time, so batches are committed in their order.
+    fn flush(&mut self, now: Now, stopping: bool) {
+        if self.flushing.is_some_and(|pending| now.mono_ms >= pending.until_ms) {
+            self.flushing = None;
+            self.log_store("no answer to a flush", now);
+        }
+        if self.flushing.is_some() {
+            return;
+        }
+        let settings = &self.shared.settings;
+        if self.batch.is_none() {
+            let due = self.dirty.is_some_and(|dirty| {
+                dirty.events >= settings.flush_events || now.mono_ms >= dirty.due_ms(settings.flush_every)
+            });
+            if !self.resumed || !(due || stopping) {
+                return;
+            }
+            self.batch = self.queue.poll_updates();
+            if !self.queue.has_updates() {
+                self.dirty = None;
+            }
+        }
+        if now.mono_ms < self.flush_from_ms {
+            return;
+        }
+        let Some(batch) = &self.batch else { return };
+        let (updates, name) = (batch.clone(), self.name.clone());
+        let pending = self.ticket(now, FLUSH_WAIT_MS);
+        let mailbox = Arc::clone(&self.mailbox);
+        let reply = Reply::Call(Box::new(move |outcome| {
+            let committed = match outcome {
+                Outcome::Failed { error, .. } => {
+                    log::warn!(endpoint = name.as_str(), error:%; "webhook progress was not stored");
+                    false
+                }
+                _ => true,
+            };
+            mailbox.offer(Input::Flushed { ticket: pending.ticket, committed });
+        }));
+        match self.shared.store.submit(Job::Delivery(updates), reply) {
+            Ok(()) => self.flushing = Some(pending),
+            Err(_) => {
+                self.flush_from_ms = now.mono_ms.saturating_add(self.flush_pause_ms());
+                self.log_store("its queue of jobs is full", now);
+            }
+        }
+    }
+
+    fn flush_pause_ms(&self) -> u64 {
+        ms(self.shared.settings.flush_every).max(1)
+    }
+
+    fn handle_flushed(&mut self, ticket: u64, committed: bool, now: Now) {
+        if self.flushing.is_none_or(|pending| pending.ticket != ticket) {
+            return;
+        }
+        self.flushing = None;
+        if !committed {
+            self.flush_from_ms = now.mono_ms.saturating_add(PAUSE_MS);
+            return;
+        }
+        self.batch = None;
+        if !self.resumed {
+            // The first cursor is stored.
+            self.read_from_ms = 0;
+        }
+    }
+
+    fn handle(&mut self, input: Input, stopping: bool) {
+        let now = self.shared.clock.now();
+        match input {
+            Input::Wake => {}
+            Input::Answered { attempt, answer, took } => {
+                self.handle_answered(&attempt, answer, took, now);
+                self.stopped_clean += usize::from(stopping);
+            }
+            Input::Read { ticket, from, events } => {
+                if let Some(events) = self.result_of(ticket, events, now) {
+                    self.handle_read(from, events, now);
+                }
+            }
+            Input::Resumed { ticket, state } => {
+                if let Some(state) = self.result_of(ticket, state, now) {
+                    self.handle_resumed(state, now);
+                }
+            }
+            Input::Parked { ticket, rows } => {
+                if let Some(rows) = self.result_of(ticket, rows, now) {
+                    self.handle_parked(rows, now);
+                }
+            }
+            Input::Flushed { ticket, committed } => self.handle_flushed(ticket, committed, now),
+        }
+    }
+
+    // Telling
+
+    fn publish(&self) {
+        let gauge = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.counters.parked.store(gauge(self.queue.parked()), Ordering::Relaxed);
+        self.counters.in_flight.store(gauge(self.queue.in_flight()), Ordering::Relaxed);
+        self.counters.set_breaker(self.breaker.state());
+        if self.resumed {
+            self.counters.cursor.store(self.queue.cursor(), Ordering::Relaxed);
+        }
+    }
+
+    fn log_failure(&mut self, attempt: &Attempt, failure: Failure, then: &str, now: Now) {
+        if self.log.permits(LogKind::Failed, now) {
+            log::warn!(
+                endpoint = self.name.as_str(),
+                event_id = attempt.event.event_id.as_str(),
+                key = attempt.event.key.as_str(),
+                attempt = attempt.made.saturating_add(1),
+                reason:% = failure.reason(),
+                then;
+                "webhook delivery failed"
+            );
+        }
+    }
+
+    fn log_breaker(&mut self, before: BreakerState, now: Now) {
+        let after = self.breaker.state();
+        if before != after && self.log.permits(LogKind::Breaker, now) {
+            log::warn!(endpoint = self.name.as_str(), state = after.as_str(); "webhook breaker changed");
+        }
+    }
+
+    fn log_store(&mut self, what: &str, now: Now) {
+        if self.log.permits(LogKind::Store, now) {
+            log::warn!(endpoint = self.name.as_str(), what; "webhook endpoint waits for the store");
+        }
+    }
+}
+
+impl Dirty {
+    fn due_ms(self, flush_every: Duration) -> u64 {
+        let factor = if self.events == 0 { IDLE_FLUSH_FACTOR } else { 1 };
+        self.since_ms.saturating_add(ms(flush_every).saturating_mul(factor))
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum LogKind {
+    Failed,
+    Dead,
+    Refused,
+    Breaker,
+    Store,
+    Thread,
+}
+
+/// Lets one line of each kind through per [`LOG_EVERY_MS`]; the counters have the rest.
+#[derive(Debug, Default)]
+struct LogGate([u64; 6]);
+
+impl LogGate {
+    fn permits(&mut self, kind: LogKind, now: Now) -> bool {
+        let Some(next) = self.0.get_mut(kind as usize) else { return true };
+        let permitted = now.mono_ms >= *next;
+        if permitted {
+            *next = now.mono_ms.saturating_add(LOG_EVERY_MS);
+        }
+        permitted
+    }
+}

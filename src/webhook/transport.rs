@@ -1,0 +1,242 @@
+//! One attempt: body, headers, HTTP request, answer.
+//!
+//! Knows nothing of order, retries or other attempts. Follows no redirect, uses no proxy, and takes no longer than its timeout.
+
+use std::{
+    cell::Cell,
+    io::{self, Read as _},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use sha2::{Digest as _, Sha256};
+use ureq::{
+    Agent,
+    http::{HeaderValue, Uri},
+    unversioned::transport::{ConnectionDetails, Connector, DefaultConnector, Transport},
+};
+
+use super::{
+    Endpoint, EndpointError, Settings, body,
+    clock::Clock,
+    retry::{Answer, Failure, retry_after},
+    sign::{SignedRequest, hex, is_usable_secret, standard_webhooks},
+    target::{CheckedResolver, LookupFailed, TargetRefused},
+};
+use crate::store::EventRecord;
+
+/// An answer's body says nothing we need: read so far, so that its connection can be used again.
+const ANSWER_BODY_MAX: u64 = 64 * 1024;
+/// Shorter than the keep-alive of common servers (5 s), so that we close first and rarely meet a connection they just closed.
+const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
+/// URLs longer than this are a mistake.
+const URL_BYTES_MAX: usize = 2_048;
+
+/// An endpoint, checked and ready to be sent to. Used by all its sender threads at once.
+pub(super) struct Receiver {
+    uri: Uri,
+    /// Path and query as sent.
+    path: String,
+    secrets: Vec<String>,
+    api_key: Option<HeaderValue>,
+    agent: Agent,
+    nonces: Nonces,
+    clock: Clock,
+}
+
+impl Receiver {
+    pub(super) fn new(endpoint: &Endpoint, settings: &Settings, clock: Clock) -> Result<Self, EndpointError> {
+        let bad = |field, reason| EndpointError::Invalid { name: endpoint.name.clone(), field, reason };
+        if endpoint.url.len() > URL_BYTES_MAX {
+            return Err(bad("url", "is longer than 2048 bytes"));
+        }
+        let uri: Uri = endpoint.url.parse().map_err(|_| bad("url", "is not a URL"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(bad("url", "must begin with http:// or https://"));
+        }
+        if uri.host().is_none_or(str::is_empty) {
+            return Err(bad("url", "names no host"));
+        }
+        if !(1..=2).contains(&endpoint.secrets.len()) {
+            return Err(bad("secret", "must be one, or two during rotation"));
+        }
+        if endpoint.secrets.iter().any(String::is_empty) {
+            return Err(bad("secret", "is empty"));
+        }
+        if !endpoint.secrets.iter().all(|secret| is_usable_secret(secret)) {
+            return Err(bad("secret", "is not base64 after whsec_"));
+        }
+        let api_key = endpoint.api_key.as_deref().map(HeaderValue::from_str).transpose();
+        let mut api_key = api_key.map_err(|_| bad("api_key", "cannot be sent as a header"))?;
+        if let Some(key) = &mut api_key {
+            key.set_sensitive(true);
+        }
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        // "?x" without a path is sent with the path "/".
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent(concat!("chargegate/", env!("CARGO_PKG_VERSION")))
+            .timeout_global(Some(settings.timeout))
+            .max_idle_connections(settings.concurrency)
+            .max_idle_connections_per_host(settings.concurrency)
+            .max_idle_age(IDLE_AGE_MAX)
+            .build();
+        let resolver = CheckedResolver::new(settings.allow_private_targets, settings.timeout);
+        Ok(Self {
+            uri,
+            path,
+            secrets: endpoint.secrets.clone(),
+            api_key,
+            agent: Agent::with_parts(config, NotingConnector(DefaultConnector::new()), resolver),
+            nonces: Nonces::new()?,
+            clock,
+        })
+    }
+
+    /// Sends one event once.
+    pub(super) fn post(&self, event: &EventRecord) -> Answer {
+        CONNECTED.set(false);
+        match self.request(event, Reuse::Allowed) {
+            Err(ureq::Error::Io(error)) if is_cut(&error) && !CONNECTED.get() => {
+                // A kept connection the receiver had closed meanwhile: says nothing about the receiver, so ask it on a new one.
+                self.request(event, Reuse::No).unwrap_or_else(|error| self.failed(&error))
+            }
+            Ok(answer) => answer,
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Ends all connections, those under way included.
+    pub(super) fn shutdown(&self) {
+        self.agent.clone().shutdown();
+    }
+
+    fn request(&self, event: &EventRecord, reuse: Reuse) -> Result<Answer, ureq::Error> {
+        let nonce = self.nonces.next();
+        let Some(body) = body::encode(event, &nonce) else {
+            return Ok(Answer::None(Failure::Data));
+        };
+        let unix_s = self.clock.now().unix_ms.div_euclid(1_000);
+        let timestamp = unix_s.to_string();
+        // Rotation is between two secrets of Standard Webhooks; the gateway's scheme has room for one signature: the first's.
+        let first = self.secrets.first().map_or("", String::as_str);
+        let signed =
+            SignedRequest { method: "POST", path: &self.path, timestamp: &timestamp, nonce: &nonce, body: &body };
+        let mut request = self
+            .agent
+            .post(&self.uri)
+            .header("Content-Type", "application/json")
+            .header("X-Signature", signed.sign(first))
+            .header("X-Timestamp", &timestamp)
+            .header("X-Nonce", &nonce)
+            .header("webhook-id", &event.event_id)
+            .header("webhook-timestamp", &timestamp)
+            .header(
+                "webhook-signature",
+                standard_webhooks(self.secrets.iter().map(String::as_str), &event.event_id, unix_s, &body),
+            );
+        if let Some(key) = &self.api_key {
+            request = request.header("X-Api-Key", key.clone());
+        }
+        if let Reuse::No = reuse {
+            request = request.config().max_idle_age(Duration::ZERO).build();
+        }
+        let response = request.send(&body[..])?;
+        let answer = Answer::Status {
+            code: response.status().as_u16(),
+            retry_after: response
+                .headers()
+                .get("retry-after")
+                .and_then(|value| value.to_str().ok())
+                .and_then(|value| retry_after(value, unix_s)),
+        };
+        // The status decides. A body that fails only costs its connection.
+        io::copy(&mut response.into_body().into_reader().take(ANSWER_BODY_MAX), &mut io::sink()).ok();
+        Ok(answer)
+    }
+
+    fn failed(&self, error: &ureq::Error) -> Answer {
+        Answer::None(failure(error))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Reuse {
+    Allowed,
+    No,
+}
+
+thread_local! {
+    /// Whether this thread's current request opened a connection, as opposed to using a kept one.
+    static CONNECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Opens connections as usual and notes that it did.
+#[derive(Debug)]
+struct NotingConnector(DefaultConnector);
+
+impl Connector for NotingConnector {
+    type Out = Box<dyn Transport>;
+
+    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<()>) -> Result<Option<Self::Out>, ureq::Error> {
+        CONNECTED.set(true);
+        self.0.connect(details, chained)
+    }
+}
+
+/// Whether the peer ended the connection.
+fn is_cut(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+fn failure(error: &ureq::Error) -> Failure {
+    use io::ErrorKind::{
+        AddrNotAvailable, ConnectionRefused, HostUnreachable, InvalidData, NetworkDown, NetworkUnreachable, TimedOut,
+    };
+    match error {
+        ureq::Error::Timeout(_) => Failure::Timeout,
+        ureq::Error::HostNotFound => Failure::Dns,
+        ureq::Error::Other(cause) if cause.is::<TargetRefused>() => Failure::TargetRefused,
+        ureq::Error::Other(cause) if cause.is::<LookupFailed>() => Failure::Dns,
+        ureq::Error::Io(error) => match error.kind() {
+            ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => {
+                Failure::Connect
+            }
+            TimedOut => Failure::Timeout,
+            // How the TLS layer reports what it could not read or verify.
+            InvalidData => Failure::Tls,
+            _ => Failure::Closed,
+        },
+        ureq::Error::ConnectionFailed => Failure::Connect,
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Pem(_) | ureq::Error::TlsRequired => Failure::Tls,
+        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) | ureq::Error::BodyStalled => Failure::Protocol,
+        // Only the event's id is not checked before: it cannot be sent as a header.
+        ureq::Error::Http(_) => Failure::Data,
+        _ => Failure::Internal,
+    }
+}
+
+/// Never the same twice, in this process or another: a random seed and a counter through a hash.
+struct Nonces {
+    seed: [u8; 16],
+    count: AtomicU64,
+}
+
+impl Nonces {
+    fn new() -> Result<Self, EndpointError> {
+        let mut seed = [0; 16];
+        getrandom::fill(&mut seed).map_err(|error| EndpointError::Random(io::Error::other(error.to_string())))?;
+        Ok(Self { seed, count: AtomicU64::new(0) })
+    }
+
+    fn next(&self) -> String {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let digest = Sha256::new().chain_update(self.seed).chain_update(count.to_le_bytes()).finalize();
+        hex(digest.get(..16).unwrap_or_default())
+    }
+}
