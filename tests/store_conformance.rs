@@ -115,6 +115,7 @@ fn a_creation_with_the_live_epoch_is_claimed_and_one_without_is_queued() {
 }
 
 #[test]
+#[expect(clippy::needless_collect, reason = "all threads run before the first is joined")]
 fn of_parallel_creations_on_one_port_exactly_one_wins() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);
@@ -537,7 +538,7 @@ fn a_bkv_number_older_than_a_day_is_forgotten() {
 fn a_bkv_end_while_stopping_is_the_stops_doing_unless_it_says_otherwise() {
     let bench = Bench::new();
     let epoch = bench.bind(bkv(1), T0).epoch;
-    let mut end = |business_no: u16, status: u8| {
+    let end = |business_no: u16, status: u8| {
         let at = T0 + i64::from(business_no) * HOUR;
         let order = charging_bkv_order(&bench, bkv(1), epoch, business_no, at);
         bench.happens(order.order_no, Event::Stop, Some(epoch), at + 1);

@@ -407,6 +407,7 @@ pub enum Outcome {
 
 /// What became of a creation.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an outcome boxes it")]
 pub enum Created {
     /// Committed.
     Order {
@@ -650,7 +651,6 @@ pub type ReadCall = Box<dyn FnOnce(Result<&mut dyn Reader, StoreError>) + Send>;
 /// The store, as every other part sees it.
 pub trait Store: Send + Sync {
     /// Hands over a durable change. `Err` gives it back: the queue is full or the store is closing.
-    #[expect(clippy::result_large_err, reason = "the job goes back to its owner, who keeps it")]
     fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)>;
     /// Hands over latest values; false: the queue is full, keep them.
     fn coalesce(&self, rows: &mut Vec<Latest>) -> bool;
