@@ -478,6 +478,19 @@ fn an_ap3000_record_without_an_order_makes_one_that_has_ended() {
 }
 
 #[test]
+fn a_restart_repeats_no_order_number() {
+    let mut bench = Bench::new();
+    bench.bind(ap(1), T0);
+    let mut made = std::collections::BTreeSet::new();
+    // The clock stands still: numbers must not depend on it having moved.
+    for number in 0..4 {
+        let settled = bench.settle(ap_settlement(ap(1), 1, [number; 16], 1, T0));
+        assert!(settled.stored && made.insert(settled.order.unwrap().order_no));
+        bench = bench.reopen();
+    }
+}
+
+#[test]
 fn a_bkv_settlement_goes_to_the_open_order_with_its_number() {
     let bench = Bench::new();
     let epoch = bench.bind(bkv(1), T0).epoch;
