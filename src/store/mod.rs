@@ -104,6 +104,8 @@ pub struct Bound {
     pub orders: Vec<Order>,
     /// Commands claimed for this epoch: queued ones, and ones claimed by an older epoch and not known to be written
     /// (`maybe_written`). Only if still wanted by their order, before their `not_after`, and for a start within 15 s of creation.
+    /// With them, new stops for orders that are final while the device still charges: at each bind, 10 s after the first and
+    /// then doubling, five in all, the last with an alarm `device_end_pending`.
     pub commands: Vec<Command>,
 }
 
@@ -449,7 +451,8 @@ impl fmt::Debug for Reply {
 pub trait Notify: Send + Sync {
     /// An outcome for a shard.
     fn shard(&self, shard: crate::gateway::ShardId, outcome: Outcome);
-    /// An order changed at the request of somebody other than its owner shard: the owner is sent a copy and the claimed commands.
+    /// An order changed at the request of somebody other than its owner shard (any job not answered to a shard): the owner is
+    /// sent a copy and the claimed commands. Called after the answer was given.
     fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
     /// Commands were queued for a device that had no live epoch at the time.
     fn commands_queued(&self, device_id: DeviceId);

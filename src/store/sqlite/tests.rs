@@ -1,16 +1,29 @@
 //! What the contract does not show: the file's refusals, and an environment that fails and recovers.
 
-use std::{path::Path, sync::mpsc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use super::*;
 use crate::{
-    model::{DeviceId, OrderNo, OrderNumbers, Protocol},
-    store::{Bind, Job, Outcome, Settlement, SettlementEnd, SettlementKey, StoreError},
+    gateway::ShardId,
+    model::{Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
+    store::{
+        Bind, CommandLogRow, Job, Notify, Outcome, Reply, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
+    },
 };
 
 const T0: i64 = 1_800_000_000_000;
+/// Nothing takes this long; it keeps a broken store from hanging the suite.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(path: &Path) -> Result<Db, StoreError> {
     Db::open(path, OrderNumbers::new(*b"THD", 1))
@@ -138,40 +151,84 @@ fn a_stored_row_that_does_not_read_back_harms_its_own_settlement_only() {
     assert_eq!(kept, [1]);
 }
 
+/// Hears what shards are told.
+#[derive(Default)]
+struct Shards(Mutex<Vec<(ShardId, Outcome)>>);
+
+impl Notify for Shards {
+    fn shard(&self, shard: ShardId, outcome: Outcome) {
+        self.0.lock().push((shard, outcome));
+    }
+    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
+    fn commands_queued(&self, _: DeviceId) {}
+    fn events_committed(&self, _: i64) {}
+}
+
+fn store(path: &Path, clock: fn() -> i64) -> (SqliteStore, Arc<Shards>) {
+    let shards = Arc::new(Shards::default());
+    let options = Options { clock, ..Options::new(path) };
+    (SqliteStore::open(options, Arc::clone(&shards) as Arc<dyn Notify>).unwrap(), shards)
+}
+
+#[test]
+fn closing_answers_what_was_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, shards) = store(&dir.path().join("chargegate.db"), || T0);
+    for n in 0..1000 {
+        assert!(store.submit(bind(n), Reply::Shard(ShardId(3))).is_ok());
+    }
+    store.close(PATIENCE);
+    let told = shards.0.lock();
+    let ids = told.iter().map(|(shard, outcome)| match outcome {
+        Outcome::Bound(bound) if *shard == ShardId(3) => bound.device_id,
+        other => panic!("{other:?}"),
+    });
+    assert!(ids.eq((0..1000).map(device)), "in the order they were submitted");
+    let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = store.counters();
+    assert_eq!((counted(&counters.jobs[0]), counted(&counters.batch_jobs)), (1000, 1000));
+    assert_eq!(counters.commit.iter().map(counted).sum::<u64>(), counted(&counters.batches));
+}
+
+#[test]
+fn the_command_log_is_written_and_pruned_in_its_own_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    let row = |at| CommandLogRow { at, device_id: device(1), up: true, command: 0x03, msg_id: 7, raw: vec![0xFF, 0] };
+    let (store, _) = store(&path, || T0);
+    store.append(vec![row(T0), row(T0 + 1), row(T0 + 2)]);
+    store.close(PATIENCE);
+    store.append(vec![row(T0)]);
+    assert_eq!(store.counters().log_dropped.load(Ordering::Relaxed), 1);
+    drop(store);
+    let rows = || -> Vec<(i64, Vec<u8>)> {
+        let conn = Connection::open(dir.path().join("chargegate-cmd_log.db")).unwrap();
+        let mut rows = conn.prepare("SELECT at, raw FROM cmd_log ORDER BY at").unwrap();
+        rows.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    assert_eq!(rows(), [T0, T0 + 1, T0 + 2].map(|at| (at, vec![0xFF, 0])));
+    let (store, _) = self::store(&path, || T0);
+    assert!(store.submit(Job::Prune { before: T0 + 2, rows_max: 10 }, Reply::None).is_ok());
+    store.close(PATIENCE);
+    assert_eq!(rows().len(), 1);
+}
+
 #[test]
 fn a_wall_clock_below_the_newest_row_is_not_ready() {
-    use std::sync::{Arc, atomic::Ordering};
-
-    use crate::{
-        gateway::ShardId,
-        model::{Command, Order},
-        store::{Notify, Reply, Store},
-    };
-
-    struct Nobody;
-    impl Notify for Nobody {
-        fn shard(&self, _: ShardId, _: Outcome) {}
-        fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
-        fn commands_queued(&self, _: DeviceId) {}
-        fn events_committed(&self, _: i64) {}
-    }
-
     let dir = tempfile::tempdir().unwrap();
-    let options = |clock| Options { clock, ..Options::new(dir.path().join("chargegate.db")) };
-    let store = SqliteStore::open(options(|| T0), Arc::new(Nobody)).unwrap();
-    let (answer, answers) = mpsc::channel();
-    let call = Box::new(move |outcome| answer.send(outcome).unwrap());
-    assert!(store.submit(bind(1), Reply::Call(call)).is_ok());
-    assert!(matches!(answers.recv().unwrap(), Outcome::Bound(_)));
-    assert!(store.health().ready.load(Ordering::Relaxed));
-    store.close(Duration::from_secs(60));
+    let path = dir.path().join("chargegate.db");
+    let ready = |store: &SqliteStore| store.health().ready.load(Ordering::Relaxed);
+    let (first, _) = store(&path, || T0);
+    assert!(first.submit(bind(1), Reply::None).is_ok());
+    assert!(ready(&first));
+    first.close(PATIENCE);
 
-    let store = SqliteStore::open(options(|| T0 - 3_600_000), Arc::new(Nobody)).unwrap();
-    assert!(!store.health().ready.load(Ordering::Relaxed));
-    let reason = store.health().reason.lock().clone().unwrap();
+    let (stepped_back, _) = store(&path, || T0 - 3_600_000);
+    assert!(!ready(&stepped_back));
+    let reason = stepped_back.health().reason.lock().clone().unwrap();
     assert_eq!(reason, "wall time is 3600000 ms below the newest stored row");
-    store.close(Duration::from_secs(60));
+    stepped_back.close(PATIENCE);
 
-    let store = SqliteStore::open(options(|| T0 + 1), Arc::new(Nobody)).unwrap();
-    assert!(store.health().ready.load(Ordering::Relaxed));
+    let (set_right, _) = store(&path, || T0 + 1);
+    assert!(ready(&set_right));
 }
