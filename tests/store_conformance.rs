@@ -115,6 +115,7 @@ fn a_creation_with_the_live_epoch_is_claimed_and_one_without_is_queued() {
 }
 
 #[test]
+#[expect(clippy::needless_collect, reason = "all threads run before the first is joined")]
 fn of_parallel_creations_on_one_port_exactly_one_wins() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);
@@ -477,6 +478,19 @@ fn an_ap3000_record_without_an_order_makes_one_that_has_ended() {
 }
 
 #[test]
+fn a_restart_repeats_no_order_number() {
+    let mut bench = Bench::new();
+    bench.bind(ap(1), T0);
+    let mut made = std::collections::BTreeSet::new();
+    // The clock stands still: numbers must not depend on it having moved.
+    for number in 0..4 {
+        let settled = bench.settle(ap_settlement(ap(1), 1, [number; 16], 1, T0));
+        assert!(settled.stored && made.insert(settled.order.unwrap().order_no));
+        bench = bench.reopen();
+    }
+}
+
+#[test]
 fn a_bkv_settlement_goes_to_the_open_order_with_its_number() {
     let bench = Bench::new();
     let epoch = bench.bind(bkv(1), T0).epoch;
@@ -537,7 +551,7 @@ fn a_bkv_number_older_than_a_day_is_forgotten() {
 fn a_bkv_end_while_stopping_is_the_stops_doing_unless_it_says_otherwise() {
     let bench = Bench::new();
     let epoch = bench.bind(bkv(1), T0).epoch;
-    let mut end = |business_no: u16, status: u8| {
+    let end = |business_no: u16, status: u8| {
         let at = T0 + i64::from(business_no) * HOUR;
         let order = charging_bkv_order(&bench, bkv(1), epoch, business_no, at);
         bench.happens(order.order_no, Event::Stop, Some(epoch), at + 1);

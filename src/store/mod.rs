@@ -104,6 +104,8 @@ pub struct Bound {
     pub orders: Vec<Order>,
     /// Commands claimed for this epoch: queued ones, and ones claimed by an older epoch and not known to be written
     /// (`maybe_written`). Only if still wanted by their order, before their `not_after`, and for a start within 15 s of creation.
+    /// With them, new stops for orders that are final while the device still charges: at each bind, 10 s after the first and
+    /// then doubling, five in all, the last with an alarm `device_end_pending`.
     pub commands: Vec<Command>,
 }
 
@@ -409,6 +411,7 @@ pub enum Outcome {
 
 /// What became of a creation.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an outcome boxes it")]
 pub enum Created {
     /// Committed.
     Order {
@@ -450,7 +453,8 @@ impl fmt::Debug for Reply {
 pub trait Notify: Send + Sync {
     /// An outcome for a shard.
     fn shard(&self, shard: crate::gateway::ShardId, outcome: Outcome);
-    /// An order changed at the request of somebody other than its owner shard: the owner is sent a copy and the claimed commands.
+    /// An order changed at the request of somebody other than its owner shard (any job not answered to a shard): the owner is
+    /// sent a copy and the claimed commands. Called after the answer was given.
     fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
     /// Commands were queued for a device that had no live epoch at the time.
     fn commands_queued(&self, device_id: DeviceId);
@@ -652,7 +656,6 @@ pub type ReadCall = Box<dyn FnOnce(Result<&mut dyn Reader, StoreError>) + Send>;
 /// The store, as every other part sees it.
 pub trait Store: Send + Sync {
     /// Hands over a durable change. `Err` gives it back: the queue is full or the store is closing.
-    #[expect(clippy::result_large_err, reason = "the job goes back to its owner, who keeps it")]
     fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)>;
     /// Hands over latest values; false: the queue is full, keep them.
     fn coalesce(&self, rows: &mut Vec<Latest>) -> bool;

@@ -27,10 +27,13 @@ pub(crate) fn clock() -> i64 {
     T0
 }
 
+/// An order with its claimed commands and withdrawn rows.
+pub(crate) type Change = (Order, Vec<Command>, Vec<i64>);
+
 /// What the store told others.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    pub(crate) orders: Mutex<Vec<(Order, Vec<Command>, Vec<i64>)>>,
+    pub(crate) orders: Mutex<Vec<Change>>,
     pub(crate) queued: Mutex<Vec<DeviceId>>,
     pub(crate) pos: Mutex<i64>,
     pub(crate) shards: Mutex<Vec<ShardId>>,

@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::row::run;
 use crate::{
-    model::{Command, DeviceId, OrderNumbers},
+    model::{DeviceId, OrderNumbers},
     store::{Job, Latest, Outcome, SettlementKey, StoreError},
 };
 
@@ -102,7 +102,11 @@ impl Tx<'_> {
         Ok(failed(job, &error))
     }
 
-    fn savepoint<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Runs `body` in a savepoint of its own; what it wrote is rolled back if it fails. May be nested.
+    pub(super) fn savepoint<T>(
+        &mut self,
+        body: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let before = (self.queued.len(), self.last_pos, self.events_lost);
         run(self.conn, "SAVEPOINT job", ())?;
         let result = body(self);
@@ -137,7 +141,7 @@ impl Tx<'_> {
                 Outcome::Done
             }
             Job::Claim { device_id, epoch, at } => {
-                let commands: Vec<Command> = self.claim_live(*device_id, *epoch, *at)?;
+                let commands = self.claim_live(*device_id, *epoch, *at)?;
                 Outcome::Claimed { device_id: *device_id, commands }
             }
             Job::Backstop(backstop) => Outcome::Backstop(self.backstop(backstop)?),

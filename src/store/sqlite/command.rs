@@ -167,7 +167,7 @@ impl Tx<'_> {
     /// is being ended, or is final without a settlement and nobody else holds a BKV/GN port.
     pub(super) fn claim(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
         let named_by_hole = matches!(device_id, DeviceId::Gateway(_));
-        let mut commands = all(
+        all(
             self.conn,
             concat!(
                 "UPDATE outbound_queue AS q SET maybe_written = maybe_written OR state = 'claimed', state = 'claimed', \
@@ -185,16 +185,19 @@ impl Tx<'_> {
             ),
             (device_id.to_string(), epoch, at, START_CLAIM_MS, named_by_hole),
             command,
-        )?;
-        commands.sort_by_key(|command| (command.priority, command.id));
-        Ok(commands)
+        )
     }
 
     /// As [`Tx::claim`], for a shard that claims under an epoch it may have lost.
     pub(super) fn claim_live(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
         let live: Option<i64> =
             scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = ?1", [device_id.to_string()])?;
-        if live == Some(epoch) { self.claim(device_id, epoch, at) } else { Ok(Vec::new()) }
+        if live != Some(epoch) {
+            return Ok(Vec::new());
+        }
+        let mut commands = self.claim(device_id, epoch, at)?;
+        commands.sort_by_key(|command| (command.priority, command.id));
+        Ok(commands)
     }
 
     /// Whether the start command is beyond recall: it was claimed, so it may have been written.

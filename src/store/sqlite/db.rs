@@ -69,7 +69,10 @@ impl Db {
             .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", path.display())))?;
         conn.pragma_update(None, "foreign_keys", true)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        Ok(Self { conn, numbers, checkpointed: 0, _lock: lock })
+        let db = Self { conn, numbers, checkpointed: 0, _lock: lock };
+        // Numbers go on behind those of the process before, also if the clock has stepped back since.
+        db.numbers.next(db.newest()?.saturating_add(1));
+        Ok(db)
     }
 
     /// Highest schema version this build knows.

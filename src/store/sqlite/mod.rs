@@ -27,6 +27,8 @@ mod order;
 mod read;
 mod row;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod writer;
 

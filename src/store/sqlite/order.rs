@@ -283,7 +283,7 @@ impl Tx<'_> {
             order.end_reason_raw = totals.reason_raw;
             order.settlement_match = Some(totals.matched.to_owned());
             order.settled_at = Some(at);
-            order.start_time.get_or_insert(at - i64::from(totals.duration_seconds) * 1000);
+            order.start_time.get_or_insert_with(|| at - i64::from(totals.duration_seconds) * 1000);
         }
         if from != step.to {
             order.status = step.to;

@@ -22,6 +22,8 @@ use crate::{
 const NUMBER_LIFE_MS: i64 = 24 * 3_600_000;
 /// A charge may seem this much longer than the time since its start was written: minutes are rounded.
 const FIT_SLACK_MS: i64 = 120_000;
+/// Order numbers tried for a record without an order.
+const NUMBER_TRIES_MAX: u32 = 64;
 /// AP3000 start mode of orders made by the server.
 const ONLINE: u8 = 1;
 
@@ -222,7 +224,7 @@ impl Tx<'_> {
         let status = if end == End::Fault { OrderStatus::Failed } else { OrderStatus::Completed };
         let last = if end == End::Fault { EventType::OrderFailed } else { EventType::OrderCompleted };
         let told = [last, EventType::OrderSettled];
-        let order = Order {
+        let mut order = Order {
             order_no: self.numbers.next(self.now),
             device_id: settlement.device_id,
             port_no: settlement.port_no,
@@ -250,8 +252,14 @@ impl Tx<'_> {
             status_at: at,
             updated_at: at,
         };
-        if self.insert_order(&order)? == 0 {
-            return Err(StoreError::Statement(format!("order number {} is taken", order.order_no)));
+        let mut tries = 1;
+        while self.insert_order(&order)? == 0 {
+            // Another part of the process may have been given the same salt; money is not refused for a number.
+            if tries == NUMBER_TRIES_MAX {
+                return Err(StoreError::Statement(format!("order number {} is taken", order.order_no)));
+            }
+            tries += 1;
+            order.order_no = self.numbers.next(self.now);
         }
         self.order_events(&order, None, &told, Some(false), at)?;
         Ok(Settled {

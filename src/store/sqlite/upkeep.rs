@@ -74,11 +74,18 @@ impl Tx<'_> {
         outcomes: &mut Vec<OrderOutcome>,
     ) -> Result<(), StoreError> {
         for order_no in orders {
-            let Some(mut order) = self.find_order(*order_no)? else { continue };
-            let cause = Cause { event, at, epoch: None, reason: None, totals: None };
-            let outcome = self.handle(&mut order, None, &cause)?;
-            if matches!(outcome.verdict, Verdict::Step(_)) {
-                outcomes.push(outcome);
+            // A savepoint each: one row that cannot be changed must not keep the others from their ends.
+            let outcome = self.savepoint(|tx| {
+                let Some(mut order) = tx.find_order(*order_no)? else { return Ok(None) };
+                let cause = Cause { event, at, epoch: None, reason: None, totals: None };
+                tx.handle(&mut order, None, &cause).map(Some)
+            });
+            match outcome {
+                Ok(outcome) => {
+                    outcomes.extend(outcome.filter(|outcome| matches!(outcome.verdict, Verdict::Step(_))));
+                }
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                Err(error) => log::error!("order {order_no} cannot be ended: {error}"),
             }
         }
         Ok(())

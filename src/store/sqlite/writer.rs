@@ -41,8 +41,10 @@ const LATEST_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle writer looks around.
 const IDLE: Duration = Duration::from_millis(50);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Row changes after which the writer checkpoints between two batches; an idle one does so at once.
+/// Row changes after which the writer checkpoints between two batches.
 const CHECKPOINT_CHANGES: u64 = 40_000;
+/// The same for an idle writer: a lone job behind it waits only for a small one.
+const CHECKPOINT_CHANGES_IDLE: u64 = 1_000;
 /// Clocks of threads read apart, and small corrections.
 const CLOCK_SLACK_MS: i64 = 2_000;
 
@@ -424,7 +426,7 @@ impl Writer {
     }
 
     fn idle(&mut self) {
-        if self.db.changes() > 0 {
+        if self.db.changes() >= CHECKPOINT_CHANGES_IDLE {
             self.checkpoint();
         }
         let due = instant().duration_since(self.probed_at) >= PROBE_EVERY;

@@ -1,0 +1,234 @@
+//! What the contract does not show: the file's refusals, and an environment that fails and recovers.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+
+use super::*;
+use crate::{
+    gateway::ShardId,
+    model::{Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
+    store::{
+        Bind, CommandLogRow, Job, Notify, Outcome, Reply, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
+    },
+};
+
+const T0: i64 = 1_800_000_000_000;
+/// Nothing takes this long; it keeps a broken store from hanging the suite.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn open(path: &Path) -> Result<Db, StoreError> {
+    Db::open(path, OrderNumbers::new(*b"THD", 1))
+}
+
+fn device(n: u32) -> DeviceId {
+    format!("{n:08x}").parse().unwrap()
+}
+
+fn bind(n: u32) -> Job {
+    let protocol = Protocol::Ap3000;
+    Job::Bind(Bind { device_id: device(n), protocol, printed_no: None, known_only: false, at: T0 })
+}
+
+fn settlement(n: u32, raw: Vec<u8>) -> Job {
+    let device_id = device(n);
+    let order_ref = *OrderNo::new(*b"XYZ", u64::from(n)).as_bytes();
+    let key =
+        SettlementKey::Ap3000 { device_id, port: 0, start_mode: 1, order_ref, duration_seconds: 0, energy_raw: 0 };
+    Job::Settle(Box::new(Settlement {
+        key,
+        device_id,
+        port_no: 1,
+        duration_seconds: 1,
+        energy_wh: 1,
+        amount_cent: None,
+        end: SettlementEnd::Ap3000 { reason: 1 },
+        epoch: None,
+        at: T0,
+        raw,
+    }))
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn opening_twice_migrates_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sub/chargegate.db");
+    for _ in 0..2 {
+        drop(open(&path).unwrap());
+    }
+    let conn = Connection::open(&path).unwrap();
+    let steps: i64 = conn.query_row("SELECT count(*) FROM refinery_schema_history", (), |row| row.get(0)).unwrap();
+    assert_eq!(steps, 1);
+}
+
+#[test]
+fn foreign_tables_of_our_names_are_refused_and_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE orders (id INTEGER); CREATE TABLE mine (x)").unwrap();
+    let before = bytes(&path);
+    let error = open(&path).unwrap_err().to_string();
+    assert!(error.contains("holds a table `orders` that chargegate did not make"), "{error}");
+    assert!(!error.contains('\n'));
+    assert_eq!(bytes(&path), before);
+}
+
+#[test]
+fn a_database_of_a_newer_build_is_refused_and_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    drop(open(&path).unwrap());
+    let conn = Connection::open(&path).unwrap();
+    conn.execute(
+        "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES (99, 'later', 'now', '1')",
+        (),
+    )
+    .unwrap();
+    drop(conn);
+    let before = bytes(&path);
+    let error = open(&path).unwrap_err().to_string();
+    assert!(error.contains("was written by a newer build: schema version 99"), "{error}");
+    assert_eq!(bytes(&path), before);
+}
+
+#[test]
+fn other_migrations_under_our_history_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    drop(open(&path).unwrap());
+    Connection::open(&path).unwrap().execute("UPDATE refinery_schema_history SET checksum = '1'", ()).unwrap();
+    let error = open(&path).unwrap_err().to_string();
+    assert!(error.contains("was not made by chargegate"), "{error}");
+}
+
+#[test]
+fn a_full_disk_fails_the_whole_batch_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut db = open(&dir.path().join("chargegate.db")).unwrap();
+    assert!(db.apply(T0, &[bind(1)]).error.is_none());
+    let pages: i64 = db.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    db.connection().pragma_update(None, "max_page_count", pages).unwrap();
+    // The second frame does not fit; the first one and the bind would have.
+    let jobs = [bind(1), settlement(1, vec![0; 10]), settlement(1, vec![0; 100_000]), settlement(2, vec![0; 100_000])];
+    let applied = db.apply(T0, &jobs);
+    assert!(matches!(applied.error, Some(StoreError::Unavailable(_))), "{applied:?}");
+    assert!(applied.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed { .. })));
+    assert!(matches!(applied.outcomes[1], Outcome::Failed { key: Some(_), .. }));
+    assert_eq!((applied.last_pos, applied.outcomes.len()), (None, 4));
+
+    db.connection().pragma_update(None, "max_page_count", 1_000_000).unwrap();
+    db.probe().unwrap();
+    let applied = db.apply(T0, &[bind(1), settlement(1, vec![0; 100_000])]);
+    assert!(applied.error.is_none());
+    let Outcome::Bound(bound) = &applied.outcomes[0] else { panic!() };
+    assert_eq!(bound.epoch, 2, "the failed bind had no effect");
+    assert!(matches!(&applied.outcomes[1], Outcome::Settled(settled) if settled.stored));
+}
+
+#[test]
+fn a_stored_row_that_does_not_read_back_harms_its_own_settlement_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut db = open(&dir.path().join("chargegate.db")).unwrap();
+    let applied = db.apply(T0, &[bind(1), bind(2), settlement(1, vec![1])]);
+    assert!(applied.error.is_none());
+    db.connection().execute_batch("UPDATE orders SET spec = '{'").unwrap();
+    let applied = db.apply(T0, &[settlement(1, vec![1]), settlement(2, vec![2])]);
+    assert!(matches!(&applied.outcomes[0], Outcome::Settled(settled) if settled.quarantined), "{applied:?}");
+    assert!(matches!(&applied.outcomes[1], Outcome::Settled(settled) if settled.stored));
+    let kept: Vec<u8> = db.connection().query_row("SELECT raw FROM settlement_quarantine", (), |r| r.get(0)).unwrap();
+    assert_eq!(kept, [1]);
+}
+
+/// Hears what shards are told.
+#[derive(Default)]
+struct Shards(Mutex<Vec<(ShardId, Outcome)>>);
+
+impl Notify for Shards {
+    fn shard(&self, shard: ShardId, outcome: Outcome) {
+        self.0.lock().push((shard, outcome));
+    }
+    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
+    fn commands_queued(&self, _: DeviceId) {}
+    fn events_committed(&self, _: i64) {}
+}
+
+fn store(path: &Path, clock: fn() -> i64) -> (SqliteStore, Arc<Shards>) {
+    let shards = Arc::new(Shards::default());
+    let options = Options { clock, ..Options::new(path) };
+    (SqliteStore::open(options, Arc::clone(&shards) as Arc<dyn Notify>).unwrap(), shards)
+}
+
+#[test]
+fn closing_answers_what_was_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, shards) = store(&dir.path().join("chargegate.db"), || T0);
+    for n in 0..1000 {
+        assert!(store.submit(bind(n), Reply::Shard(ShardId(3))).is_ok());
+    }
+    store.close(PATIENCE);
+    let told = shards.0.lock();
+    let ids = told.iter().map(|(shard, outcome)| match outcome {
+        Outcome::Bound(bound) if *shard == ShardId(3) => bound.device_id,
+        other => panic!("{other:?}"),
+    });
+    assert!(ids.eq((0..1000).map(device)), "in the order they were submitted");
+    let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = store.counters();
+    assert_eq!((counted(&counters.jobs[0]), counted(&counters.batch_jobs)), (1000, 1000));
+    assert_eq!(counters.commit.iter().map(counted).sum::<u64>(), counted(&counters.batches));
+}
+
+#[test]
+fn the_command_log_is_written_and_pruned_in_its_own_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    let row = |at| CommandLogRow { at, device_id: device(1), up: true, command: 0x03, msg_id: 7, raw: vec![0xFF, 0] };
+    let (store, _) = store(&path, || T0);
+    store.append(vec![row(T0), row(T0 + 1), row(T0 + 2)]);
+    store.close(PATIENCE);
+    store.append(vec![row(T0)]);
+    assert_eq!(store.counters().log_dropped.load(Ordering::Relaxed), 1);
+    drop(store);
+    let rows = || -> Vec<(i64, Vec<u8>)> {
+        let conn = Connection::open(dir.path().join("chargegate-cmd_log.db")).unwrap();
+        let mut rows = conn.prepare("SELECT at, raw FROM cmd_log ORDER BY at").unwrap();
+        rows.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    assert_eq!(rows(), [T0, T0 + 1, T0 + 2].map(|at| (at, vec![0xFF, 0])));
+    let (store, _) = self::store(&path, || T0);
+    assert!(store.submit(Job::Prune { before: T0 + 2, rows_max: 10 }, Reply::None).is_ok());
+    store.close(PATIENCE);
+    assert_eq!(rows().len(), 1);
+}
+
+#[test]
+fn a_wall_clock_below_the_newest_row_is_not_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    let ready = |store: &SqliteStore| store.health().ready.load(Ordering::Relaxed);
+    let (first, _) = store(&path, || T0);
+    assert!(first.submit(bind(1), Reply::None).is_ok());
+    assert!(ready(&first));
+    first.close(PATIENCE);
+
+    let (stepped_back, _) = store(&path, || T0 - 3_600_000);
+    assert!(!ready(&stepped_back));
+    let reason = stepped_back.health().reason.lock().clone().unwrap();
+    assert_eq!(reason, "wall time is 3600000 ms below the newest stored row");
+    stepped_back.close(PATIENCE);
+
+    let (set_right, _) = store(&path, || T0 + 1);
+    assert!(ready(&set_right));
+}
