@@ -48,7 +48,6 @@ impl Mailbox {
     }
 
     /// Sends, waking the shard if it is parked. `Err` gives the message back: the mailbox is full.
-    #[expect(clippy::result_large_err, reason = "the message goes back to its owner, who keeps it")]
     pub fn send(&self, message: Message) -> Result<(), Message> {
         let sent = self.0.queue.push(message);
         if sent.is_err() {
