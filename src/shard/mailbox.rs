@@ -47,10 +47,11 @@ impl Mailbox {
         Self(Arc::new(shared))
     }
 
-    /// Sends, waking the shard if it is parked. `Err` gives the message back: the mailbox is full.
-    #[expect(clippy::result_large_err, reason = "the message goes back to its owner, who keeps it")]
+    /// Sends, waking the shard if it is parked. `Err` gives the message back: the mailbox is full. Half of it is kept for
+    /// outcomes: a shard has at most that many jobs under way, so an outcome always finds room.
     pub fn send(&self, message: Message) -> Result<(), Message> {
-        let sent = self.0.queue.push(message);
+        let reserved = !matches!(message, Message::Outcome(_)) && self.0.queue.len() >= self.0.queue.capacity() / 2;
+        let sent = if reserved { Err(message) } else { self.0.queue.push(message) };
         if sent.is_err() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn a_wake_is_sent_once_per_park() {
         let wakes = Arc::new(AtomicUsize::new(0));
-        let mailbox = Mailbox::new(2, Box::new(Count(Arc::clone(&wakes))));
+        let mailbox = Mailbox::new(4, Box::new(Count(Arc::clone(&wakes))));
         assert!(mailbox.send(Message::Drain).is_ok());
         assert_eq!(wakes.load(Ordering::SeqCst), 0, "not parked");
         assert!(!mailbox.park(), "a message is waiting");

@@ -57,7 +57,6 @@ mod dispatcher;
 mod queue;
 mod retry;
 mod senders;
-mod sign;
 mod subscription;
 mod tail;
 mod target;

@@ -20,10 +20,13 @@ use super::{
     Endpoint, EndpointError, Settings, body,
     clock::Clock,
     retry::{Answer, Failure, retry_after},
-    sign::{SignedRequest, hex, is_usable_secret, standard_webhooks},
     target::{CheckedResolver, LookupFailed, TargetRefused},
 };
-use crate::store::EventRecord;
+use crate::{
+    protocol::Hex,
+    signature::{SignedRequest, is_usable_secret, standard_webhooks},
+    store::EventRecord,
+};
 
 /// An answer's body says nothing we need: read so far, so that its connection can be used again.
 const ANSWER_BODY_MAX: u64 = 64 * 1024;
@@ -237,6 +240,6 @@ impl Nonces {
     fn next(&self) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         let digest = Sha256::new().chain_update(self.seed).chain_update(count.to_le_bytes()).finalize();
-        hex(digest.get(..16).unwrap_or_default())
+        Hex(digest.get(..16).unwrap_or_default()).to_string()
     }
 }

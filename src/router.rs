@@ -1,0 +1,119 @@
+//! Carries what the store committed to whoever must know: owner shards, the webhook pusher, metrics.
+//!
+//! Called on the store's delivery thread, after the commit. Nothing here waits: a mailbox keeps room for every outcome of a job
+//! under way, and other messages that find it full are found again by their safety polls.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::{
+    gateway::{Message, ShardId, directory::Directory},
+    model::{Command, DeviceId, Order, OrderStatus},
+    shard::Mailbox,
+    store::{Notify, Outcome},
+    telemetry::{Metrics, label::OrderFailure},
+    webhook::Pusher,
+};
+
+/// Carries commits to shards and pusher.
+#[derive(Debug)]
+pub struct Router {
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+    mailboxes: Vec<Mailbox>,
+    pusher: OnceLock<Arc<Pusher>>,
+}
+
+impl Router {
+    /// Routes by `directory` to the mailboxes of all shards.
+    pub const fn new(directory: Arc<Directory>, metrics: Arc<Metrics>, mailboxes: Vec<Mailbox>) -> Self {
+        Self { directory, metrics, mailboxes, pusher: OnceLock::new() }
+    }
+
+    /// Joins the pusher, which is started after the store. Commits before that are found by its first read.
+    pub fn join_pusher(&self, pusher: Arc<Pusher>) {
+        // A second call would be a bug of start-up; the first pusher stays.
+        let joined = self.pusher.set(pusher);
+        debug_assert!(joined.is_ok(), "the pusher joins once");
+    }
+
+    fn tell_owner(&self, device_id: DeviceId, message: impl FnOnce() -> Message) {
+        let owner = self.directory.find(device_id).and_then(|entry| entry.owner());
+        if let Some(mailbox) = owner.and_then(|owner| self.mailboxes.get(usize::from(owner.shard.0))) {
+            // A refused message is counted by the mailbox; what it would have said is found again by a poll.
+            drop(mailbox.send(message()));
+        }
+    }
+
+    fn count(&self, order: &Order, from: Option<OrderStatus>) {
+        if from == Some(order.status) {
+            return;
+        }
+        if let Some(from) = from {
+            self.metrics.order_transition(from.code(), order.status.code());
+        }
+        match order.status {
+            OrderStatus::Completed => self.metrics.orders_completed.inc(),
+            OrderStatus::Failed => self.metrics.orders_failed[failure(order)].inc(),
+            OrderStatus::Pending if from.is_none() && order.sequence_no == 1 => self.metrics.orders_created.inc(),
+            _ => {}
+        }
+    }
+}
+
+/// Why a failed order failed.
+fn failure(order: &Order) -> OrderFailure {
+    match order.failure_reason.as_deref() {
+        Some("no_load") => OrderFailure::NoLoad,
+        Some("device_offline") => OrderFailure::DeviceOffline,
+        Some("port_state_mismatch") => OrderFailure::PortStateMismatch,
+        Some(reason) if reason.starts_with("device_refused") || reason == "start_refused" => OrderFailure::Refused,
+        _ if order.settled_at.is_some() => OrderFailure::DeviceFault,
+        _ => OrderFailure::Other,
+    }
+}
+
+impl Notify for Router {
+    fn shard(&self, shard: ShardId, outcome: Outcome) {
+        match &outcome {
+            Outcome::Order(step) => {
+                if let Some(order) = &step.order {
+                    self.count(order, Some(step.from));
+                }
+            }
+            Outcome::Settled(settled) => {
+                if let Some(order) = settled.order.as_ref().filter(|_| settled.stored) {
+                    self.count(order, settled.from);
+                }
+                if settled.quarantined {
+                    self.metrics.quarantined.inc();
+                }
+            }
+            _ => {}
+        }
+        if let Some(mailbox) = self.mailboxes.get(usize::from(shard.0)) {
+            if mailbox.send(Message::Outcome(outcome)).is_err() {
+                // The mailbox has room for every job under way; a shard that ended takes no more.
+                log::error!(target: "chargegate::router", shard = shard.0; "an outcome found its shard's mailbox full");
+            }
+        }
+    }
+
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]) {
+        self.count(order, None);
+        self.tell_owner(order.device_id, || Message::OrderChanged {
+            order: Box::new(order.clone()),
+            commands: commands.to_vec(),
+            withdrawn: withdrawn.to_vec(),
+        });
+    }
+
+    fn commands_queued(&self, device_id: DeviceId) {
+        self.tell_owner(device_id, || Message::CommandsQueued(device_id));
+    }
+
+    fn events_committed(&self, pos: i64) {
+        if let Some(pusher) = self.pusher.get() {
+            pusher.events_committed(pos);
+        }
+    }
+}
