@@ -246,37 +246,4 @@ fn earliest(deadlines: impl IntoIterator<Item = u64>) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tail_gives_the_same_items_however_the_stream_is_split() {
-        // Items are a length byte and as many bytes.
-        let stream = [2, 7, 7, 0, 3, 1, 2, 3, 1, 9];
-        for first in 0..=stream.len() {
-            for second in first..=stream.len() {
-                let (mut tail, mut items) = (Tail::default(), Vec::new());
-                for part in [&stream[..first], &stream[first..second], &stream[second..]] {
-                    tail.walk(part, |rest| {
-                        let len = usize::from(rest[0]) + 1;
-                        let item = rest.get(..len)?;
-                        items.push(item.to_vec());
-                        Some(len)
-                    });
-                }
-                assert_eq!(items, [&[2, 7, 7][..], &[0], &[3, 1, 2, 3], &[1, 9]], "cut at {first} and {second}");
-                assert!(tail.0.is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn events_keep_the_newest() {
-        let mut events = Events::default();
-        for port in 0..300 {
-            events.push(Event::ChargeEnded(port));
-        }
-        assert_eq!(events.pop(), Some(Event::ChargeEnded(300 - 256)));
-        assert_eq!(events.0.len(), EVENTS_MAX - 1);
-    }
-}
+mod tests;

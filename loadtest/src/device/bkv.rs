@@ -61,7 +61,7 @@ pub const fn gateway_id(index: u32) -> GatewayId {
     while at > 0 {
         at -= 1;
         // Two decimal digits a byte.
-        id[at] = ((rest / 10 % 10) << 4 | rest % 10) as u8;
+        id[at] = (((rest / 10 % 10) << 4) | (rest % 10)) as u8;
         rest /= 100;
     }
     GatewayId(id)
@@ -393,7 +393,7 @@ impl BkvDevice {
                 let kind = |power_dw: u16| {
                     let levels_used = levels.get(..usize::from(count)).unwrap_or_default();
                     let fits = levels_used.iter().position(|level| power_dw <= level.power_dw);
-                    let tier = fits.unwrap_or(levels_used.len().saturating_sub(1));
+                    let tier = fits.unwrap_or_else(|| levels_used.len().saturating_sub(1));
                     Kind::Power { levels, count, tier: u8::try_from(tier).unwrap_or_default() }
                 };
                 let limits = Limits { duration_max_s: Some(DURATION_MAX_S), ..Limits::default() };
