@@ -1,1 +1,264 @@
-fn main() {}
+//! `chargegate-sim`: simulated devices for a gateway.
+//!
+//! Exit codes: 0 all went well, 1 devices could not connect or charges remained unsettled, 2 usage error.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use chargegate_loadtest::api::ApiPlan;
+use chargegate_loadtest::device::{Behaviour, Rudeness};
+use chargegate_loadtest::fleet::Protocol;
+use chargegate_loadtest::run::{Plan, run};
+
+/// Simulated charging devices.
+#[derive(Parser)]
+#[command(name = "chargegate-sim", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Connect devices to a gateway and let them work.
+    Run(Box<RunArgs>),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Device port of the gateway.
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    connect: SocketAddr,
+    /// Number of devices.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    devices: u32,
+    /// What they speak.
+    #[arg(long, value_enum, default_value = "mix")]
+    protocol: Protocol,
+    /// Ports of an AP3000 charger.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    ports: u8,
+    /// Networked sockets of a BKV gateway; 0 is a standalone device.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=250))]
+    sockets: u8,
+    /// New connections per second.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    ramp_per_s: u32,
+    /// Time between heartbeats, e.g. 60s.
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    heartbeat: Duration,
+    /// How long to run, e.g. 90s or 5m; without it, until interrupted.
+    #[arg(long, value_parser = duration)]
+    duration: Option<Duration>,
+    /// Longest wait for open answers at the end.
+    #[arg(long, default_value = "16s", value_parser = duration)]
+    drain: Duration,
+    /// Seconds of charging that pass in a second.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    time_factor: u32,
+    /// Share of the ports without a charger, in percent.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    unplugged_percent: u8,
+    /// Decides power, batteries, and which ports are charged.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Loopback addresses (127.x.y.z) to connect from; 0: the system chooses.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    source_addresses: u32,
+    /// Threads for the devices.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
+    /// Print the summary as JSON, and progress to standard error.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
+    rude: RudeArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Charges by REST")]
+struct ApiArgs {
+    /// Base URL of the gateway's API, e.g. http://127.0.0.1:7055.
+    #[arg(long, value_name = "URL", requires = "api_key")]
+    api: Option<String>,
+    /// API key.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// Secret of a key that requires signed requests.
+    #[arg(long, value_name = "SECRET")]
+    api_secret: Option<String>,
+    /// Charges per second.
+    #[arg(long, default_value_t = 5.0, value_parser = rate)]
+    charges_per_s: f64,
+    /// Ordered minutes, as a number or first..last.
+    #[arg(long, default_value = "1..3", value_parser = minutes)]
+    charge_minutes: (u16, u16),
+    /// Share of the charges stopped halfway, in percent.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
+    stop_percent: u8,
+    /// Threads for requests.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    api_threads: u32,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Connections that misbehave")]
+struct RudeArgs {
+    /// Send bytes that are no frames.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
+    garbage: u32,
+    /// Send frames without their second half.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
+    half_frames: u32,
+    /// Send nothing.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
+    silent: u32,
+    /// Send requests and never read the answers.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_value_t = 0, default_missing_value = "1")]
+    slow_readers: u32,
+}
+
+fn main() -> ExitCode {
+    let Command::Run(args) = Cli::parse().command;
+    let json = args.json;
+    match simulate(&plan(*args), json) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chargegate-sim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
+    let interrupt = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The second signal ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupt))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupt)))
+            .context("signal handlers")?;
+    }
+    let summary = run(plan, &interrupt, |second, totals| {
+        let line = totals.progress(second);
+        if json {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
+    })?;
+    if json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        println!("{summary}");
+    }
+    Ok(summary.ok)
+}
+
+fn plan(args: RunArgs) -> Plan {
+    let (ApiArgs { api, api_key, .. }, rude) = (&args.api, &args.rude);
+    let api = api.clone().zip(api_key.clone()).map(|(base, key)| ApiPlan {
+        base: base.trim_end_matches('/').to_owned(),
+        key,
+        secret: args.api.api_secret.clone(),
+        charges_per_s: args.api.charges_per_s,
+        minutes: args.api.charge_minutes.0..=args.api.charge_minutes.1,
+        stop_percent: args.api.stop_percent,
+        threads: args.api.api_threads,
+        time_factor: args.time_factor,
+        seed: args.seed,
+    });
+    Plan {
+        connect: args.connect,
+        devices: args.devices,
+        protocol: args.protocol,
+        ports: args.ports,
+        sockets: args.sockets,
+        ramp_per_s: args.ramp_per_s,
+        duration: args.duration,
+        drain: args.drain,
+        behaviour: Behaviour {
+            heartbeat_us: u64::try_from(args.heartbeat.as_micros()).unwrap_or(u64::MAX).max(1),
+            time_factor: args.time_factor,
+            seed: args.seed,
+            unplugged_percent: args.unplugged_percent,
+        },
+        source_addresses: args.source_addresses,
+        rude: vec![
+            (Rudeness::Garbage, rude.garbage),
+            (Rudeness::HalfFrames, rude.half_frames),
+            (Rudeness::Silent, rude.silent),
+            (Rudeness::SlowReader, rude.slow_readers),
+        ],
+        threads: args.threads,
+        api,
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let mut found = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    found.next().ok_or_else(|| "the name has no address".to_owned())
+}
+
+/// A number with ms, s, m or h.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("must be a number with ms, s, m or h, got {text:?}");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(millis).filter(|millis| *millis > 0).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+fn minutes(text: &str) -> Result<(u16, u16), String> {
+    let wrong = || format!("must be minutes in 1..=900 as a number or first..last, got {text:?}");
+    let (first, last) = text.split_once("..").unwrap_or((text, text));
+    let [first, last] = [first, last].map(|minutes| minutes.parse().map_err(|_| wrong()));
+    let (first, last) = (first?, last?);
+    if first < 1 || last < first || last > 900 { Err(wrong()) } else { Ok((first, last)) }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let wrong = || format!("must be a number above 0 and at most 100000, got {text:?}");
+    text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= 100_000.0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_read() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "60", "s", "0s", "1.5s", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(minutes("1..3"), Ok((1, 3)));
+        assert_eq!(minutes("900"), Ok((900, 900)));
+        for bad in ["0", "3..1", "1..901", "x", "1..", ""] {
+            assert!(minutes(bad).is_err(), "{bad}");
+        }
+        assert!(rate("0").is_err() && rate("NaN").is_err() && rate("0.5").is_ok());
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,497 @@
+//! The sockets of many devices on one thread: mio, a heap of timers, one read buffer.
+//!
+//! ```text
+//! ramp ──> connect ──> device.connected
+//! poll ──> bytes ────> device.receive     ──> settle: output to the socket, events to the counters,
+//! heap ──> due ──────> device.timeout         the wish to close, one entry in the heap
+//! ```
+//!
+//! - A device has at most one live entry in the heap. An entry that is found early, because the deadline moved, is put
+//!   back; one that was replaced by an earlier one is skipped.
+//! - Bytes that the socket does not take wait in the peer's own buffer, bounded by [`UNSENT_MAX`].
+//! - A lost connection is opened again after [`RECONNECT_US`] and up to a second, spread by index.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::device::{Ap3000Device, BkvDevice, Device, Event, RudeDevice, SECOND_US, rude};
+use crate::fleet::Fleet;
+use crate::report::{Counters, Latencies, add};
+use crate::run::Plan;
+
+/// Most bytes that wait for a socket; a server that takes fewer is left.
+const UNSENT_MAX: usize = 256 * 1024;
+/// A device tries again after this long.
+const RECONNECT_US: u64 = 4 * SECOND_US;
+const CONNECT_TIMEOUT_US: u64 = 10 * SECOND_US;
+/// Connects begun in one turn, so that connected devices are served in between.
+const CONNECTS_PER_TURN: u32 = 128;
+/// Longest sleep, so that the end of the run is noticed.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
+const NEVER: u64 = u64::MAX;
+
+/// The clock of all threads of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that counts from now.
+    #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Microseconds since the start.
+    #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+    pub fn now_us(&self) -> u64 {
+        u64::try_from(Instant::now().duration_since(self.0).as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What an engine shares with the rest of the run.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The clock.
+    pub clock: Clock,
+    /// Which ports are free.
+    pub fleet: Arc<Fleet>,
+    /// Set when the run is over.
+    pub stop: Arc<AtomicBool>,
+    /// Set when no more devices are to be connected, and lost ones are not to come back.
+    pub draining: Arc<AtomicBool>,
+}
+
+/// One thread's devices.
+pub struct Engine {
+    poll: Poll,
+    peers: Vec<Peer>,
+    /// Peers from here on were never connected.
+    next: usize,
+    ramp_per_s: u64,
+    timers: BinaryHeap<Reverse<(u64, usize)>>,
+    connect: SocketAddr,
+    source_addresses: u32,
+    shared: Shared,
+    counters: Arc<Counters>,
+    latencies: Latencies,
+    read_buffer: Box<[u8]>,
+    out: Vec<u8>,
+}
+
+struct Peer {
+    device: Box<dyn Device>,
+    index: u32,
+    link: Link,
+    unsent: Vec<u8>,
+    /// Time of the live entry in the heap.
+    armed_us: u64,
+    registered: bool,
+    ever_connected: bool,
+    rude: bool,
+}
+
+enum Link {
+    /// Not to be connected before this time.
+    Down(u64),
+    Connecting(TcpStream, u64),
+    Up(TcpStream),
+}
+
+impl Engine {
+    /// The devices whose index leaves the rest `thread` when divided by the plan's threads.
+    ///
+    /// # Errors
+    /// The system gives no poll.
+    pub fn new(plan: &Plan, thread: u32, shared: Shared, counters: Arc<Counters>) -> io::Result<Self> {
+        let threads = plan.threads.max(1);
+        let mine = |count: u32| (0..count).filter(move |index| index % threads == thread);
+        let mut peers: Vec<Peer> = mine(plan.devices)
+            .map(|index| {
+                let device: Box<dyn Device> = if plan.protocol.is_ap3000(index) {
+                    Box::new(Ap3000Device::new(index, plan.ports, plan.behaviour))
+                } else {
+                    Box::new(BkvDevice::new(index, plan.sockets, plan.behaviour))
+                };
+                Peer::new(device, index, false)
+            })
+            .collect();
+        let mut number = 0;
+        for (rudeness, count) in &plan.rude {
+            for _ in mine(*count) {
+                let index = rude::rude_index(number * threads + thread);
+                peers.insert(0, Peer::new(Box::new(RudeDevice::new(*rudeness, index)), index, true));
+                number += 1;
+            }
+        }
+        Ok(Self {
+            poll: Poll::new()?,
+            peers,
+            next: 0,
+            ramp_per_s: u64::from(plan.ramp_per_s.div_ceil(threads).max(1)),
+            timers: BinaryHeap::new(),
+            connect: plan.connect,
+            source_addresses: plan.source_addresses,
+            shared,
+            counters,
+            latencies: Latencies::default(),
+            read_buffer: vec![0; 64 * 1024].into_boxed_slice(),
+            out: Vec::with_capacity(4096),
+        })
+    }
+
+    /// Runs until the run is stopped.
+    ///
+    /// # Errors
+    /// Polling fails; failures of single connections are counted.
+    pub fn run(mut self) -> io::Result<Latencies> {
+        let mut events = Events::with_capacity(1024);
+        while !self.shared.stop.load(Relaxed) {
+            let now_us = self.shared.clock.now_us();
+            let ramp_us = self.connect_next(now_us);
+            let timer_us = self.fire(now_us);
+            let sleep_us = ramp_us.min(timer_us).saturating_sub(now_us);
+            // Rounded up: epoll waits whole milliseconds, and waking before a deadline would spin.
+            let sleep = Duration::from_millis(sleep_us.div_ceil(1000)).min(SLEEP_MAX);
+            if let Err(error) = self.poll.poll(&mut events, Some(sleep))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                return Err(error);
+            }
+            for event in &events {
+                self.handle_ready(event.token().0, event.is_writable());
+            }
+        }
+        Ok(self.latencies)
+    }
+
+    /// Connects the devices whose turn has come; gives the time of the next one.
+    fn connect_next(&mut self, now_us: u64) -> u64 {
+        if self.shared.draining.load(Relaxed) {
+            return NEVER;
+        }
+        for _ in 0..CONNECTS_PER_TURN {
+            if self.next == self.peers.len() {
+                return NEVER;
+            }
+            let turn_us = u64::try_from(self.next).unwrap_or(NEVER).saturating_mul(SECOND_US) / self.ramp_per_s;
+            if turn_us > now_us {
+                return turn_us;
+            }
+            let at = self.next;
+            self.next += 1;
+            if !self.peers[at].rude {
+                add(&self.counters.attempted, 1);
+            }
+            self.connect(at, now_us);
+            self.settle(at, now_us);
+        }
+        now_us
+    }
+
+    /// Handles what is due; gives the time of the next deadline.
+    fn fire(&mut self, now_us: u64) -> u64 {
+        while let Some(&Reverse((due_us, at))) = self.timers.peek() {
+            if due_us > now_us {
+                return due_us;
+            }
+            self.timers.pop();
+            if self.peers[at].armed_us != due_us {
+                continue;
+            }
+            self.peers[at].armed_us = NEVER;
+            match &self.peers[at].link {
+                Link::Down(due_us) if *due_us <= now_us && !self.shared.draining.load(Relaxed) => {
+                    self.connect(at, now_us);
+                }
+                Link::Connecting(_, deadline_us) if *deadline_us <= now_us => self.connect_failed(at, now_us),
+                Link::Down(_) | Link::Connecting(..) | Link::Up(_) => {}
+            }
+            self.peers[at].device.timeout(now_us);
+            self.settle(at, now_us);
+        }
+        NEVER
+    }
+
+    fn connect(&mut self, at: usize, now_us: u64) {
+        let opened = self.open(self.peers[at].index).and_then(|mut stream| {
+            self.poll.registry().register(&mut stream, Token(at), Interest::READABLE | Interest::WRITABLE)?;
+            Ok(stream)
+        });
+        match opened {
+            Ok(stream) => {
+                self.peers[at].link = Link::Connecting(stream, now_us.saturating_add(CONNECT_TIMEOUT_US));
+            }
+            Err(error) => {
+                log::warn!("connect: {error}");
+                self.connect_failed(at, now_us);
+            }
+        }
+    }
+
+    fn connect_failed(&mut self, at: usize, now_us: u64) {
+        add(&self.counters.connect_errors, 1);
+        self.peers[at].down(now_us);
+    }
+
+    fn open(&self, index: u32) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(self.connect), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if self.source_addresses > 0 && self.connect.is_ipv4() {
+            let source = source_address(index % self.source_addresses);
+            socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
+        }
+        match socket.connect(&self.connect.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        Ok(TcpStream::from_std(socket.into()))
+    }
+
+    fn handle_ready(&mut self, at: usize, writable: bool) {
+        let now_us = self.shared.clock.now_us();
+        if let Link::Connecting(stream, _) = &self.peers[at].link {
+            match connect_result(stream) {
+                Ok(false) => return,
+                Ok(true) => self.connected(at, now_us),
+                Err(error) => {
+                    log::debug!("connect: {error}");
+                    self.connect_failed(at, now_us);
+                }
+            }
+        }
+        if self.peers[at].device.reads() {
+            self.read(at, now_us);
+        }
+        if writable {
+            self.flush(at, now_us);
+        }
+        self.settle(at, now_us);
+    }
+
+    fn connected(&mut self, at: usize, now_us: u64) {
+        let peer = &mut self.peers[at];
+        let Link::Connecting(stream, _) = std::mem::replace(&mut peer.link, Link::Down(NEVER)) else { return };
+        peer.link = Link::Up(stream);
+        if peer.rude {
+            add(&self.counters.rude_connected, 1);
+        } else {
+            add(&self.counters.connected, 1);
+            if !std::mem::replace(&mut peer.ever_connected, true) {
+                add(&self.counters.ever_connected, 1);
+            }
+        }
+        peer.device.connected(now_us);
+    }
+
+    /// Reads until the socket is empty, as edge-triggered readiness requires.
+    fn read(&mut self, at: usize, now_us: u64) {
+        loop {
+            let peer = &mut self.peers[at];
+            let Link::Up(stream) = &mut peer.link else { return };
+            match stream.read(&mut self.read_buffer) {
+                Ok(0) => return self.lost(at, now_us),
+                Ok(len) => {
+                    add(&self.counters.bytes_received, i64::try_from(len).unwrap_or_default());
+                    peer.device.receive(now_us, self.read_buffer.get(..len).unwrap_or_default());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::debug!("read: {error}");
+                    return self.lost(at, now_us);
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, at: usize, now_us: u64) {
+        let counter = if self.peers[at].rude { &self.counters.rude_closed } else { &self.counters.closed_by_server };
+        add(counter, 1);
+        self.close(at, now_us);
+    }
+
+    fn close(&mut self, at: usize, now_us: u64) {
+        let peer = &mut self.peers[at];
+        if peer.rude {
+            add(&self.counters.rude_connected, -1);
+        } else {
+            add(&self.counters.connected, -1);
+        }
+        peer.down(now_us);
+        peer.device.disconnected(now_us);
+        if std::mem::take(&mut peer.registered) {
+            add(&self.counters.registered, -1);
+            self.shared.fleet.set_registered(peer.index, false);
+        }
+    }
+
+    /// Writes what waits for the socket.
+    fn flush(&mut self, at: usize, now_us: u64) {
+        let peer = &mut self.peers[at];
+        let Link::Up(stream) = &mut peer.link else { return };
+        if peer.unsent.is_empty() {
+            return;
+        }
+        match write_some(stream, &peer.unsent) {
+            Ok(written) => {
+                add(&self.counters.bytes_sent, i64::try_from(written).unwrap_or_default());
+                peer.unsent.drain(..written);
+            }
+            Err(error) => {
+                log::debug!("write: {error}");
+                self.lost(at, now_us);
+            }
+        }
+    }
+
+    /// Takes a device's outputs after it was called.
+    fn settle(&mut self, at: usize, now_us: u64) {
+        self.take_output(at, now_us);
+        self.take_events(at);
+        if self.peers[at].device.poll_close() && matches!(self.peers[at].link, Link::Up(_)) {
+            add(&self.counters.closed_by_device, 1);
+            self.close(at, now_us);
+            self.take_events(at);
+        }
+        let peer = &mut self.peers[at];
+        let deadline_us = peer.deadline_us();
+        if deadline_us < peer.armed_us {
+            peer.armed_us = deadline_us;
+            self.timers.push(Reverse((deadline_us, at)));
+        }
+    }
+
+    fn take_output(&mut self, at: usize, now_us: u64) {
+        self.out.clear();
+        let peer = &mut self.peers[at];
+        peer.device.poll_output(&mut self.out);
+        let Link::Up(stream) = &mut peer.link else { return };
+        if self.out.is_empty() {
+            return;
+        }
+        let waiting = !peer.unsent.is_empty();
+        match if waiting { Ok(0) } else { write_some(stream, &self.out) } {
+            Ok(written) => {
+                add(&self.counters.bytes_sent, i64::try_from(written).unwrap_or_default());
+                peer.unsent.extend_from_slice(self.out.get(written..).unwrap_or_default());
+                if peer.unsent.len() > UNSENT_MAX {
+                    log::debug!("device {}: the server does not read", peer.index);
+                    self.lost(at, now_us);
+                }
+            }
+            Err(error) => {
+                log::debug!("write: {error}");
+                self.lost(at, now_us);
+            }
+        }
+    }
+
+    fn take_events(&mut self, at: usize) {
+        let peer = &mut self.peers[at];
+        while let Some(event) = peer.device.poll_event() {
+            self.counters.count(event);
+            match event {
+                Event::Registered => {
+                    peer.registered = true;
+                    self.shared.fleet.set_registered(peer.index, true);
+                }
+                Event::Answered(request, after_us) => self.latencies.record(request, after_us),
+                Event::ChargeStarted(port_no) => self.shared.fleet.set_charging(peer.index, port_no, true),
+                Event::ChargeEnded(port_no) => self.shared.fleet.set_charging(peer.index, port_no, false),
+                Event::Sent(_)
+                | Event::Unanswered(_)
+                | Event::Command
+                | Event::ChargeRefused(_)
+                | Event::Settled
+                | Event::OfflineMode
+                | Event::Malformed => {}
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn new(device: Box<dyn Device>, index: u32, rude: bool) -> Self {
+        Self {
+            device,
+            index,
+            link: Link::Down(NEVER),
+            unsent: Vec::new(),
+            armed_us: NEVER,
+            registered: false,
+            ever_connected: false,
+            rude,
+        }
+    }
+
+    /// Drops the socket and plans the next connect.
+    fn down(&mut self, now_us: u64) {
+        let spread_us = u64::from(self.index % 1000) * 1000;
+        self.link = Link::Down(now_us.saturating_add(RECONNECT_US + spread_us));
+        self.unsent = Vec::new();
+    }
+
+    fn deadline_us(&self) -> u64 {
+        let link_us = match &self.link {
+            Link::Down(due_us) | Link::Connecting(_, due_us) => *due_us,
+            Link::Up(_) => NEVER,
+        };
+        self.device.poll_timeout().unwrap_or(NEVER).min(link_us)
+    }
+}
+
+/// Whether a connect is complete.
+fn connect_result(stream: &TcpStream) -> io::Result<bool> {
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    match stream.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes until the socket is full; gives how much it took.
+#[expect(clippy::disallowed_methods, reason = "the count is handled here")]
+fn write_some(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match stream.write(rest) {
+            Ok(len) => written += len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}
+
+/// The nth loopback address from 127.1.0.1 on, 254 in each 127.x.y.
+pub fn source_address(nth: u32) -> Ipv4Addr {
+    let [_, _, x, y] = (256 + nth / 254).to_be_bytes();
+    Ipv4Addr::new(127, x, y, u8::try_from(nth % 254 + 1).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_addresses_are_distinct_hosts() {
+        assert_eq!(source_address(0).to_string(), "127.1.0.1");
+        assert_eq!(source_address(253).to_string(), "127.1.0.254");
+        assert_eq!(source_address(254).to_string(), "127.1.1.1");
+        assert_eq!(source_address(254 * 256).to_string(), "127.2.0.1");
+    }
+}
