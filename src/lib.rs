@@ -4,6 +4,7 @@ pub mod api;
 pub mod boot;
 pub mod config;
 pub mod gateway;
+pub mod job;
 pub mod model;
 pub mod protocol;
 pub mod router;

@@ -6,7 +6,7 @@
 //! A connection knows its devices and a device its connection, both by slot and generation, so whichever goes first leaves the
 //! other a key that misses.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use rustc_hash::FxHashMap;
 
@@ -241,6 +241,7 @@ impl Cx<'_> {
     /// Notes how the number of waiting commands of a device changed.
     pub(super) fn count_waiting(&mut self, before: usize, after: usize) {
         self.shared.commands_waiting = (self.shared.commands_waiting + after).saturating_sub(before);
+        self.shared.metrics.commands_waiting.set(self.shared.commands_waiting as u64);
     }
 
     pub(super) fn acknowledge(&mut self, waiting: WaitingAck) {
@@ -477,6 +478,13 @@ impl Core {
     /// The next deadline, monotonic ms.
     pub fn poll_timeout(&self) -> Option<u64> {
         self.shared.timers.next()
+    }
+
+    /// The driver's turn began `late_ms` after it was due, with this many messages waiting.
+    pub fn turn_began(&self, late_ms: u64, messages: usize) {
+        self.shared.metrics.loop_lag.record(Duration::from_millis(late_ms));
+        self.shared.metrics.mailbox_depth.set(messages as u64);
+        self.shared.metrics.reports_waiting.set((self.shared.settlements.len() + self.shared.reports.len()) as u64);
     }
 
     /// Whether a message for another shard arrived.

@@ -102,8 +102,6 @@ pub struct ShardMetrics {
     pub commands_waiting: LocalGauge,
     /// Open connections.
     pub connections: LocalGauge,
-    /// Devices with an online score of at least 50.
-    pub devices_online: LocalGauge,
     /// Frames by command.
     pub frames: FrameCounts,
     /// Bytes that made no typed frame.
@@ -129,6 +127,8 @@ pub struct ShardMetrics {
 pub struct Metrics {
     shards: Box<[ShardMetrics]>,
     claimed: Box<[AtomicBool]>,
+    /// Devices with an online score of at least 50.
+    pub devices_online: Gauge,
     /// Orders created.
     pub orders_created: Counter,
     /// Orders that reached `completed`.
@@ -213,6 +213,7 @@ impl Metrics {
         Arc::new(Self {
             shards: (0..shards).map(|_| ShardMetrics::default()).collect(),
             claimed: (0..shards).map(|_| AtomicBool::new(false)).collect(),
+            devices_online: Gauge::default(),
             orders_created: Counter::default(),
             orders_completed: Counter::default(),
             orders_failed: Labelled::default(),
@@ -259,11 +260,6 @@ impl Metrics {
         self.sum(|shard| shard.commands_waiting.get())
     }
 
-    /// Devices online on this instance.
-    pub fn devices_online(&self) -> u64 {
-        self.sum(|shard| shard.devices_online.get())
-    }
-
     /// Open device connections of this instance.
     pub fn connections(&self) -> u64 {
         self.sum(|shard| shard.connections.get())
@@ -303,7 +299,7 @@ impl Metrics {
         self.render_per_shard(to, "chargegate_tcp_connections", "Open device connections, by shard.", |shard| {
             shard.connections.get()
         });
-        to.gauge("chargegate_devices_online", "Devices online on this instance.", self.devices_online());
+        to.gauge("chargegate_devices_online", "Devices online on this instance.", self.devices_online.get());
         self.render_per_shard(to, "chargegate_shard_mailbox_depth", "Messages waiting for a shard.", |shard| {
             shard.mailbox_depth.get()
         });

@@ -1,0 +1,142 @@
+//! Periodic work, on one thread that holds no state that matters after a crash.
+//!
+//! | job | every | does |
+//! |---|---|---|
+//! | gauges | 1 s | copies queue lengths and the store's state to metrics and readiness |
+//! | order backstop | 10 s | timeouts by SQL for orders without a live owner |
+//! | command poll | 5 s | finds queued commands whose wake-up was lost |
+//! | cleaner | 1 h | prunes by age, in batches |
+//!
+//! A job that finds the store's queue full is skipped and runs again at its next time.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::{
+    gateway::directory::Directory,
+    shard::Clock,
+    store::{Backstop, Job, Notify, Reply, Store},
+    telemetry::{
+        Metrics,
+        health::{Component, ComponentState, Health},
+    },
+};
+
+/// Devices told per command poll.
+const POLL_DEVICES_MAX: u32 = 1_000;
+/// Rows pruned per table and call.
+const PRUNE_ROWS_MAX: u32 = 1_000;
+
+/// How often jobs run, and from when on our own absence excuses nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// Of the order backstop.
+    pub backstop: Duration,
+    /// Of the command poll.
+    pub command_poll: Duration,
+    /// Of the cleaner.
+    pub cleaner: Duration,
+    /// Events and finished commands older than this are pruned.
+    pub keep: Duration,
+    /// From readiness until orders may be interrupted by the backstop.
+    pub interrupt_grace: Duration,
+    /// From readiness until orders may be timed out by the backstop.
+    pub offline_grace: Duration,
+}
+
+/// What the jobs work on.
+pub struct Context {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Live devices.
+    pub directory: Arc<Directory>,
+    /// Who is told of queued commands.
+    pub notify: Arc<dyn Notify>,
+    /// Gauges.
+    pub metrics: Arc<Metrics>,
+    /// Readiness.
+    pub health: Arc<Health>,
+    /// The process's clock.
+    pub clock: Clock,
+}
+
+/// The jobs' thread.
+#[derive(Debug)]
+pub struct Jobs {
+    stop: Arc<AtomicBool>,
+    handle: JoinHandle<()>,
+}
+
+impl Jobs {
+    /// Starts the thread. The moment of the call counts as readiness.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn start(context: Context, schedule: Schedule) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let handle = thread::Builder::new().name("jobs".into()).spawn(move || run(context, schedule, &stopped))?;
+        Ok(Self { stop, handle })
+    }
+
+    /// Ends the thread after the job it is at.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.handle.thread().unpark();
+        drop(self.handle.join());
+    }
+}
+
+fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
+    let Context { store, directory, notify, metrics, health, mut clock } = context;
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+    let ready = clock.refresh();
+    let mut backstop_at = ready.mono_ms + millis(schedule.backstop);
+    let mut poll_at = ready.mono_ms + millis(schedule.command_poll);
+    let mut clean_at = ready.mono_ms + millis(schedule.cleaner);
+    while !stop.load(Ordering::Relaxed) {
+        let now = clock.refresh();
+        metrics.devices_online.set(u64::try_from(directory.online()).unwrap_or(0));
+        health.set(Component::Database, database_state(store.as_ref()));
+        if now.mono_ms >= backstop_at {
+            backstop_at = now.mono_ms + millis(schedule.backstop);
+            let job = Backstop {
+                at: now.unix_ms,
+                interrupts_from: unix(ready.unix_ms, schedule.interrupt_grace),
+                offline_from: unix(ready.unix_ms, schedule.offline_grace),
+            };
+            drop(store.submit(Job::Backstop(job), Reply::None));
+        }
+        if now.mono_ms >= poll_at {
+            poll_at = now.mono_ms + millis(schedule.command_poll);
+            let notify = Arc::clone(&notify);
+            drop(store.read(Box::new(move |reader| {
+                let devices = reader.and_then(|reader| reader.devices_with_queued_commands(POLL_DEVICES_MAX));
+                devices.into_iter().flatten().for_each(|device_id| notify.commands_queued(device_id));
+            })));
+        }
+        if now.mono_ms >= clean_at {
+            clean_at = now.mono_ms + millis(schedule.cleaner);
+            let before = now.unix_ms.saturating_sub(i64::try_from(schedule.keep.as_millis()).unwrap_or(i64::MAX));
+            drop(store.submit(Job::Prune { before, rows_max: PRUNE_ROWS_MAX }, Reply::None));
+        }
+        thread::park_timeout(Duration::from_secs(1));
+    }
+}
+
+/// The store's state as readiness shows it.
+pub fn database_state(store: &dyn Store) -> ComponentState {
+    let health = store.health();
+    if health.ready.load(Ordering::Relaxed) {
+        return ComponentState::ok(Duration::from_micros(health.commit_us.load(Ordering::Relaxed)));
+    }
+    let reason = health.reason.lock().clone();
+    ComponentState::Error { error: reason.unwrap_or_else(|| "not ready yet".to_owned()) }
+}
