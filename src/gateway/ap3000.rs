@@ -225,6 +225,10 @@ impl Device {
                 let result = reply.result;
                 self.reply(cx, key, |in_flight| charge_answer(in_flight, result, reply.order_no.map(|raw| raw.0)));
             }
+            Body::Settlement(settlement) => {
+                let about = about(settlement.start_mode, settlement.order_no.0);
+                self.end_reported(cx, u16::from(settlement.port) + 1, about);
+            }
             Body::CardSwipe(_) => self.hold_commands(cx),
             Body::Alarm(alarm) => {
                 let data = json!({

@@ -200,6 +200,9 @@ impl Device {
             _ => {
                 if let Some(report) = body.end_report() {
                     self.saw_socket(report.socket);
+                    let port_no = port_of_socket(report.socket, report.hole);
+                    let known = About::Business(report.business_no);
+                    self.end_reported(cx, port_no, if report.business_no == 0 { About::Nothing } else { known });
                 }
             }
         }

@@ -323,7 +323,7 @@ impl Device {
             && !self.dirty
             && !self.entry.declared_online()
             && !self.entry.score(now.unix_ms).alive
-            && self.tracks.iter().all(|track| track.deadline(self.situation(now)) == u64::MAX)
+            && !self.tracks.iter().any(Track::is_active)
     }
 
     pub(super) fn situation(&self, now: Now) -> Situation {
@@ -540,6 +540,15 @@ impl Device {
         }
     }
 
+    /// The device reported the end of a charge, which is on its way to the store.
+    pub(super) fn end_reported(&mut self, cx: &Cx<'_>, port_no: u16, about: About) {
+        let report = PortReport { about, ..PortReport::of_port(port_no) };
+        let order_no = self.order_of(&report);
+        for track in self.tracks.iter_mut().filter(|track| Some(track.order_no) == order_no) {
+            track.end_seen(cx.now);
+        }
+    }
+
     fn note_contrary(&mut self, port_no: u16, contrary: bool) {
         self.contrary.retain(|port| *port != port_no);
         if contrary {
@@ -605,9 +614,10 @@ impl Device {
     }
 
     fn act(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, action: Action) {
-        let port_no = self.tracks.iter().find(|track| track.order_no == order_no).map_or(0, |track| track.port_no);
+        let track = self.tracks.iter().find(|track| track.order_no == order_no);
+        let (port_no, business_no) = track.map_or((0, None), |track| (track.port_no, track.business_no));
         match action {
-            Action::Tell(event) => self.tell(cx, order_no, event, None, None),
+            Action::Tell(event) => self.tell(cx, order_no, event, business_no, None),
             Action::Ask => self.ask(cx, port_no),
             Action::ResendStart => self.resend(cx, order_no, false),
             Action::ResendStop => self.resend(cx, order_no, true),
@@ -885,7 +895,10 @@ impl Device {
             match answer {
                 Answer::Ok { business_no } => {
                     let event = match self.tracks.iter_mut().find(|track| track.order_no == order_no) {
-                        Some(track) => track.start_acked(cx.now),
+                        Some(track) => {
+                            track.business_no = track.business_no.or(business_no);
+                            track.start_acked(cx.now)
+                        }
                         None => Some(Action::Tell(Event::StartAckedLate)),
                     };
                     if let Some(Action::Tell(event)) = event {

@@ -26,6 +26,9 @@ const MISMATCH_MS: u64 = 90_000;
 const STOP_RESEND_MS: [u64; 2] = [10_000, 20_000];
 const STOP_TOTAL_MS: u64 = 30_000;
 const END_STOP_BACKOFF_MS: [u64; 5] = [10_000, 30_000, 60_000, 120_000, 300_000];
+/// The device reported the end, and the store has not taken the report yet: it comes again, after 30 min at the latest
+/// (device-server protocol v8.6, command 03).
+const END_SEEN_MS: u64 = 45 * 60_000;
 /// An event the store did not take is told again.
 const RETELL_MS: u64 = 2_000;
 const HOUR_MS: u64 = 3_600_000;
@@ -82,6 +85,7 @@ pub(super) struct Track {
     limit: u64,
     asked: bool,
     mismatch: Option<u64>,
+    end_seen_until: u64,
     away: bool,
     evidence: bool,
     stop_resends: usize,
@@ -111,6 +115,7 @@ impl Track {
             limit: limit(order, now),
             asked: false,
             mismatch: None,
+            end_seen_until: 0,
             away: false,
             evidence: false,
             stop_resends: 0,
@@ -157,6 +162,11 @@ impl Track {
 
     pub(super) const fn is_active(&self) -> bool {
         self.status.is_active()
+    }
+
+    /// The device reported the end of the charge; the store has the report.
+    pub(super) fn end_seen(&mut self, now: Now) {
+        self.end_seen_until = now.mono_ms + END_SEEN_MS;
     }
 
     /// Whether it still matters what its port shows.
@@ -290,11 +300,15 @@ impl Track {
         let now = situation.now;
         let mut actions = Actions::new();
         if let Some((event, at)) = self.told {
-            if at <= now.mono_ms {
-                self.told = None;
-                actions.extend(self.tell(event, now));
+            if at > now.mono_ms {
+                return actions;
             }
-            return actions;
+            self.told = None;
+            // What followed from a deadline is judged afresh; what the device said is said again.
+            if !is_deadline(event) {
+                actions.extend(self.tell(event, now));
+                return actions;
+            }
         }
         let since = now.mono_ms.saturating_sub(self.since);
         match self.status {
@@ -329,7 +343,7 @@ impl Track {
                 }
             }
             OrderStatus::Charging | OrderStatus::Interrupted => {
-                if self.mismatch.is_some_and(|at| now.mono_ms.saturating_sub(at) >= MISMATCH_MS) {
+                if self.mismatch.is_some_and(|at| now.mono_ms >= self.mismatch_until(at)) {
                     actions.extend(self.tell(Event::PortMismatch, now));
                 } else if self.status == OrderStatus::Charging && now.mono_ms >= self.limit {
                     actions.extend(self.tell(Event::Stop, now));
@@ -388,11 +402,11 @@ impl Track {
             OrderStatus::Confirmed if situation.connected => {
                 self.since + if self.asked { NO_LOAD_MS } else { NO_LOAD_ASK_MS }
             }
-            OrderStatus::Charging => self.limit.min(self.mismatch.map_or(u64::MAX, |at| at + MISMATCH_MS)),
+            OrderStatus::Charging => self.limit.min(self.mismatch.map_or(u64::MAX, |at| self.mismatch_until(at))),
             OrderStatus::Interrupted => {
                 let gone = self.away || !situation.connected;
                 let clear = self.since + if gone { RETURN_MS } else { RETURN_UNCLEAR_MS };
-                clear.min(self.mismatch.map_or(u64::MAX, |at| at + MISMATCH_MS))
+                clear.min(self.mismatch.map_or(u64::MAX, |at| self.mismatch_until(at)))
             }
             OrderStatus::Cancelling | OrderStatus::Stopping => {
                 self.since + STOP_RESEND_MS.get(self.stop_resends).copied().unwrap_or(STOP_TOTAL_MS)
@@ -402,8 +416,36 @@ impl Track {
         }
     }
 
+    /// When a port that stopped charging at `at` makes the order fail, if no settlement comes.
+    fn mismatch_until(&self, at: u64) -> u64 {
+        (at + MISMATCH_MS).max(self.end_seen_until)
+    }
+
     fn stops_on_end(&self, situation: Situation) -> bool {
         self.end_pending && !self.settled && !self.lost && situation.connected
+    }
+}
+
+/// Events that follow from a deadline, not from what the device said.
+const fn is_deadline(event: Event) -> bool {
+    match event {
+        Event::StartTimedOut
+        | Event::NoLoad
+        | Event::ReturnTimedOut
+        | Event::PortMismatch
+        | Event::StopTimedOut
+        | Event::Stop => true,
+        Event::StartAcked
+        | Event::StartAckedLate
+        | Event::StartRefused { .. }
+        | Event::StartWithdrawn
+        | Event::Evidence
+        | Event::Cancel
+        | Event::Offline
+        | Event::Returned
+        | Event::StopAcked
+        | Event::StopRefused
+        | Event::Settled(_) => false,
     }
 }
 

@@ -1,0 +1,409 @@
+//! The third driver of the core: virtual time, an in-memory network, and the real store applied in step.
+//!
+//! Fault model: connections may be cut between any two bytes delivered, the gateway may be lost at any moment with all its memory
+//! (the database stays as committed), the store may refuse jobs for a while. Bytes are neither lost nor changed within a
+//! connection. Everything is drawn from one seed and replays identically.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use chargegate::{
+    gateway::{
+        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId, directory::Directory,
+        order,
+    },
+    model::{ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus},
+    store::{Created, Job, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, sqlite::Db},
+    telemetry::Metrics,
+};
+use chargegate_loadtest::device::Device;
+
+/// 2026-01-01T00:00:00Z.
+const EPOCH_MS: i64 = 1_767_225_600_000;
+
+pub(crate) struct Peer {
+    pub(crate) id: DeviceId,
+    pub(crate) device: Box<dyn Device>,
+    conn: Option<ConnId>,
+    connect_at: u64,
+    /// Frames the gateway wrote, whole writes.
+    pub(crate) received: Vec<Vec<u8>>,
+    /// Nothing the gateway writes arrives.
+    pub(crate) deaf: bool,
+    /// Does not connect again.
+    pub(crate) gone: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) now_ms: u64,
+    dir: tempfile::TempDir,
+    /// `None` only while the gateway is lost.
+    db: Option<Db>,
+    core: Core,
+    directory: Arc<Directory>,
+    effects: Effects,
+    pub(crate) peers: Vec<Peer>,
+    numbers: OrderNumbers,
+    /// The store refuses everything.
+    pub(crate) store_down: bool,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Some(open(&dir));
+        let (core, directory) = gateway();
+        Self {
+            now_ms: 1,
+            dir,
+            db,
+            core,
+            directory,
+            effects: Effects::default(),
+            peers: Vec::new(),
+            numbers: OrderNumbers::new(*b"THD", 1),
+            store_down: false,
+        }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now { mono_ms: self.now_ms, unix_ms: EPOCH_MS + i64::try_from(self.now_ms).unwrap() }
+    }
+
+    pub(crate) fn add(&mut self, id: &str, device: impl Device + 'static) -> usize {
+        let id = id.parse().unwrap();
+        let device = Box::new(device);
+        let connect_at = self.now_ms;
+        self.peers.push(Peer {
+            id,
+            device,
+            conn: None,
+            connect_at,
+            received: Vec::new(),
+            deaf: false,
+            gone: false,
+        });
+        self.peers.len() - 1
+    }
+
+    /// Lets `ms` pass, event by event.
+    pub(crate) fn run_for(&mut self, ms: u64) {
+        let until = self.now_ms + ms;
+        self.run_until_time(until, |_| false);
+    }
+
+    /// Runs until `done`, at most for `ms`.
+    pub(crate) fn run_until(&mut self, ms: u64, what: &str, done: impl FnMut(&mut Self) -> bool) {
+        let until = self.now_ms + ms;
+        assert!(self.run_until_time(until, done), "not within {ms} ms: {what}\n{}", self.dump());
+    }
+
+    fn run_until_time(&mut self, until: u64, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        loop {
+            self.step();
+            if done(self) {
+                return true;
+            }
+            let peers = self.peers.iter().flat_map(|peer| {
+                let timer = peer.device.poll_timeout().map(|us| us.div_ceil(1000));
+                let connect = (peer.conn.is_none() && !peer.gone).then_some(peer.connect_at);
+                [timer, connect].into_iter().flatten()
+            });
+            let next = peers.chain(self.core.poll_timeout()).filter(|at| *at > self.now_ms).min();
+            let next = next.unwrap_or(until).min(until);
+            if self.now_ms >= until {
+                return false;
+            }
+            self.now_ms = next.max(self.now_ms + 1).min(until);
+        }
+    }
+
+    fn step(&mut self) {
+        // Everything that happens at this instant, until nothing more does.
+        for _ in 0..1_000 {
+            let mut busy = false;
+            for index in 0..self.peers.len() {
+                busy |= self.step_peer(index);
+            }
+            let now = self.now();
+            self.core.timeout(now, &mut self.effects);
+            busy |= self.carry_out();
+            if !busy {
+                return;
+            }
+        }
+        panic!("the world does not come to rest at {} ms", self.now_ms);
+    }
+
+    fn step_peer(&mut self, index: usize) -> bool {
+        let (now, now_us) = (self.now(), self.now_ms * 1000);
+        let peer = &mut self.peers[index];
+        if peer.conn.is_none() && !peer.gone && peer.connect_at <= self.now_ms {
+            let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            let conn = self.core.accept(now, ip, Listener::Devices).expect("accepted");
+            peer.conn = Some(conn);
+            peer.device.connected(now_us);
+        }
+        if peer.device.poll_timeout().is_some_and(|at| at <= now_us) {
+            peer.device.timeout(now_us);
+        }
+        while peer.device.poll_event().is_some() {}
+        let mut out = Vec::new();
+        peer.device.poll_output(&mut out);
+        let closes = peer.device.poll_close();
+        let Some(conn) = peer.conn else { return false };
+        if !out.is_empty() {
+            self.core.receive(now, conn, &out, &mut self.effects);
+        }
+        if closes {
+            self.cut(index, 4_000);
+        }
+        self.carry_out();
+        !out.is_empty() || closes
+    }
+
+    /// Cuts a connection; the device comes back after `back_after_ms`.
+    pub(crate) fn cut(&mut self, index: usize, back_after_ms: u64) {
+        let (now, now_us) = (self.now(), self.now_ms * 1000);
+        let peer = &mut self.peers[index];
+        if let Some(conn) = peer.conn.take() {
+            peer.device.disconnected(now_us);
+            peer.connect_at = self.now_ms + back_after_ms;
+            self.core.closed(now, conn, chargegate::gateway::CloseReason::Peer, &mut self.effects);
+            self.carry_out();
+        }
+    }
+
+    fn carry_out(&mut self) -> bool {
+        let mut busy = false;
+        loop {
+            let now_us = self.now_ms * 1000;
+            let tx = std::mem::take(&mut self.effects.tx);
+            for (conn, range) in std::mem::take(&mut self.effects.writes) {
+                busy = true;
+                let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == Some(conn)) else { continue };
+                if !peer.deaf {
+                    peer.received.push(tx[range.clone()].to_vec());
+                    peer.device.receive(now_us, &tx[range]);
+                }
+            }
+            for conn in std::mem::take(&mut self.effects.closes) {
+                busy = true;
+                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == Some(conn)) {
+                    peer.conn = None;
+                    peer.device.disconnected(now_us);
+                    peer.connect_at = self.now_ms + 4_000;
+                }
+            }
+            let latest = std::mem::take(&mut self.effects.latest);
+            if !latest.is_empty() && !self.store_down {
+                self.db.as_mut().unwrap().apply_latest(&latest).unwrap();
+            }
+            self.effects.log.clear();
+            let jobs: Vec<Job> = self.effects.jobs.drain(..).collect();
+            if jobs.is_empty() {
+                return busy;
+            }
+            busy = true;
+            for outcome in self.apply(jobs) {
+                let now = self.now();
+                self.core.message(now, Message::Outcome(outcome), &mut self.effects);
+            }
+        }
+    }
+
+    fn apply(&mut self, jobs: Vec<Job>) -> Vec<Outcome> {
+        if self.store_down {
+            return jobs.iter().map(refused).collect();
+        }
+        let now = self.now();
+        let applied = self.db.as_mut().unwrap().apply(now.unix_ms, &jobs);
+        assert!(applied.error.is_none(), "{:?}", applied.error);
+        for device_id in applied.queued {
+            self.core.message(now, Message::CommandsQueued(device_id), &mut self.effects);
+        }
+        applied.outcomes
+    }
+
+    /// What an API call does: a job, and the owner is told.
+    fn call(&mut self, job: Job) -> Outcome {
+        let outcome = self.apply(vec![job]).remove(0);
+        let (now, mut changed) = (self.now(), None);
+        match &outcome {
+            Outcome::Created(created) => {
+                if let Created::Order { order, command } = created.as_ref() {
+                    changed = Some((order.clone(), command.iter().cloned().collect(), Vec::new()));
+                }
+            }
+            Outcome::Order(step) => {
+                let OrderOutcome { order, commands, withdrawn, .. } = step.as_ref();
+                changed = order.clone().map(|order| (order, commands.clone(), withdrawn.clone()));
+            }
+            _ => {}
+        }
+        if let Some((order, commands, withdrawn)) = changed {
+            let message = Message::OrderChanged { order: Box::new(order), commands, withdrawn };
+            self.core.message(now, message, &mut self.effects);
+        }
+        self.carry_out();
+        outcome
+    }
+
+    pub(crate) fn charge(&mut self, peer: usize, port_no: u16, mode: ChargeMode) -> OrderNo {
+        let now = self.now();
+        let device_id = self.peers[peer].id;
+        let order_no = self.numbers.next(now.unix_ms);
+        let epoch = self.directory.find(device_id).and_then(|entry| entry.live_epoch());
+        assert!(epoch.is_some(), "{device_id} is bound");
+        let order = NewOrder {
+            order_no,
+            device_id,
+            port_no,
+            spec: ChargeSpec { mode, paid_cent: None, stop_when_full: false },
+            epoch,
+            at: now.unix_ms,
+            deadline: now.unix_ms + 5_000,
+            request_id: "test".into(),
+        };
+        let outcome = self.call(Job::CreateOrder(Box::new(order)));
+        let Outcome::Created(created) = outcome else { panic!("{outcome:?}") };
+        assert!(matches!(*created, Created::Order { .. }), "{created:?}");
+        order_no
+    }
+
+    pub(crate) fn order_event(&mut self, order_no: OrderNo, event: order::Event) -> order::Verdict {
+        let now = self.now();
+        let device_id = self.order(order_no).device_id;
+        let epoch = self.directory.find(device_id).and_then(|entry| entry.live_epoch());
+        let job = OrderJob {
+            order: OrderKey::No(order_no),
+            event,
+            device_id: None,
+            epoch,
+            business_no: None,
+            reason: None,
+            at: now.unix_ms,
+            request_id: None,
+        };
+        match self.call(Job::Order(Box::new(job))) {
+            Outcome::Order(outcome) => outcome.verdict,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The gateway is lost with all its memory and started again on the same database.
+    pub(crate) fn restart(&mut self) {
+        for peer in &mut self.peers {
+            if peer.conn.take().is_some() {
+                peer.device.disconnected(self.now_ms * 1000);
+                peer.connect_at = self.now_ms + 1_000;
+            }
+        }
+        let (core, directory) = gateway();
+        (self.core, self.directory) = (core, directory);
+        self.effects = Effects::default();
+        self.db = None;
+        self.db = Some(open(&self.dir));
+    }
+
+    pub(crate) fn online(&self, peer: usize) -> bool {
+        let entry = self.directory.find(self.peers[peer].id);
+        entry.is_some_and(|entry| entry.live_epoch().is_some() && entry.declared_online())
+    }
+
+    pub(crate) fn sql(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(path(&self.dir)).unwrap()
+    }
+
+    pub(crate) fn order(&self, order_no: OrderNo) -> Row {
+        let sql = "SELECT device_id, status, duration_seconds, settled_at, device_end_pending, failure_reason \
+                   FROM orders WHERE order_no = ?1";
+        self.sql()
+            .query_row(sql, [order_no.as_str()], |row| {
+                Ok(Row {
+                    device_id: row.get::<_, String>(0)?.parse().unwrap(),
+                    status: OrderStatus::from_code(row.get(1)?).unwrap(),
+                    duration_seconds: row.get(2)?,
+                    settled: row.get::<_, Option<i64>>(3)?.is_some(),
+                    end_pending: row.get(4)?,
+                    failure_reason: row.get(5)?,
+                })
+            })
+            .unwrap()
+    }
+
+    pub(crate) fn status(&self, order_no: OrderNo) -> OrderStatus {
+        self.order(order_no).status
+    }
+
+    /// Event types of a key, in the order of the log.
+    pub(crate) fn events(&self, key: &str) -> Vec<String> {
+        let sql = self.sql();
+        let mut statement =
+            sql.prepare("SELECT event_type, sequence_no FROM events WHERE key = ?1 ORDER BY pos").unwrap();
+        let rows = statement.query_map([key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))).unwrap();
+        let rows: Vec<_> = rows.map(Result::unwrap).collect();
+        let numbers: Vec<u32> = rows.iter().map(|(_, no)| *no).filter(|no| *no > 0).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "gapless: {rows:?}");
+        rows.into_iter().map(|(event, _)| event).collect()
+    }
+
+    fn dump(&self) -> String {
+        let sql = self.sql();
+        let mut text = format!("now {} ms\n", self.now_ms);
+        let mut statement = sql.prepare("SELECT order_no, status, failure_reason FROM orders").unwrap();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let (no, status, reason): (String, u8, Option<String>) =
+                (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap());
+            text += &format!("{no} {:?} {reason:?}\n", OrderStatus::from_code(status));
+        }
+        let mut statement = sql.prepare("SELECT key, event_type FROM events ORDER BY pos").unwrap();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            text += &format!("{} {}\n", row.get::<_, String>(0).unwrap(), row.get::<_, String>(1).unwrap());
+        }
+        text
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) device_id: DeviceId,
+    pub(crate) status: OrderStatus,
+    pub(crate) duration_seconds: Option<u32>,
+    pub(crate) settled: bool,
+    pub(crate) end_pending: bool,
+    pub(crate) failure_reason: Option<String>,
+}
+
+fn refused(job: &Job) -> Outcome {
+    let (device_id, key) = match job {
+        Job::Bind(bind) => (Some(bind.device_id), None),
+        Job::Order(job) => (job.device_id, None),
+        Job::Settle(settlement) => (Some(settlement.device_id), Some(settlement.key)),
+        _ => (None, None),
+    };
+    let error = chargegate::store::StoreError::Unavailable("down".into());
+    Outcome::Failed { device_id, key, error }
+}
+
+fn gateway() -> (Core, Arc<Directory>) {
+    let directory = Arc::new(Directory::default());
+    let limits = Arc::new(ConnectionLimits::new(1_000_000, 1_000_000));
+    let metrics = Metrics::new(1).claim_shard(0).unwrap();
+    let core = Core::new(CoreConfig::new(ShardId(0)), Arc::clone(&directory), limits, metrics);
+    (core, directory)
+}
+
+fn path(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join("chargegate.db")
+}
+
+fn open(dir: &tempfile::TempDir) -> Db {
+    Db::open(&path(dir), OrderNumbers::new(*b"THD", 1023)).unwrap()
+}
+

@@ -1,0 +1,163 @@
+//! Charges from end to end in virtual time: the real core and store, simulated devices that speak the real bytes.
+
+mod sim;
+
+use chargegate::{
+    gateway::order::{Event, Verdict},
+    model::{ChargeMode, OrderStatus},
+};
+use chargegate_loadtest::device::{Ap3000Device, Behaviour, BkvDevice};
+use sim::World;
+
+const MINUTE: u64 = 60_000;
+
+fn ap3000(world: &mut World) -> usize {
+    let device = Ap3000Device::new(0, 2, Behaviour::default());
+    let id = device.phy_id().to_string();
+    let peer = world.add(&id, device);
+    world.run_until(10_000, "the device is online", |world| world.online(peer));
+    peer
+}
+
+fn bkv(world: &mut World) -> usize {
+    let device = BkvDevice::new(0, 0, Behaviour::default());
+    let id = device.gateway_id().to_string();
+    let peer = world.add(&id, device);
+    world.run_until(10_000, "the device is online", |world| world.online(peer));
+    peer
+}
+
+fn both(test: impl Fn(&mut World, usize)) {
+    for add in [ap3000, bkv] {
+        let mut world = World::new();
+        let peer = add(&mut world);
+        test(&mut world, peer);
+    }
+}
+
+const MINUTES_3: ChargeMode = ChargeMode::Time { minutes: 3 };
+
+#[test]
+fn a_timed_charge_is_confirmed_charges_completes_and_settles() {
+    both(|world, peer| {
+        let order = world.charge(peer, 1, MINUTES_3);
+        world.run_until(5_000, "confirmed", |world| world.status(order) != OrderStatus::Pending);
+        world.run_until(MINUTE, "charging", |world| world.status(order) == OrderStatus::Charging);
+        world.run_until(10 * MINUTE, "settled", |world| world.order(order).settled);
+        let row = world.order(order);
+        assert_eq!(row.status, OrderStatus::Completed, "{row:?}");
+        assert_eq!(row.duration_seconds, Some(180));
+        assert_eq!(
+            world.events(order.as_str()),
+            [
+                "order.created",
+                "order.confirmed",
+                "charging.started",
+                "charging.ended",
+                "order.completed",
+                "order.settled"
+            ]
+        );
+        // The port is free again.
+        let next = world.charge(peer, 1, MINUTES_3);
+        world.run_until(MINUTE, "the next charges", |world| world.status(next) == OrderStatus::Charging);
+    });
+}
+
+#[test]
+fn a_stop_ends_a_charge_as_stopped() {
+    both(|world, peer| {
+        let order = world.charge(peer, 1, ChargeMode::Time { minutes: 60 });
+        world.run_until(MINUTE, "charging", |world| world.status(order) == OrderStatus::Charging);
+        world.run_for(5 * MINUTE);
+        assert!(matches!(world.order_event(order, Event::Stop), Verdict::Step(_)));
+        assert_eq!(world.order_event(order, Event::Stop), Verdict::Unchanged);
+        world.run_until(MINUTE, "settled", |world| world.order(order).settled);
+        assert_eq!(world.status(order), OrderStatus::Stopped);
+        let events = world.events(order.as_str());
+        let tail = &events[3..];
+        assert_eq!(tail, ["order.stopping", "charging.ended", "order.stopped", "order.settled"], "{events:?}");
+    });
+}
+
+#[test]
+fn a_cancel_before_charging_ends_as_cancelled() {
+    both(|world, peer| {
+        let order = world.charge(peer, 2, ChargeMode::Time { minutes: 60 });
+        world.order_event(order, Event::Cancel);
+        world.run_until(MINUTE, "cancelled", |world| world.status(order) == OrderStatus::Cancelled);
+        world.run_for(10 * MINUTE);
+        assert_eq!(world.status(order), OrderStatus::Cancelled);
+        assert!(!world.order(order).end_pending);
+    });
+}
+
+#[test]
+fn a_deaf_device_times_out() {
+    both(|world, peer| {
+        world.peers[peer].deaf = true;
+        let order = world.charge(peer, 1, MINUTES_3);
+        world.run_until(16_000, "timeout", |world| world.status(order) == OrderStatus::Timeout);
+        assert_eq!(world.events(order.as_str()), ["order.created", "order.timeout"]);
+    });
+}
+
+#[test]
+fn an_interrupted_charge_resumes() {
+    both(|world, peer| {
+        let order = world.charge(peer, 1, ChargeMode::Time { minutes: 60 });
+        world.run_until(MINUTE, "charging", |world| world.status(order) == OrderStatus::Charging);
+        world.cut(peer, 150_000);
+        world.run_until(140_000, "interrupted", |world| world.status(order) == OrderStatus::Interrupted);
+        world.run_until(10 * MINUTE, "resumed", |world| world.status(order) == OrderStatus::Charging);
+        world.run_until(90 * MINUTE, "settled", |world| world.order(order).settled);
+        assert_eq!(world.status(order), OrderStatus::Completed);
+        let events = world.events(order.as_str());
+        assert_eq!(events[3..5], ["order.interrupted", "order.resumed"], "{events:?}");
+    });
+}
+
+#[test]
+fn a_device_that_stays_away_fails_its_order_and_settles_late() {
+    both(|world, peer| {
+        let order = world.charge(peer, 1, ChargeMode::Time { minutes: 20 });
+        world.run_until(MINUTE, "charging", |world| world.status(order) == OrderStatus::Charging);
+        world.cut(peer, 30 * MINUTE);
+        world.run_until(10 * MINUTE, "failed", |world| world.status(order) == OrderStatus::Failed);
+        assert_eq!(world.order(order).failure_reason.as_deref(), Some("device_offline"));
+        world.run_until(40 * MINUTE, "settled late", |world| world.order(order).settled);
+        assert_eq!(world.status(order), OrderStatus::Failed);
+        assert_eq!(world.events(order.as_str()).last().map(String::as_str), Some("order.settled"));
+    });
+}
+
+#[test]
+fn a_restart_keeps_running_charges_charging() {
+    both(|world, peer| {
+        let order = world.charge(peer, 1, ChargeMode::Time { minutes: 20 });
+        world.run_until(MINUTE, "charging", |world| world.status(order) == OrderStatus::Charging);
+        world.restart();
+        world.run_until(30 * MINUTE, "settled", |world| {
+            let row = world.order(order);
+            assert!(row.settled || row.status == OrderStatus::Charging, "{row:?}");
+            row.settled
+        });
+        assert_eq!(world.status(order), OrderStatus::Completed);
+        assert_eq!(world.events(order.as_str()).len(), 6);
+    });
+}
+
+#[test]
+fn a_settlement_waits_for_the_store() {
+    both(|world, peer| {
+        let order = world.charge(peer, 1, MINUTES_3);
+        world.run_until(MINUTE, "charging", |world| world.status(order) == OrderStatus::Charging);
+        world.store_down = true;
+        world.run_for(5 * MINUTE);
+        assert!(!world.order(order).settled);
+        world.store_down = false;
+        world.run_until(40 * MINUTE, "settled", |world| world.order(order).settled);
+        assert_eq!(world.status(order), OrderStatus::Completed);
+        assert_eq!(world.order(order).duration_seconds, Some(180));
+    });
+}
