@@ -41,12 +41,11 @@ pub(super) struct NewCommand {
 impl Tx<'_> {
     /// Takes the device's next message id, and its epoch; `None`: no such device.
     pub(super) fn next_msg_id(&self, device_id: DeviceId) -> Result<Option<(i64, i64)>, StoreError> {
-        one(
-            self.conn,
-            "UPDATE devices SET msg_counter = msg_counter + 1 WHERE device_id = ?1 RETURNING msg_counter, session_epoch",
-            [device_id.to_string()],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
+        let id = device_id.to_string();
+        run(self.conn, "UPDATE devices SET msg_counter = msg_counter + 1 WHERE device_id = ?1", [&id])?;
+        one(self.conn, "SELECT msg_counter, session_epoch FROM devices WHERE device_id = ?1", [&id], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
     }
 
     /// Inserts a command: claimed (and returned) when `epoch` is live, else queued.
@@ -166,6 +165,14 @@ impl Tx<'_> {
     /// Claims what waits for a device and is still wanted: a start while its order is pending and young; a stop while its order
     /// is being ended, or is final without a settlement and nobody else holds a BKV/GN port.
     pub(super) fn claim(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
+        let waiting: Option<i64> = scalar(
+            self.conn,
+            "SELECT 1 FROM outbound_queue WHERE device_id = ?1 AND state IN ('queued', 'claimed') LIMIT 1",
+            [device_id.to_string()],
+        )?;
+        if waiting.is_none() {
+            return Ok(Vec::new());
+        }
         let named_by_hole = matches!(device_id, DeviceId::Gateway(_));
         all(
             self.conn,
@@ -222,11 +229,18 @@ impl Tx<'_> {
     ) -> Result<Vec<i64>, StoreError> {
         let rows = all(
             self.conn,
-            "UPDATE outbound_queue SET state = ?3, reason = ?4, updated_at = ?5 WHERE order_no = ?1 \
-             AND (?2 IS NULL OR kind = ?2) AND state IN ('queued', 'claimed') RETURNING id, epoch IS NOT NULL",
-            (order_no.as_str(), kind, state.as_str(), reason, at),
+            "SELECT id, epoch IS NOT NULL FROM outbound_queue WHERE order_no = ?1 AND (?2 IS NULL OR kind = ?2) \
+             AND state IN ('queued', 'claimed')",
+            (order_no.as_str(), kind),
             |row| Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?)),
         )?;
+        for (id, _) in &rows {
+            run(
+                self.conn,
+                "UPDATE outbound_queue SET state = ?2, reason = ?3, updated_at = ?4 WHERE id = ?1",
+                (id, state.as_str(), reason, at),
+            )?;
+        }
         Ok(rows.into_iter().filter_map(|(id, claimed)| claimed.then_some(id)).collect())
     }
 

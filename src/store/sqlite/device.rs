@@ -37,14 +37,20 @@ impl Tx<'_> {
             )?;
             bound.first_seen = inserted > 0;
         }
-        let row = one(
+        run(
             self.conn,
             "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + ?2, \
              protocol = CASE WHEN protocol = 'gn' AND ?3 = 'bkv' THEN 'gn' ELSE ?3 END, \
              printed_no = coalesce(?4, printed_no), connected_at = ?5, last_seen_at = max(coalesce(last_seen_at, 0), ?5) \
-             WHERE device_id = ?1 RETURNING session_epoch, msg_counter, protocol, \
-             networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = devices.device_id)",
+             WHERE device_id = ?1",
             (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at),
+        )?;
+        let row = one(
+            self.conn,
+            "SELECT session_epoch, msg_counter, protocol, \
+             networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = d.device_id) \
+             FROM devices d WHERE device_id = ?1",
+            [&id],
             |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, protocol(row, 2)?, row.get::<_, bool>(3)?)),
         )?;
         let Some((epoch, msg_counter, protocol, networked)) = row else { return Ok(bound) };

@@ -94,13 +94,9 @@ impl Tx<'_> {
         let device = device_id.to_string();
         let numbered = !matches!(event_type, EventType::DeviceHeartbeat | EventType::ChargingProgress);
         let sequence_no = if numbered {
-            scalar(
-                self.conn,
-                "UPDATE devices SET event_counter = event_counter + 1 WHERE device_id = ?1 RETURNING event_counter",
-                [&device],
-            )?
+            run(self.conn, "UPDATE devices SET event_counter = event_counter + 1 WHERE device_id = ?1", [&device])?;
             // A device without a row has no sequence; its alarms are told all the same.
-            .unwrap_or(0)
+            scalar(self.conn, "SELECT event_counter FROM devices WHERE device_id = ?1", [&device])?.unwrap_or(0)
         } else {
             0
         };

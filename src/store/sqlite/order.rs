@@ -4,7 +4,7 @@ use super::{
     apply::Tx,
     command::NewCommand,
     event::json,
-    row::{active, one, order, order_columns, run},
+    row::{active, one, order, order_columns, run, scalar},
 };
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
@@ -89,11 +89,8 @@ impl Tx<'_> {
             concat!(
                 "INSERT INTO orders (",
                 order_columns!(),
-                ", duration_max_ms) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL, 0, ?17, \
-                 ?18, 0, ?19, ?20, ?21, ?21, ?21, ?22 \
-                 WHERE ?6 = 'device' OR NOT EXISTS \
-                 (SELECT 1 FROM orders WHERE device_id = ?2 AND port_no = ?3 AND device_end_pending = 1) \
-                 ON CONFLICT DO NOTHING"
+                ", duration_max_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL, 0, ?17, \
+                 ?18, 0, ?19, ?20, ?21, ?21, ?21, ?22) ON CONFLICT DO NOTHING"
             ),
             rusqlite::params![
                 order.order_no.as_str(),
@@ -154,7 +151,8 @@ impl Tx<'_> {
             status_at: new.at,
             updated_at: new.at,
         };
-        if self.insert_order(&order)? == 0 {
+        // The single writer makes the two statements one.
+        if self.end_pending(new)? || self.insert_order(&order)? == 0 {
             return self.not_created(new);
         }
         self.order_events(&order, None, &[EventType::OrderCreated], None, new.at)?;
@@ -171,6 +169,16 @@ impl Tx<'_> {
         };
         let command = self.insert_command(start, counters)?;
         Ok(Created::Order { order, command })
+    }
+
+    /// Whether the port still shows the charge of an order that is over.
+    fn end_pending(&self, new: &NewOrder) -> Result<bool, StoreError> {
+        let pending: Option<i64> = scalar(
+            self.conn,
+            "SELECT 1 FROM orders WHERE device_id = ?1 AND port_no = ?2 AND device_end_pending = 1",
+            (new.device_id.to_string(), new.port_no),
+        )?;
+        Ok(pending.is_some())
     }
 
     /// Says why nothing was inserted: somebody holds the port, or this very order was created before.
