@@ -188,7 +188,8 @@ fn a_heartbeat_is_answered(engine: Engine) {
 }
 
 fn a_burst_larger_than_the_read_buffer_is_answered_whole(engine: Engine) {
-    const FRAMES: usize = 8_000;
+    // Their replies fit into the kernel's buffers, however late they are read.
+    const FRAMES: usize = 2_000;
     let Some((running, addr)) = start(engine, 1) else { return };
     let mut device = connect(addr);
     let mut writer = device.try_clone().expect("a descriptor");

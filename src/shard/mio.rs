@@ -23,7 +23,7 @@ use mio::{
 };
 
 use super::{
-    ACCEPT_RETRY_MS, ACCEPTS_PER_TURN, Driver, Io, READ_BUFFER_BYTES, Wake, Written,
+    ACCEPTS_PER_TURN, Accepting, Driver, Io, READ_BUFFER_BYTES, Wake, Written,
     launch::Bound,
     sockets::{Drained, Sockets, Waiting},
 };
@@ -91,12 +91,7 @@ pub(super) fn run(mut poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::
         if driver.draining() {
             shard.listeners.clear();
         }
-        wait_ms = match accepting {
-            _ if !shard.again.is_empty() => 0,
-            Accepting::Idle => wait_ms,
-            Accepting::Paused => wait_ms.min(ACCEPT_RETRY_MS),
-            Accepting::Busy => 0,
-        };
+        wait_ms = if shard.again.is_empty() { accepting.wait_ms(wait_ms) } else { 0 };
         if wait_ms > 0 && !driver.park() {
             wait_ms = 0;
         }
@@ -122,14 +117,6 @@ struct Acceptor {
     listener: Listener,
     /// Whether connections may wait: an edge has been seen and accepting has not come to its end since.
     ready: bool,
-}
-
-/// What the listeners left for the next turn.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Accepting {
-    Idle,
-    Paused,
-    Busy,
 }
 
 struct Peers {

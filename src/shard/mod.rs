@@ -82,6 +82,28 @@ pub enum Written {
     Failed,
 }
 
+/// What a turn's accepting left for the next; of several listeners the greatest counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Accepting {
+    /// No connection waits.
+    Idle,
+    /// Connections may wait, and accepting is paused or has failed.
+    Paused,
+    /// The turn's bound was reached.
+    Busy,
+}
+
+impl Accepting {
+    /// How long an engine may wait that would otherwise wait for `wait_ms`.
+    fn wait_ms(self, wait_ms: u64) -> u64 {
+        match self {
+            Self::Idle => wait_ms,
+            Self::Paused => wait_ms.min(ACCEPT_RETRY_MS),
+            Self::Busy => 0,
+        }
+    }
+}
+
 /// Where shards find each other, and the store them.
 #[derive(Debug)]
 pub struct Peers {
