@@ -175,8 +175,8 @@ pub enum Event {
     Malformed,
 }
 
-/// Most events kept for a driver that does not take them.
-pub const EVENTS_MAX: usize = 256;
+/// Most events kept for a driver that does not take them; more than one call makes with 250 sockets.
+pub const EVENTS_MAX: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Events(VecDeque<Event>);

@@ -8,8 +8,8 @@
 //!
 //! - A device has at most one live entry in the heap. An entry that is found early, because the deadline moved, is put
 //!   back; one that was replaced by an earlier one is skipped.
-//! - Bytes that the socket does not take wait in the peer's own buffer, bounded by [`UNSENT_MAX`].
-//! - A lost connection is opened again after [`RECONNECT_US`] and up to a second, spread by index.
+//! - Bytes that the socket does not take wait in the peer's own buffer, bounded.
+//! - A lost connection is opened again after 4 to 5 s, spread by index.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -30,6 +30,8 @@ use crate::run::Plan;
 
 /// Most bytes that wait for a socket; a server that takes fewer is left.
 const UNSENT_MAX: usize = 256 * 1024;
+/// Receive buffer of peers that do not read.
+const UNREAD_MAX: usize = 4096;
 /// A device tries again after this long.
 const RECONNECT_US: u64 = 4 * SECOND_US;
 const CONNECT_TIMEOUT_US: u64 = 10 * SECOND_US;
@@ -66,7 +68,7 @@ pub struct Shared {
     pub fleet: Arc<Fleet>,
     /// Set when the run is over.
     pub stop: Arc<AtomicBool>,
-    /// Set when no more devices are to be connected, and lost ones are not to come back.
+    /// Set when no more devices and charges are to be begun. Lost connections still come back: records wait for them.
     pub draining: Arc<AtomicBool>,
 }
 
@@ -114,24 +116,20 @@ impl Engine {
     pub fn new(plan: &Plan, thread: u32, shared: Shared, counters: Arc<Counters>) -> io::Result<Self> {
         let threads = plan.threads.max(1);
         let mine = |count: u32| (0..count).filter(move |index| index % threads == thread);
-        let mut peers: Vec<Peer> = mine(plan.devices)
-            .map(|index| {
-                let device: Box<dyn Device> = if plan.protocol.is_ap3000(index) {
-                    Box::new(Ap3000Device::new(index, plan.ports, plan.behaviour))
-                } else {
-                    Box::new(BkvDevice::new(index, plan.sockets, plan.behaviour))
-                };
-                Peer::new(device, index, false)
-            })
-            .collect();
-        let mut number = 0;
-        for (rudeness, count) in &plan.rude {
-            for _ in mine(*count) {
-                let index = rude::rude_index(number * threads + thread);
-                peers.insert(0, Peer::new(Box::new(RudeDevice::new(*rudeness, index)), index, true));
-                number += 1;
-            }
+        let mut peers = Vec::new();
+        let rude = plan.rude.iter().flat_map(|(rudeness, count)| mine(*count).map(|_| *rudeness));
+        for (number, rudeness) in (0..).zip(rude) {
+            let index = rude::rude_index(number * threads + thread);
+            peers.push(Peer::new(Box::new(RudeDevice::new(rudeness, index)), index, true));
         }
+        peers.extend(mine(plan.devices).map(|index| {
+            let device: Box<dyn Device> = if plan.protocol.is_ap3000(index) {
+                Box::new(Ap3000Device::new(index, plan.ports, plan.behaviour))
+            } else {
+                Box::new(BkvDevice::new(index, plan.sockets, plan.behaviour))
+            };
+            Peer::new(device, index, false)
+        }));
         Ok(Self {
             poll: Poll::new()?,
             peers,
@@ -209,9 +207,7 @@ impl Engine {
             }
             self.peers[at].armed_us = NEVER;
             match &self.peers[at].link {
-                Link::Down(due_us) if *due_us <= now_us && !self.shared.draining.load(Relaxed) => {
-                    self.connect(at, now_us);
-                }
+                Link::Down(due_us) if *due_us <= now_us => self.connect(at, now_us),
                 Link::Connecting(_, deadline_us) if *deadline_us <= now_us => self.connect_failed(at, now_us),
                 Link::Down(_) | Link::Connecting(..) | Link::Up(_) => {}
             }
@@ -222,7 +218,7 @@ impl Engine {
     }
 
     fn connect(&mut self, at: usize, now_us: u64) {
-        let opened = self.open(self.peers[at].index).and_then(|mut stream| {
+        let opened = self.open(&self.peers[at]).and_then(|mut stream| {
             self.poll.registry().register(&mut stream, Token(at), Interest::READABLE | Interest::WRITABLE)?;
             Ok(stream)
         });
@@ -242,12 +238,16 @@ impl Engine {
         self.peers[at].down(now_us);
     }
 
-    fn open(&self, index: u32) -> io::Result<TcpStream> {
+    fn open(&self, peer: &Peer) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(self.connect), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        if !peer.device.reads() {
+            // So that what stays unread soon fills the server's buffers instead of this one.
+            socket.set_recv_buffer_size(UNREAD_MAX)?;
+        }
         if self.source_addresses > 0 && self.connect.is_ipv4() {
-            let source = source_address(index % self.source_addresses);
+            let source = source_address(peer.index % self.source_addresses);
             socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
         }
         match socket.connect(&self.connect.into()) {

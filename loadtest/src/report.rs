@@ -186,7 +186,7 @@ impl Default for Latencies {
     }
 }
 
-/// A histogram for microseconds up to [`LATENCY_US_MAX`], three digits exact.
+/// A histogram for microseconds up to two minutes, three digits exact.
 pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("the bounds are valid")
 }

@@ -1,7 +1,7 @@
 //! A whole run: threads, progress, drain, summary.
 //!
 //! ```text
-//! connect and charge for `duration` ─> drain: no new charges or connects, until nothing is open ─> stop ─> summary
+//! connect and charge for `duration` ─> drain: nothing new is begun, until nothing is open ─> stop ─> summary
 //! ```
 //!
 //! The drain ends when every record is settled and no request is on the way, at the latest after

@@ -183,3 +183,19 @@ fn rude_peers_connect_beside_the_devices() {
     run(&plan, &AtomicBool::new(false), |_, totals| connected = totals.rude_connected + totals.rude_closed).unwrap();
     assert!(connected >= 7, "{connected}");
 }
+
+#[test]
+fn the_exit_status_tells_whether_devices_connected() {
+    let simulate = |address: SocketAddr| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_chargegate-sim"));
+        let connect = address.to_string();
+        command.args(["run", "--connect", &connect, "--devices", "2", "--duration", "2500ms", "--json"]);
+        command.output().unwrap()
+    };
+    let good = simulate(serve());
+    assert_eq!(good.status.code(), Some(0));
+    let summary: serde_json::Value = serde_json::from_slice(&good.stdout).unwrap();
+    assert_eq!((summary["ok"].as_bool(), summary["devices"].as_u64()), (Some(true), Some(2)));
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(simulate(nobody).status.code(), Some(1));
+}

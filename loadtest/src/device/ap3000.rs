@@ -566,7 +566,7 @@ impl Ap3000Device {
             power_min: power,
             power_avg: power,
             order_no: Raw(running.order_no),
-            segment_energy_raw: Some(saturate(energy_wh.saturating_sub(running.reported_wh).saturating_mul(5))),
+            segment_energy_raw: Some(saturate(energy_wh.saturating_sub(running.reported_wh).saturating_mul(24) / 5)),
             peak_power: Some(power),
             voltage: Some(voltage),
             current_ma: Some(charge.current_ma(voltage)),

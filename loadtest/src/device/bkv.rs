@@ -47,7 +47,7 @@ const NO_LOAD_S: u32 = 60;
 /// Longest charge without an ordered time.
 const DURATION_MAX_S: u32 = 36_000;
 /// Pushes whose answer is awaited; an older one counts as unanswered.
-const PUSHES_MAX: usize = 64;
+const PUSHES_MAX: usize = 512;
 const LEVELS_MAX: usize = 5;
 const SOCKET_FW: [u8; 2] = [0x50, 0x36];
 const TEMP_C: u8 = 28;

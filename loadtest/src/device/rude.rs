@@ -5,7 +5,7 @@
 //! | garbage | 64 bytes that start no frame, each 100 ms |
 //! | half frames | the first half of a frame, 1 s later the beginning of the next |
 //! | silent | nothing at all |
-//! | slow reader | eight heartbeats each 20 ms, and reads none of the answers |
+//! | slow reader | 64 heartbeats each 20 ms, and reads none of the answers |
 
 use chargegate::protocol::bkv::device;
 
@@ -58,7 +58,7 @@ impl RudeDevice {
             }
             Rudeness::Silent => return,
             Rudeness::SlowReader => {
-                for _ in 0..8 {
+                for _ in 0..64 {
                     device::heartbeat(&mut self.out, gateway_id(self.index), ICCID, FW, 20);
                 }
                 SECOND_US / 50

@@ -644,9 +644,9 @@ fn a_tail_gives_the_same_items_however_the_stream_is_split() {
 #[test]
 fn events_keep_the_newest() {
     let mut events = Events::default();
-    for port in 0..300 {
+    for port in 0..1100 {
         events.push(Event::ChargeEnded(port));
     }
-    assert_eq!(events.pop(), Some(Event::ChargeEnded(300 - 256)));
+    assert_eq!(events.pop(), Some(Event::ChargeEnded(1100 - 1024)));
     assert_eq!(events.0.len(), EVENTS_MAX - 1);
 }
