@@ -28,7 +28,7 @@ pub const LENGTH_MAX: usize = 4096;
 /// Largest payload a frame can carry.
 pub const PAYLOAD_LEN_MAX: usize = LENGTH_MAX - LENGTH_MIN;
 
-pub(super) const MAGIC_UP: [u8; 2] = [0xFC, 0xFE];
+pub(in crate::protocol) const MAGIC_UP: [u8; 2] = [0xFC, 0xFE];
 pub(super) const MAGIC_DOWN: [u8; 2] = [0xFC, 0xFF];
 pub(super) const TAIL: [u8; 2] = [0xFC, 0xEE];
 
@@ -168,7 +168,7 @@ pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
 
 /// The byte sum modulo 256.
 #[inline]
-pub(super) fn checksum(bytes: &[u8]) -> u8 {
+pub(in crate::protocol) fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
 }
 
