@@ -122,7 +122,10 @@ fn contestants(args: &Args, data: &std::path::Path) -> anyhow::Result<Vec<Contes
     for engine in args.engines.iter().filter(|engine| !engine.is_empty()) {
         let (engine, data) = (engine.clone(), data.to_owned());
         let name = format!("gateway, {engine}");
-        all.push(Contestant { name, command: Box::new(move |port| gateway(port, &engine, data.join(port.to_string()))) });
+        all.push(Contestant {
+            name,
+            command: Box::new(move |port| gateway(port, &engine, data.join(port.to_string()))),
+        });
     }
     for server in &args.servers {
         let (name, line) = server.split_once('=').context("--server wants NAME=COMMAND")?;

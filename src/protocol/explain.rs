@@ -384,15 +384,28 @@ impl<'a> Finding<'a> {
                 sender: refused.sender,
                 name: match refused.header {
                     Header::Ap3000 { command, .. } => command.and_then(ap3000::lookup).map(|row| row.name),
-                    Header::Bkv { command, .. } => {
-                        command.and_then(|command| bkv::command::lookup(command, None)).map(|row| row.name)
-                    }
+                    Header::Bkv { command, .. } => command.and_then(|command| self.refused_bkv_name(command)),
                 },
                 checksum_ok: refused.checksum_ok,
                 fields: Err((refused.fault.as_str(), refused.fault.to_string())),
             },
             Kind::Iccid(_) | Kind::Link | Kind::Noise => return None,
         })
+    }
+}
+
+impl Finding<'_> {
+    /// The sub-command names the command, and stands in the payload.
+    fn refused_bkv_name(&self, command: u16) -> Option<&'static str> {
+        let frame = bkv::Frame {
+            direction: Direction::Up,
+            command,
+            sequence: 0,
+            gateway_id: GatewayId::default(),
+            payload: self.bytes.get(bkv::frame::HEAD_LEN..).unwrap_or_default(),
+            raw: self.bytes,
+        };
+        bkv::command::lookup(command, frame.sub()).map(|row| row.name)
     }
 }
 

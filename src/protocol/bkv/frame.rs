@@ -33,7 +33,7 @@ pub(super) const MAGIC_DOWN: [u8; 2] = [0xFC, 0xFF];
 pub(super) const TAIL: [u8; 2] = [0xFC, 0xEE];
 
 /// Bytes in front of the payload.
-const HEAD_LEN: usize = 18;
+pub(in crate::protocol) const HEAD_LEN: usize = 18;
 /// Checksum and tail.
 const END_LEN: usize = 3;
 /// Magic and length field, which the length does not count.

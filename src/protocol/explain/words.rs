@@ -227,11 +227,10 @@ impl Subject {
                 }
             },
             Tree::List(items) if items.is_empty() => writeln!(f, "{:indent$}{name}: none", ""),
-            Tree::List(items) if items.iter().any(Tree::is_nested) => {
-                items.iter().enumerate().try_for_each(|(index, item)| {
-                    self.show(f, depth, &format!("{name}[{index}]"), item, siblings)
-                })
-            }
+            Tree::List(items) if items.iter().any(Tree::is_nested) => items
+                .iter()
+                .enumerate()
+                .try_for_each(|(index, item)| self.show(f, depth, &format!("{name}[{index}]"), item, siblings)),
             Tree::List(items) => {
                 write!(f, "{:indent$}{name}: ", "")?;
                 for (index, item) in items.iter().enumerate() {
@@ -431,7 +430,6 @@ fn local_time(unix_s: u64) -> Option<String> {
 
 /// The numbers of the bits that are set, counted from 0.
 fn bits(raw: u64) -> Option<String> {
-    let set: Vec<_> =
-        (0..u64::BITS).filter(|bit| raw.wrapping_shr(*bit) & 1 == 1).map(|bit| bit.to_string()).collect();
+    let set: Vec<_> = (0..u64::BITS).filter(|bit| raw.wrapping_shr(*bit) & 1 == 1).map(|bit| bit.to_string()).collect();
     if set.is_empty() { None } else { Some(set.join(", ")) }
 }
