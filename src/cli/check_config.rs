@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use chargegate::config;
 use clap::Args;
 
-use super::ConfigFile;
+use super::{ConfigFile, print};
 
 #[derive(Args, Debug)]
 pub(super) struct CheckConfig {
@@ -22,14 +22,12 @@ pub(super) struct CheckConfig {
 impl CheckConfig {
     pub(super) fn run(self) -> ExitCode {
         if self.reference {
-            print!("{}", config::reference());
-            return ExitCode::SUCCESS;
+            return print(|out| write!(out, "{}", config::reference()));
         }
         match self.file.load() {
-            Ok(config) if self.print => print!("{}", config.to_toml()),
-            Ok(_) => println!("ok"),
-            Err(code) => return code,
+            Ok(config) if self.print => print(|out| write!(out, "{}", config.to_toml())),
+            Ok(_) => print(|out| writeln!(out, "ok")),
+            Err(code) => code,
         }
-        ExitCode::SUCCESS
     }
 }

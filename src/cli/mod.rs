@@ -4,9 +4,12 @@
 //! Results go to standard output, everything else to standard error.
 
 mod check_config;
+mod decode;
 mod healthcheck;
+mod migrate;
 mod sign;
 
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -33,6 +36,10 @@ enum Command {
     Serve(Serve),
     /// Check the configuration: print "ok", or all errors and exit with 2.
     CheckConfig(check_config::CheckConfig),
+    /// Bring the schema of the embedded database up to date.
+    Migrate(ConfigFile),
+    /// Say what stands in captured bytes.
+    Decode(decode::Decode),
     /// Make the HMAC headers of an API request.
     Sign(sign::Sign),
     /// Print the version.
@@ -95,9 +102,8 @@ impl Serve {
             Ok(config) => config,
             Err(code) => return code,
         };
-        if config.mode() == Mode::Clustered {
-            eprintln!("error: store.url and queue.url name PostgreSQL and Redis, which this build does not support");
-            return ExitCode::from(EXIT_USAGE);
+        if let Err(code) = embedded_only(&config) {
+            return code;
         }
         boot::serve(config, source)
     }
@@ -119,6 +125,30 @@ fn load(source: &Source) -> Result<Config, ExitCode> {
     })
 }
 
+/// Refuses what only the configuration knows so far.
+fn embedded_only(config: &Config) -> Result<(), ExitCode> {
+    match config.mode() {
+        Mode::Embedded => Ok(()),
+        Mode::Clustered => {
+            eprintln!("error: store.url and queue.url name PostgreSQL and Redis, which this build does not support");
+            Err(ExitCode::from(EXIT_USAGE))
+        }
+    }
+}
+
+/// Writes a result to standard output. A reader that has seen enough, such as `head`, is no error.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Parses the arguments of this process and does what they say.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
@@ -127,10 +157,9 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Serve(serve)) => serve.run(),
         Some(Command::CheckConfig(check)) => check.run(),
         Some(Command::Sign(sign)) => sign.run(),
-        Some(Command::Version) => {
-            println!("chargegate {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        Some(Command::Migrate(file)) => migrate::run(file),
+        Some(Command::Decode(decode)) => decode.run(),
+        Some(Command::Version) => print(|out| writeln!(out, "chargegate {}", env!("CARGO_PKG_VERSION"))),
         Some(Command::Healthcheck(file)) => healthcheck::run(file),
     }
 }

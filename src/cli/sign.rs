@@ -9,7 +9,7 @@ use chargegate::signature::SignedRequest;
 use clap::Args;
 use uuid::Uuid;
 
-use super::EXIT_USAGE;
+use super::{EXIT_USAGE, print};
 
 #[derive(Args, Debug)]
 pub(super) struct Sign {
@@ -57,8 +57,8 @@ impl Sign {
         let method = self.method.to_ascii_uppercase();
         let request =
             SignedRequest { method: &method, path: &self.path, timestamp: &timestamp, nonce: &nonce, body: &body };
-        println!("X-Timestamp: {timestamp}\nX-Nonce: {nonce}\nX-Signature: {}", request.sign(&self.secret));
-        ExitCode::SUCCESS
+        let signature = request.sign(&self.secret);
+        print(|out| writeln!(out, "X-Timestamp: {timestamp}\nX-Nonce: {nonce}\nX-Signature: {signature}"))
     }
 }
 

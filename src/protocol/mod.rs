@@ -24,6 +24,7 @@ mod input;
 pub mod ap3000;
 pub mod bkv;
 pub mod detect;
+pub mod explain;
 
 pub use input::{DecodeError, Hex, Input};
 

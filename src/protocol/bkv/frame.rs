@@ -28,12 +28,12 @@ pub const LENGTH_MAX: usize = 4096;
 /// Largest payload a frame can carry.
 pub const PAYLOAD_LEN_MAX: usize = LENGTH_MAX - LENGTH_MIN;
 
-pub(super) const MAGIC_UP: [u8; 2] = [0xFC, 0xFE];
+pub(in crate::protocol) const MAGIC_UP: [u8; 2] = [0xFC, 0xFE];
 pub(super) const MAGIC_DOWN: [u8; 2] = [0xFC, 0xFF];
 pub(super) const TAIL: [u8; 2] = [0xFC, 0xEE];
 
 /// Bytes in front of the payload.
-const HEAD_LEN: usize = 18;
+pub(in crate::protocol) const HEAD_LEN: usize = 18;
 /// Checksum and tail.
 const END_LEN: usize = 3;
 /// Magic and length field, which the length does not count.
@@ -168,7 +168,7 @@ pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
 
 /// The byte sum modulo 256.
 #[inline]
-pub(super) fn checksum(bytes: &[u8]) -> u8 {
+pub(in crate::protocol) fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
 }
 
