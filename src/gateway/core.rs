@@ -369,7 +369,7 @@ impl Core {
         self.shared.metrics.accepted.inc();
         self.shared.metrics.connections.inc();
         let key = self.conns.insert(Conn::new(peer, listener, accepted, now.mono_ms));
-        self.arm_conn(key);
+        self.arm_conn(now, key);
         Ok(key.into())
     }
 
@@ -418,7 +418,7 @@ impl Core {
         if let Some(state) = self.conns.get_mut(key) {
             if state.blocked_since == 0 {
                 state.blocked_since = now.mono_ms;
-                self.arm_conn(key);
+                self.arm_conn(now, key);
             }
         }
     }
@@ -584,7 +584,7 @@ impl Core {
         if let Some(conn) = self.conns.get_mut(key) {
             conn.tail = rest.to_vec();
             conn.tail_since = now.mono_ms;
-            self.arm_conn(key);
+            self.arm_conn(now, key);
         }
     }
 
@@ -601,7 +601,7 @@ impl Core {
                 if used > 0 {
                     conn.tail_since = now.mono_ms;
                 }
-                self.arm_conn(key);
+                self.arm_conn(now, key);
             }
         }
     }
@@ -622,8 +622,9 @@ impl Core {
         silence.min(frame).min(write)
     }
 
-    fn arm_conn(&mut self, key: Key) {
+    fn arm_conn(&mut self, now: Now, key: Key) {
         let Some(at) = self.conns.get(key).map(|conn| self.conn_deadline(conn)) else { return };
+        let at = at.max(now.mono_ms + 1);
         if let Some(conn) = self.conns.get_mut(key) {
             self.shared.timers.arm(&mut conn.armed, at, Timer::Conn(key));
         }
@@ -667,7 +668,7 @@ impl Core {
                 conn.tail_since = now.mono_ms;
             }
         }
-        self.arm_conn(key);
+        self.arm_conn(now, key);
     }
 
     /// Ends a connection from our side.
@@ -849,7 +850,8 @@ impl Core {
 
     fn arm_device(&mut self, now: Now, device_key: Key) {
         if let Some(device) = self.devices.get_mut(device_key) {
-            let at = device.deadline(now);
+            // What is due now was done now; anything else would turn the timer loop for ever.
+            let at = device.deadline(now).max(now.mono_ms + 1);
             self.shared.timers.arm(&mut device.armed, at, Timer::Device(device_key));
         }
     }

@@ -32,6 +32,8 @@ use crate::{
 const BIND_RETRY_MS: u64 = 1_000;
 /// An own question is pointless later.
 const ASK_MS: u64 = 10_000;
+/// How often a device that went away is looked at until it can be forgotten.
+const GONE_MS: u64 = 1_000;
 /// Ports of a device: 250 sockets of two holes.
 const PORTS_MAX: usize = 500;
 /// An order number that no track knows is asked for in the store at most this often.
@@ -978,9 +980,12 @@ impl Device {
 
     /// When [`Device::poll`] or [`Device::pump`] has something to do, monotonic ms; `u64::MAX`: nothing is due.
     pub(super) fn deadline(&self, now: Now) -> u64 {
-        let offline = if self.entry.declared_online() || self.conn.is_none() {
-            let left = self.entry.offline_at().saturating_sub(now.unix_ms);
-            now.mono_ms + u64::try_from(left).unwrap_or(0)
+        let left = u64::try_from(self.entry.offline_at().saturating_sub(now.unix_ms)).unwrap_or(0);
+        let offline = if self.entry.declared_online() || left > 0 {
+            now.mono_ms + left
+        } else if self.conn.is_none() && !self.tracks.iter().any(Track::is_active) {
+            // Gone, once its latest values are flushed.
+            now.mono_ms + GONE_MS
         } else {
             u64::MAX
         };
