@@ -12,13 +12,13 @@ const MS_PER_DAY: i64 = 86_400_000;
 const MS_MIN: i64 = -62_167_219_200_000;
 const MS_MAX: i64 = 253_402_300_799_999;
 
-/// Unix milliseconds that show and serialise as `2026-01-02T03:04:05.678Z`.
+/// Unix milliseconds, shown and serialised as RFC 3339 in UTC: `2026-01-02T03:04:05.678Z`.
 ///
 /// Times outside the years 0000 to 9999 are shown as the nearest time inside them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rfc3339Millis(pub i64);
+pub struct Rfc3339(pub i64);
 
-impl fmt::Display for Rfc3339Millis {
+impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let civil = Civil::from_unix_ms(self.0);
         write!(
@@ -29,15 +29,10 @@ impl fmt::Display for Rfc3339Millis {
     }
 }
 
-impl Serialize for Rfc3339Millis {
+impl Serialize for Rfc3339 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// RFC 3339 in UTC with milliseconds; see [`Rfc3339Millis`] for the form that does not allocate.
-pub fn rfc3339_millis(unix_ms: i64) -> String {
-    Rfc3339Millis(unix_ms).to_string()
 }
 
 /// The `Date` header of RFC 9110 section 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`.
@@ -115,7 +110,7 @@ mod tests {
             (i64::MIN, "0000-01-01T00:00:00.000Z"),
             (i64::MAX, "9999-12-31T23:59:59.999Z"),
         ] {
-            assert_eq!(rfc3339_millis(unix_ms), text, "{unix_ms}");
+            assert_eq!(Rfc3339(unix_ms).to_string(), text, "{unix_ms}");
         }
     }
 

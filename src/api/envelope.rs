@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::error::{ApiError, ErrorCode};
 use super::message::Response;
-use crate::time::Rfc3339Millis;
+use crate::time::Rfc3339;
 
 #[derive(Serialize)]
 struct Success<'a, T> {
@@ -20,7 +20,7 @@ struct Success<'a, T> {
     message: &'static str,
     data: &'a T,
     request_id: &'a str,
-    timestamp: Rfc3339Millis,
+    timestamp: Rfc3339,
 }
 
 #[derive(Serialize)]
@@ -30,7 +30,7 @@ struct Failure<'a> {
     message: &'a str,
     data: &'a Value,
     request_id: &'a str,
-    timestamp: Rfc3339Millis,
+    timestamp: Rfc3339,
 }
 
 /// Appends a success body to `out`.
@@ -43,7 +43,7 @@ pub fn write_success<T: Serialize>(
     request_id: &str,
     unix_ms: i64,
 ) -> serde_json::Result<()> {
-    let body = Success { code: 0, message: "success", data, request_id, timestamp: Rfc3339Millis(unix_ms) };
+    let body = Success { code: 0, message: "success", data, request_id, timestamp: Rfc3339(unix_ms) };
     serde_json::to_writer(out, &body)
 }
 
@@ -55,7 +55,7 @@ pub fn write_error(out: &mut Vec<u8>, error: &ApiError, request_id: &str, unix_m
         message: &error.message,
         data: &error.data,
         request_id,
-        timestamp: Rfc3339Millis(unix_ms),
+        timestamp: Rfc3339(unix_ms),
     };
     let written = serde_json::to_writer(out, &body);
     debug_assert!(written.is_ok(), "an envelope of strings and a JSON value is JSON");

@@ -9,6 +9,7 @@
 //! - [`server`] runs tiny_http behind it with a few worker threads.
 //! - [`message`] holds the request and response the two and the handlers share.
 //! - [`route`] is the table of paths; [`auth`] decides who may call them.
+//! - [`handlers`] do what the paths stand for; [`overload`] refuses commands while too many wait.
 //! - [`envelope`] and [`error`] are the one shape of every JSON answer.
 //!
 //! No handler waits for a device or for the store: it hands the request on together with its
@@ -18,6 +19,8 @@ pub mod auth;
 pub mod envelope;
 pub mod error;
 pub mod guard;
+pub mod handlers;
 pub mod message;
+pub mod overload;
 pub mod route;
 pub mod server;

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::auth::Scope;
 use super::error::{ApiError, ErrorCode};
 use super::message::{JSON, Method, split_target};
+use crate::config::Scope;
 
 /// What the third parties' paths begin with.
 pub const BASE: &str = "/api/v1/third";
@@ -65,13 +65,13 @@ routes! {
     OrderStopByBody = Post "/api/v1/third/order/stop", CONTROL, SINGLE, [];
     OrderCancelByBody = Post "/api/v1/third/order/cancel", CONTROL, SINGLE, [];
     OrderQuery = Get "/api/v1/third/order/query", READ, SINGLE, ["device_id", "port_no", "order_no"];
-    OrderList = Get "/api/v1/third/orders", READ, PAGED, ["device_id", "port_no", "status", "from", "to"];
+    OrderList = Get "/api/v1/third/orders", READ, PAGED, ["device_id", "port_no", "status"];
     Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
     OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
     OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
-    Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "size"];
+    Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];

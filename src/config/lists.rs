@@ -124,6 +124,12 @@ impl Scopes {
     }
 }
 
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        Self(scopes.into_iter().fold(0, |set, scope| set | 1 << scope as u8))
+    }
+}
+
 /// One `[[api.keys]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiKey {
@@ -356,8 +362,7 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
         let scopes = entry.texts("scopes", "one of \"read\", \"control\", \"admin\"", |word| {
             Scope::ALL.into_iter().find(|scope| scope.as_str() == word)
         });
-        let scopes =
-            scopes.map_or(Scopes::ALL, |list| Scopes(list.into_iter().fold(0, |set, scope| set | 1 << scope as u8)));
+        let scopes = scopes.map_or(Scopes::ALL, |list| list.into_iter().collect());
         let require_hmac = entry.flag("require_hmac");
         let signed = entry.table.contains_key("hmac_secret");
         let hmac_secret = entry.secret("hmac_secret");

@@ -25,7 +25,7 @@ use crate::{
     },
     store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, payload::PortObject},
     telemetry::label::{OutboundFailure, ShardEvent},
-    time::rfc3339_millis,
+    time::Rfc3339,
 };
 
 /// A bind that the store did not take is submitted again.
@@ -344,7 +344,7 @@ impl Device {
             "protocol": self.protocol,
             "online": score.online(),
             "score": score.total(),
-            "last_seen_at": rfc3339_millis(self.entry.last_seen()),
+            "last_seen_at": Rfc3339(self.entry.last_seen()),
         })
     }
 

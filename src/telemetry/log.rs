@@ -13,8 +13,8 @@ use log::kv::{self, Key, Value, VisitSource, VisitValue};
 use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
 
 use super::label::Label;
-use super::rfc3339::Rfc3339;
 use crate::config::{LogFormat, LogLevel};
+use crate::time::Rfc3339;
 
 /// Longest line in bytes; a longer one is a payload that does not belong in a log.
 const LINE_BYTES_MAX: usize = 16 * 1024;

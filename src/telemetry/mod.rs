@@ -17,11 +17,9 @@ pub mod metrics;
 mod cell;
 mod exposition;
 mod process;
-mod rfc3339;
 
 pub use cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
 pub use health::Health;
 pub use histogram::{LocalHistogram, SharedHistogram};
 pub use log::LogGate;
 pub use metrics::{Metrics, ShardMetrics, ShardWriter};
-pub use rfc3339::Rfc3339;

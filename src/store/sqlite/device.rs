@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     model::{DeviceId, EventType},
-    store::{Bind, Bound, DeviceEvent, Latest, StoreError, payload::Timestamp},
+    store::{Bind, Bound, DeviceEvent, Latest, StoreError},
+    time::Rfc3339,
 };
 
 impl Tx<'_> {
@@ -106,8 +107,8 @@ fn registered(bind: &Bind, bound: &Bound) -> Value {
         "protocol": bound.protocol,
         "printed_no": bind.printed_no,
         "online": true,
-        "last_seen_at": Timestamp(bind.at),
-        "connected_at": Timestamp(bind.at),
+        "last_seen_at": Rfc3339(bind.at),
+        "connected_at": Rfc3339(bind.at),
         "ports": [],
         "active_orders": [],
     })

@@ -1,0 +1,284 @@
+//! Request bodies, read field by field so that each refusal names the field and the value.
+//!
+//! A body is one JSON object. Every field is known, given once and of its type; `null` counts as left out. Fields are taken
+//! out of the object as they are read, and what is left at the end is not known.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::api::message::Request;
+use crate::api::route::{check_device_id, check_json, check_order_no};
+use crate::model::{DeviceId, OrderNo};
+
+/// Characters of a refused value that the answer repeats.
+const SHOWN_CHARS_MAX: usize = 64;
+
+/// The fields of an object that are not yet read.
+#[derive(Debug)]
+pub(super) struct Fields {
+    /// In front of each name: empty, or `tiers[0].`.
+    path: String,
+    values: Vec<(String, Value)>,
+}
+
+impl Fields {
+    /// The body of a request that must have one.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED_MEDIA_TYPE`; `INVALID_PARAMETER` for an empty body, broken JSON (with its position), another type than an object, or
+    /// a field given twice.
+    pub(super) fn of(request: &Request) -> Result<Self, ApiError> {
+        if request.body.is_empty() {
+            return Err(ApiError::invalid("body is empty, it must be a JSON object"));
+        }
+        check_json(request.header("Content-Type"))?;
+        let Object(values) = serde_json::from_slice(&request.body).map_err(|error| {
+            let what = if error.is_data() { "body is refused" } else { "body is not JSON" };
+            ApiError::invalid(format!("{what}: {error}"))
+        })?;
+        Ok(Self { path: String::new(), values })
+    }
+
+    /// Checks that a request that needs no body has none, or an empty object.
+    pub(super) fn none(request: &Request) -> Result<(), ApiError> {
+        if request.body.is_empty() { Ok(()) } else { Self::of(request)?.finish(&[]) }
+    }
+
+    /// Whether a field is given.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.values.iter().any(|(given, value)| given == name && !value.is_null())
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let index = self.values.iter().position(|(given, _)| given == name)?;
+        let (_, value) = self.values.swap_remove(index);
+        (!value.is_null()).then_some(value)
+    }
+
+    fn refuse(&self, name: &str, expected: impl fmt::Display, got: &Value) -> ApiError {
+        ApiError::invalid(format!("{}{name} must be {expected}, got {}", self.path, shown(got)))
+    }
+
+    /// Turns a field that is left out into an error.
+    pub(super) fn required<T>(&self, name: &str, value: Option<T>) -> Result<T, ApiError> {
+        value.ok_or_else(|| ApiError::invalid(format!("{}{name} is missing", self.path)))
+    }
+
+    /// A whole number in a range.
+    pub(super) fn number<T>(&mut self, name: &str, range: RangeInclusive<T>) -> Result<Option<T>, ApiError>
+    where
+        T: TryFrom<u64> + PartialOrd + fmt::Display,
+    {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_u64().and_then(|number| T::try_from(number).ok());
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let expected = format_args!("a whole number in {}..={}", range.start(), range.end()).to_string();
+                Err(self.refuse(name, expected, &value))
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(other) => Err(self.refuse(name, "true or false", &other)),
+        }
+    }
+
+    /// A text that is one of a few words.
+    pub(super) fn word<'w>(&mut self, name: &str, words: &[&'w str]) -> Result<Option<&'w str>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match words.iter().find(|word| value.as_str() == Some(word)) {
+            Some(word) => Ok(Some(word)),
+            None => Err(self.refuse(name, format_args!("one of {}", words.join(", ")), &value)),
+        }
+    }
+
+    fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.refuse(name, "a text", &other)),
+        }
+    }
+
+    /// `device_id`.
+    pub(super) fn device_id(&mut self) -> Result<Option<DeviceId>, ApiError> {
+        self.text("device_id")?.map(|text| device_id("device_id", &text)).transpose()
+    }
+
+    /// `order_no`.
+    pub(super) fn order_no(&mut self) -> Result<Option<OrderNo>, ApiError> {
+        self.text("order_no")?.map(|text| order_no("order_no", &text)).transpose()
+    }
+
+    /// `port_no`.
+    pub(super) fn port_no(&mut self) -> Result<Option<u16>, ApiError> {
+        self.number("port_no", 1..=u16::MAX)
+    }
+
+    /// An array of objects, to be read like this one.
+    pub(super) fn objects(&mut self, name: &str) -> Result<Option<Vec<Self>>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let Value::Array(items) = value else { return Err(self.refuse(name, "an array of objects", &value)) };
+        let mut objects = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            match item {
+                Value::Object(fields) => objects.push(Self {
+                    path: format!("{}{name}[{index}].", self.path),
+                    values: fields.into_iter().collect(),
+                }),
+                other => return Err(self.refuse(&format!("{name}[{index}]"), "an object", &other)),
+            }
+        }
+        Ok(Some(objects))
+    }
+
+    /// Refuses what was not read. `known` are the fields there are.
+    pub(super) fn finish(self, known: &[&str]) -> Result<(), ApiError> {
+        let Some((name, _)) = self.values.first() else { return Ok(()) };
+        let name: String = name.chars().take(SHOWN_CHARS_MAX).collect();
+        let there_are = if known.is_empty() { "no fields".to_owned() } else { known.join(", ") };
+        Err(ApiError::invalid(format!("field {}{name} is not known, there are {there_are}", self.path)))
+    }
+}
+
+/// Reads a device id given as `field`.
+pub(super) fn device_id(field: &str, text: &str) -> Result<DeviceId, ApiError> {
+    check_device_id(field, text)?;
+    text.parse().map_err(|error| ApiError::invalid(format!("{field} {text:?}: {error}")))
+}
+
+/// Reads an order number given as `field`.
+pub(super) fn order_no(field: &str, text: &str) -> Result<OrderNo, ApiError> {
+    check_order_no(field, text)?;
+    OrderNo::parse(text).ok_or_else(|| ApiError::invalid(format!("{field} {text:?} is no order number")))
+}
+
+/// A value as the answer repeats it.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// An object that has no name twice: which of the two would count is a guess nobody should make with money.
+struct Object(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor;
+
+        impl<'de> Visitor<'de> for ObjectVisitor {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut values: Vec<(String, Value)> = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if values.iter().any(|(given, _)| *given == name) {
+                        return Err(A::Error::custom(format_args!("field {name:?} is given twice")));
+                    }
+                    if values.len() == FIELDS_MAX {
+                        return Err(A::Error::custom(format_args!("there are more than {FIELDS_MAX} fields")));
+                    }
+                    values.push((name, value));
+                }
+                Ok(Object(values))
+            }
+        }
+
+        /// More than any request has; it bounds the search for names given twice.
+        const FIELDS_MAX: usize = 64;
+
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::message::Method;
+
+    fn request(body: &str) -> Request {
+        Request {
+            method: Method::Post,
+            target: "/".to_owned(),
+            headers: vec![("Content-Type".to_owned(), "application/json".to_owned())],
+            body: body.as_bytes().to_vec(),
+            client_ip: "192.0.2.1".parse().unwrap(),
+            request_id: "r".to_owned(),
+        }
+    }
+
+    fn fields(body: &str) -> Fields {
+        Fields::of(&request(body)).unwrap()
+    }
+
+    fn text<T>(result: Result<T, ApiError>) -> String {
+        result.err().map(|error| error.message.into_owned()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_body_is_one_object() {
+        for (body, message) in [
+            ("", "body is empty, it must be a JSON object"),
+            ("{", "body is not JSON: EOF while parsing an object at line 1 column 1"),
+            ("{} x", "body is not JSON: trailing characters at line 1 column 4"),
+            ("[]", "body is refused: invalid type: sequence, expected a JSON object at line 1 column 0"),
+            (r#"{"a":1,"a":2}"#, "body is refused: field \"a\" is given twice at line 1 column 13"),
+        ] {
+            assert_eq!(text(Fields::of(&request(body))), message, "{body}");
+        }
+        let mut plain = request("{}");
+        plain.headers.clear();
+        assert_eq!(text(Fields::of(&plain)), "Content-Type must be application/json, got \"\"");
+        assert!(Fields::none(&request("")).is_ok() && Fields::none(&request("{}")).is_ok());
+        assert_eq!(text(Fields::none(&request(r#"{"a":1}"#))), "field a is not known, there are no fields");
+    }
+
+    #[test]
+    fn numbers_have_their_range() {
+        let read = |value: &str| fields(&format!(r#"{{"n":{value}}}"#)).number::<u16>("n", 1..=900);
+        assert_eq!(read("1"), Ok(Some(1)));
+        assert_eq!(read("900"), Ok(Some(900)));
+        assert_eq!(read("null"), Ok(None));
+        for value in ["0", "901", "70000", "-1", "1.0", "1e2", "18446744073709551616", "\"1\"", "true", "[1]"] {
+            assert!(text(read(value)).starts_with("n must be a whole number in 1..=900, got "), "{value}");
+        }
+        assert_eq!("n must be a whole number in 1..=900, got 1.8446744073709552e19");
+    }
+
+    #[test]
+    fn nested_fields_are_named_by_their_path() {
+        let mut body = fields(r#"{"tiers":[{"minutes":1},{"minutes":"x","y":2}]}"#);
+        let mut tiers = body.objects("tiers").unwrap().unwrap();
+        assert_eq!(tiers[0].number("minutes", 0..=9_u16), Ok(Some(1)));
+        let wrong = tiers[1].number("minutes", 0..=9_u16);
+        assert_eq!(text(wrong), "tiers[1].minutes must be a whole number in 0..=9, got \"x\"");
+        let left = tiers.remove(1).finish(&["minutes"]);
+        assert_eq!(text(left), "field tiers[1].y is not known, there are minutes");
+        let wrong = fields(r#"{"tiers":[3]}"#).objects("tiers");
+        assert_eq!(text(wrong), "tiers[0] must be an object, got 3");
+    }
+
+    #[test]
+    fn refused_values_are_repeated_in_part() {
+        let long = format!(r#"{{"flag":"{}"}}"#, "号".repeat(1_000));
+        let message = text(fields(&long).flag("flag"));
+        assert!(message.ends_with('…') && message.chars().count() < 120, "{message}");
+    }
+}

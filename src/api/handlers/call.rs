@@ -1,0 +1,150 @@
+//! A request under way: who asked for what, and the right to answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{Api, RETRY_AFTER_S, now};
+use crate::api::error::{ApiError, ErrorCode};
+use crate::api::message::{Method, Request, Response, split_target};
+use crate::api::server::Responder;
+use crate::store::{Job, Outcome, Reader, Reply, StoreError};
+
+/// What a handler leaves to be done once the request is found good: with the call, on this thread, without waiting.
+pub(super) type Next = Box<dyn FnOnce(Call) + Send>;
+
+/// A request that waits for its answer. Whoever holds it answers, once.
+pub(super) struct Call {
+    api: Arc<Api>,
+    responder: Responder,
+    method: Method,
+    target: String,
+    began: Instant,
+    /// Name of the API key.
+    pub(super) caller: Option<Arc<str>>,
+}
+
+impl Call {
+    pub(super) fn new(api: Arc<Api>, request: &Request, responder: Responder) -> Self {
+        let (method, target, began) = (request.method, request.target.clone(), now().instant);
+        Self { api, responder, method, target, began, caller: None }
+    }
+
+    pub(super) const fn api(&self) -> &Arc<Api> {
+        &self.api
+    }
+
+    pub(super) fn request_id(&self) -> &str {
+        self.responder.request_id()
+    }
+
+    /// Answers with `data` in the success envelope.
+    pub(super) fn success<T: Serialize>(self, status: u16, data: &T) {
+        self.count(status);
+        self.responder.success(status, data);
+    }
+
+    /// Answers with the error envelope.
+    pub(super) fn error(self, error: &ApiError) {
+        self.count(error.status());
+        self.responder.error(error);
+    }
+
+    /// Answers without envelope.
+    pub(super) fn respond(self, response: Response) {
+        self.count(response.status);
+        self.responder.respond(response);
+    }
+
+    fn count(&self, status: u16) {
+        let access = Access {
+            method: self.method,
+            target: &self.target,
+            request_id: self.responder.request_id(),
+            caller: self.caller.as_deref(),
+            began: self.began,
+        };
+        access.count(&self.api, status);
+    }
+}
+
+/// What is counted and logged of every request, answered by whichever thread.
+pub(super) struct Access<'a> {
+    pub(super) method: Method,
+    pub(super) target: &'a str,
+    pub(super) request_id: &'a str,
+    pub(super) caller: Option<&'a str>,
+    pub(super) began: Instant,
+}
+
+impl Access<'_> {
+    /// Writes the access log line and its counters.
+    pub(super) fn count(&self, api: &Api, status: u16) {
+        let took = now().instant.saturating_duration_since(self.began);
+        api.metrics.http_responses[status.into()].inc();
+        api.metrics.http_latency.record(took);
+        log::debug!(
+            method = self.method.as_str(), path = split_target(self.target).0, status, request_id = self.request_id,
+            key = self.caller.unwrap_or("-"), ms = took.as_secs_f64() * 1e3;
+            "request answered"
+        );
+    }
+}
+
+/// Runs a query on a reader of the store and answers 200 with what it finds.
+pub(super) fn reading<T: Serialize>(
+    query: impl FnOnce(&mut dyn Reader) -> Result<T, ApiError> + Send + 'static,
+) -> Next {
+    Box::new(move |call| {
+        read(call, |call, found| match found.and_then(query) {
+            Ok(data) => call.success(200, &data),
+            Err(error) => call.error(&error),
+        });
+    })
+}
+
+/// Hands the call to a reader of the store, or to `run` with `NOT_READY` where none will come.
+pub(super) fn read(call: Call, run: impl FnOnce(Call, Result<&mut dyn Reader, ApiError>) + Send + 'static) {
+    let store = Arc::clone(&call.api.store);
+    let refused = store.read(Box::new(move |reader| run(call, reader.map_err(ApiError::from))));
+    if let Err(run) = refused {
+        run(Err(StoreError::Unavailable("too many queries wait".to_owned())));
+    }
+}
+
+/// Submits a durable change; `complete` answers when it is committed, or with the failure where it is not.
+pub(super) fn submit(call: Call, job: Job, complete: impl FnOnce(Call, Outcome) + Send + 'static) {
+    let store = Arc::clone(&call.api.store);
+    let refused = store.submit(job, Reply::Call(Box::new(move |outcome| complete(call, outcome))));
+    if let Err((_, Reply::Call(complete))) = refused {
+        let error = StoreError::Unavailable("too many changes wait".to_owned());
+        complete(Outcome::Failed { device_id: None, key: None, error });
+    }
+}
+
+/// The answer to an outcome that is not the job's own: the store failed, or mixed up its outcomes.
+pub(super) fn not_done(outcome: &Outcome) -> ApiError {
+    match outcome {
+        Outcome::Failed { error, .. } => {
+            log::warn!("request was not stored: {error}");
+            ApiError::not_ready(error.to_string(), RETRY_AFTER_S)
+        }
+        other => {
+            log::error!("store answered with an outcome of another job: {other:?}");
+            ApiError::new(ErrorCode::Internal, "the store gave no answer to this request")
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::not_ready(error.to_string(), RETRY_AFTER_S),
+            StoreError::Corrupt(_) | StoreError::Statement(_) => {
+                log::error!("query failed: {error}");
+                Self::new(ErrorCode::Internal, "the store could not be read")
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! `/devices/{id}/charge` and `/order/create`: an order and its start.
+//!
+//! ```text
+//! body ─> device ─> limits of its protocol ─> online ─> port ─> room ─> one transaction: order, event, start command ─> 202
+//! ```
+//!
+//! Memory refuses early; whether the port is free is decided by the transaction alone. It carries a deadline, so what is answered
+//! `NOT_READY` for being late is not created afterwards.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::body::Fields;
+use super::call::{Call, Next, not_done, reading, submit};
+use super::{Api, RETRY_AFTER_S, no_device, now};
+use crate::api::error::{ApiError, ErrorCode};
+use crate::api::message::Request;
+use crate::api::overload::Reservation;
+use crate::gateway::charge::{self, ChargeError};
+use crate::gateway::directory::Entry;
+use crate::model::{ChargeMode, ChargeSpec, DeviceId, FeePeriod, Order, OrderNo, PortStatus, PowerTier, Priority};
+use crate::store::{Created, Job, NewOrder, Outcome};
+
+/// Fields of a charge.
+const FIELDS: [&str; 10] = [
+    "port_no",
+    "mode",
+    "duration_minutes",
+    "energy_wh",
+    "paid_cent",
+    "tiers",
+    "fee_periods",
+    "service_fee_by_energy",
+    "stop_when_full",
+    "card_no",
+];
+/// Those of them that some modes do not have.
+const FIELDS_OF_A_MODE: [&str; 5] = ["duration_minutes", "energy_wh", "tiers", "fee_periods", "service_fee_by_energy"];
+const MODES: [&str; 5] = ["time", "energy", "full", "power", "service_fee"];
+
+/// `data` of a 202: where the order stands now.
+#[derive(Serialize)]
+pub(super) struct Accepted {
+    order_no: OrderNo,
+    status: u8,
+    status_text: &'static str,
+}
+
+impl From<&Order> for Accepted {
+    fn from(order: &Order) -> Self {
+        Self { order_no: order.order_no, status: order.status.code(), status_text: order.status.as_str() }
+    }
+}
+
+/// Creates an order. `device_id` is that of the path; without one, the body names it.
+pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Request) -> Result<Next, ApiError> {
+    let mut fields = Fields::of(request)?;
+    let device_id = match device_id {
+        Some(device_id) => device_id,
+        None => {
+            let given = fields.device_id()?;
+            fields.required("device_id", given)?
+        }
+    };
+    let (port_no, spec) = read_charge(fields)?;
+    let Some(entry) = api.directory.find(device_id) else {
+        return Ok(reading::<()>(move |reader| {
+            Err(if reader.device(device_id)?.is_some() { offline(device_id) } else { no_device(device_id) })
+        }));
+    };
+    charge::check(&spec, entry.protocol()).map_err(|error| {
+        let code = match error {
+            ChargeError::Range { .. } => ErrorCode::InvalidParameter,
+            ChargeError::NotSupported { .. } => ErrorCode::NotSupported,
+        };
+        ApiError::new(code, error.to_string())
+    })?;
+    let at = now().unix_ms;
+    check_online(&entry, at)?;
+    check_port(&entry, port_no)?;
+    let place = api.backlog.admit(Priority::Normal, entry.waiting()).map_err(|overload| {
+        ApiError::new(ErrorCode::QueueOverloaded, overload.to_string()).with_retry_after(RETRY_AFTER_S)
+    })?;
+    let order = NewOrder {
+        order_no: api.numbers.next(at),
+        device_id,
+        port_no,
+        spec,
+        epoch: entry.live_epoch(),
+        at,
+        deadline: at.saturating_add(i64::try_from(api.store_timeout.as_millis()).unwrap_or(i64::MAX)),
+        request_id: request.request_id.clone(),
+    };
+    let job = Job::CreateOrder(Box::new(order));
+    Ok(Box::new(move |call| {
+        submit(call, job, move |call, outcome| answer(call, device_id, port_no, outcome, place));
+    }))
+}
+
+/// Reads port and order out of the body.
+fn read_charge(mut fields: Fields) -> Result<(u16, ChargeSpec), ApiError> {
+    if fields.has("card_no") {
+        return Err(ApiError::new(ErrorCode::NotSupported, "card_no is not supported: there are no card accounts"));
+    }
+    let port_no = fields.port_no()?;
+    let port_no = fields.required("port_no", port_no)?;
+    let mode = fields.word("mode", &MODES)?;
+    let word = fields.required("mode", mode)?;
+    let mode = match word {
+        "time" => {
+            let minutes = fields.number("duration_minutes", 1..=u16::MAX)?;
+            ChargeMode::Time { minutes: fields.required("duration_minutes", minutes)? }
+        }
+        "energy" => {
+            let wh = fields.number("energy_wh", 1..=u32::MAX)?;
+            ChargeMode::Energy { wh: fields.required("energy_wh", wh)? }
+        }
+        "power" => {
+            let tiers = fields.objects("tiers")?;
+            let tiers = fields.required("tiers", tiers)?;
+            ChargeMode::Power { tiers: tiers.into_iter().map(read_tier).collect::<Result<_, _>>()? }
+        }
+        "service_fee" => {
+            let periods = fields.objects("fee_periods")?;
+            let periods = fields.required("fee_periods", periods)?;
+            ChargeMode::ServiceFee {
+                periods: periods.into_iter().map(read_period).collect::<Result<_, _>>()?,
+                by_energy: fields.flag("service_fee_by_energy")?.unwrap_or(true),
+            }
+        }
+        _ => ChargeMode::Full,
+    };
+    let paid_cent = fields.number("paid_cent", 0..=u32::MAX)?;
+    let stop_when_full = fields.flag("stop_when_full")?.unwrap_or(false);
+    // What is left is not known at all, or belongs to another mode.
+    if let Some(foreign) = FIELDS_OF_A_MODE.iter().find(|name| fields.has(name)) {
+        return Err(ApiError::invalid(format!("{foreign} does not belong to mode {word}")));
+    }
+    fields.finish(&FIELDS)?;
+    Ok((port_no, ChargeSpec { mode, paid_cent, stop_when_full }))
+}
+
+fn read_tier(mut fields: Fields) -> Result<PowerTier, ApiError> {
+    let mut number = |name| {
+        let given = fields.number(name, 0..=u16::MAX)?;
+        fields.required(name, given)
+    };
+    let tier =
+        PowerTier { power_dw: number("power_dw")?, price_cent: number("price_cent")?, minutes: number("minutes")? };
+    fields.finish(&["power_dw", "price_cent", "minutes"])?;
+    Ok(tier)
+}
+
+fn read_period(mut fields: Fields) -> Result<FeePeriod, ApiError> {
+    let (end_hour, end_minute) = (fields.number("end_hour", 0..=23)?, fields.number("end_minute", 0..=59)?);
+    let electricity_cent = fields.number("electricity_cent", 0..=u16::MAX)?;
+    let service_cent = fields.number("service_cent", 0..=u16::MAX)?;
+    let period = FeePeriod {
+        end_hour: fields.required("end_hour", end_hour)?,
+        end_minute: fields.required("end_minute", end_minute)?,
+        electricity_cent: fields.required("electricity_cent", electricity_cent)?,
+        service_cent: fields.required("service_cent", service_cent)?,
+    };
+    fields.finish(&["end_hour", "end_minute", "electricity_cent", "service_cent"])?;
+    Ok(period)
+}
+
+fn offline(device_id: DeviceId) -> ApiError {
+    ApiError::new(ErrorCode::DeviceOffline, format!("device {device_id} has no connection"))
+}
+
+/// A start needs a bound socket and a score of at least 50.
+fn check_online(entry: &Entry, at: i64) -> Result<(), ApiError> {
+    let device_id = entry.device_id();
+    if entry.is_fallback() {
+        let message =
+            format!("{device_id} is a number that modules without one of their own share: it takes no orders");
+        return Err(ApiError::new(ErrorCode::DeviceOffline, message));
+    }
+    if !entry.connected() {
+        return Err(offline(device_id));
+    }
+    let score = entry.score(at);
+    if !score.online() {
+        let message = format!("device {device_id} is offline: its score is {}, a start needs 50", score.total());
+        return Err(ApiError::new(ErrorCode::DeviceOffline, message));
+    }
+    Ok(())
+}
+
+fn check_port(entry: &Entry, port_no: u16) -> Result<(), ApiError> {
+    let device_id = entry.device_id();
+    let Some(port) = entry.port(port_no) else { return Err(no_port(device_id, port_no)) };
+    match port.status {
+        PortStatus::Charging => Err(busy(device_id, port_no, port.order_no)),
+        PortStatus::Fault => {
+            let message =
+                format!("port {port_no} of {device_id} reports a fault (raw status 0x{:02x})", port.raw_status);
+            Err(ApiError::new(ErrorCode::PortFault, message).with_data(json!({"raw_status": port.raw_status})))
+        }
+        PortStatus::Idle | PortStatus::Occupied | PortStatus::Finished | PortStatus::Unknown => Ok(()),
+    }
+}
+
+pub(super) fn no_port(device_id: DeviceId, port_no: u16) -> ApiError {
+    ApiError::new(ErrorCode::PortNotFound, format!("device {device_id} has no port {port_no}"))
+}
+
+fn busy(device_id: DeviceId, port_no: u16, holder: Option<OrderNo>) -> ApiError {
+    let message = match holder {
+        Some(holder) => format!("port {port_no} of {device_id} is held by order {holder}"),
+        None => format!("port {port_no} of {device_id} is charging, for no order of this gateway"),
+    };
+    ApiError::new(ErrorCode::PortBusy, message).with_data(json!({"order_no": holder}))
+}
+
+/// Answers when the store has decided. The place among the unwritten commands is given back here: from now on the command is in the
+/// device's lane, or nowhere.
+fn answer(call: Call, device_id: DeviceId, port_no: u16, outcome: Outcome, place: Reservation) {
+    drop(place);
+    let created = match outcome {
+        Outcome::Created(created) => *created,
+        other => return call.error(&not_done(&other)),
+    };
+    match created {
+        Created::Order { order, .. } => {
+            call.api().metrics.orders_created.inc();
+            log::info!(
+                order_no:% = order.order_no, device_id:% = device_id, port_no, mode = order.spec.mode.as_str(),
+                request_id = call.request_id();
+                "order created"
+            );
+            call.success(202, &Accepted::from(&order));
+        }
+        Created::PortBusy { holder } => call.error(&busy(device_id, port_no, Some(holder))),
+        Created::TooLate => {
+            let waited = call.api().store_timeout.as_millis();
+            let message = format!("the order was not stored within {waited} ms and was not created");
+            call.error(&ApiError::not_ready(message, RETRY_AFTER_S));
+        }
+    }
+}

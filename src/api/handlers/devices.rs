@@ -1,0 +1,250 @@
+//! `/devices`: what is known of devices, live where this process holds them, else as stored.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::call::{Next, reading};
+use super::orders::OrderBody;
+use super::{Api, List, no_device, now};
+use crate::api::error::ApiError;
+use crate::api::route::Query;
+use crate::gateway::directory::{Entry, PortCell, Score};
+use crate::model::{DeviceId, Order, Protocol};
+use crate::store::payload::PortObject;
+use crate::store::{DeviceFilter, DeviceRecord, PortRecord, Reader};
+use crate::time::Rfc3339;
+
+/// Why the score is what it is.
+#[derive(Clone, Copy, Serialize)]
+struct ScoreParts {
+    /// 100 or 0.
+    alive: i32,
+    /// −20 or 0.
+    tcp_down: i32,
+    /// −30 or 0.
+    ack_timeout: i32,
+}
+
+impl From<Score> for ScoreParts {
+    fn from(score: Score) -> Self {
+        Self { alive: score.base(), tcp_down: score.tcp_down_part(), ack_timeout: score.ack_timeout_part() }
+    }
+}
+
+/// What changes while a device is connected: the part of a device that memory knows.
+#[derive(Serialize)]
+pub(super) struct Status {
+    device_id: DeviceId,
+    protocol: Protocol,
+    online: bool,
+    score: i32,
+    score_parts: ScoreParts,
+    last_seen_at: Option<Rfc3339>,
+    connected_at: Option<Rfc3339>,
+    instance: Option<String>,
+    signal: Option<u8>,
+    ports: Vec<PortObject>,
+}
+
+impl Status {
+    /// Of a device in the directory.
+    pub(super) fn live(api: &Api, entry: &Entry, unix_ms: i64) -> Self {
+        let device_id = entry.device_id();
+        let score = entry.score(unix_ms);
+        let ports = entry.ports();
+        let port = |cell: &PortCell| {
+            let state = cell.load();
+            PortObject::new(&state.record(device_id), state.order_no)
+        };
+        Self {
+            device_id,
+            protocol: entry.protocol(),
+            online: score.online(),
+            score: score.total(),
+            score_parts: score.into(),
+            last_seen_at: known(entry.last_seen()),
+            connected_at: known(entry.connected_at()),
+            instance: entry.connected().then(|| api.instance.clone()),
+            signal: entry.signal(),
+            ports: ports.iter().map(port).collect(),
+        }
+    }
+
+    /// Of a device that is only stored: it is not connected, so it is offline.
+    fn stored(record: &DeviceRecord, ports: &[PortRecord]) -> Self {
+        let score = Score { alive: false, tcp_down: false, ack_timeout: false };
+        Self {
+            device_id: record.device_id,
+            protocol: record.protocol,
+            online: score.online(),
+            score: score.total(),
+            score_parts: score.into(),
+            last_seen_at: record.last_seen_at.map(Rfc3339),
+            connected_at: record.connected_at.map(Rfc3339),
+            instance: None,
+            signal: record.signal,
+            ports: ports.iter().map(|port| PortObject::new(port, None)).collect(),
+        }
+    }
+}
+
+/// 0 stands for "never in this process".
+fn known(unix_ms: i64) -> Option<Rfc3339> {
+    (unix_ms != 0).then_some(Rfc3339(unix_ms))
+}
+
+/// A device, whole.
+#[derive(Serialize)]
+struct DeviceObject {
+    device_id: DeviceId,
+    protocol: Protocol,
+    printed_no: Option<u32>,
+    online: bool,
+    score: i32,
+    score_parts: ScoreParts,
+    last_seen_at: Option<Rfc3339>,
+    connected_at: Option<Rfc3339>,
+    instance: Option<String>,
+    signal: Option<u8>,
+    firmware: Option<String>,
+    iccid: Option<String>,
+    ports: Vec<PortObject>,
+    active_orders: Vec<OrderBody>,
+}
+
+impl DeviceObject {
+    /// Puts together what memory and store know; memory is newer.
+    fn new(
+        live: Option<(Status, &Entry)>,
+        record: Option<DeviceRecord>,
+        stored_ports: &[PortRecord],
+        active: Vec<Order>,
+    ) -> Option<Self> {
+        let mut iccid = record.as_ref().and_then(|record| record.iccid.clone());
+        let mut firmware = record.as_ref().and_then(|record| record.firmware.clone());
+        let mut status = match (live, &record) {
+            (Some((mut status, entry)), record) => {
+                iccid = entry.iccid().or(iccid);
+                firmware = entry.firmware().or(firmware);
+                if let Some(record) = record {
+                    status.signal = status.signal.or(record.signal);
+                    status.last_seen_at = status.last_seen_at.or(record.last_seen_at.map(Rfc3339));
+                    status.connected_at = status.connected_at.or(record.connected_at.map(Rfc3339));
+                }
+                if status.ports.is_empty() {
+                    status.ports = stored_ports.iter().map(|port| PortObject::new(port, None)).collect();
+                }
+                status
+            }
+            (None, Some(record)) => Status::stored(record, stored_ports),
+            (None, None) => return None,
+        };
+        for port in &mut status.ports {
+            let holder = active.iter().find(|order| order.port_no == port.port_no);
+            port.order_no = holder.map(|order| order.order_no).or(port.order_no);
+        }
+        Some(Self {
+            device_id: status.device_id,
+            protocol: status.protocol,
+            printed_no: record.and_then(|record| record.printed_no),
+            online: status.online,
+            score: status.score,
+            score_parts: status.score_parts,
+            last_seen_at: status.last_seen_at,
+            connected_at: status.connected_at,
+            instance: status.instance,
+            signal: status.signal,
+            firmware,
+            iccid,
+            ports: status.ports,
+            active_orders: active.into_iter().map(OrderBody).collect(),
+        })
+    }
+
+    /// Reads what the store knows of a device and adds what memory does.
+    fn find(
+        api: &Api,
+        reader: &mut dyn Reader,
+        device_id: DeviceId,
+        record: Option<DeviceRecord>,
+    ) -> Result<Option<Self>, ApiError> {
+        let active = reader.active_orders(device_id)?;
+        let entry = api.directory.find(device_id);
+        let live = entry.as_deref().map(|entry| (Status::live(api, entry, now().unix_ms), entry));
+        let stored_ports = if live.as_ref().is_some_and(|(status, _)| !status.ports.is_empty()) {
+            Vec::new()
+        } else {
+            reader.ports(device_id)?
+        };
+        Ok(Self::new(live, record, &stored_ports, active))
+    }
+}
+
+/// One device with its ports and active orders.
+pub(super) fn one(api: &Arc<Api>, device_id: DeviceId) -> Next {
+    let api = Arc::clone(api);
+    reading(move |reader| {
+        let record = reader.device(device_id)?;
+        DeviceObject::find(&api, reader, device_id, record)?.ok_or_else(|| no_device(device_id))
+    })
+}
+
+/// The live status. The store is asked only for devices that this process has not seen.
+pub(super) fn status(api: &Arc<Api>, device_id: DeviceId) -> Next {
+    if let Some(entry) = api.directory.find(device_id) {
+        return Box::new(move |call| {
+            let status = Status::live(call.api(), &entry, now().unix_ms);
+            call.success(200, &status);
+        });
+    }
+    reading(move |reader| {
+        let record = reader.device(device_id)?.ok_or_else(|| no_device(device_id))?;
+        Ok(Status::stored(&record, &reader.ports(device_id)?))
+    })
+}
+
+/// A page of devices.
+pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> {
+    let page = query.page()?;
+    let online: Option<bool> = query.parsed("online", "true or false")?;
+    let protocol = match query.value("protocol") {
+        None => None,
+        Some(word) => Some(Protocol::from_word(word).ok_or_else(|| {
+            let words = Protocol::ALL.map(Protocol::as_str).join(", ");
+            ApiError::invalid(format!("protocol must be one of {words}, got {word:?}"))
+        })?),
+    };
+    let mut filter = DeviceFilter {
+        protocol,
+        printed_no: query.parsed("printed_no", "a number in 0..=4294967295")?,
+        among: None,
+        except: None,
+    };
+    match online {
+        Some(true) => filter.among = Some(online_devices(api)),
+        Some(false) => filter.except = Some(online_devices(api)),
+        None => {}
+    }
+    let api = Arc::clone(api);
+    Ok(reading(move |reader| {
+        let found = reader.devices(&filter, page.page, page.size)?;
+        let mut items = Vec::with_capacity(found.rows.len());
+        for record in found.rows {
+            items.extend(DeviceObject::find(&api, reader, record.device_id, Some(record))?);
+        }
+        Ok(List::new(items, found.total, page))
+    }))
+}
+
+/// Memory decides who is online; the store does not know.
+fn online_devices(api: &Api) -> Vec<DeviceId> {
+    let unix_ms = now().unix_ms;
+    let mut online = Vec::new();
+    api.directory.visit(|entry| {
+        if entry.score(unix_ms).online() {
+            online.push(entry.device_id());
+        }
+    });
+    online
+}

@@ -1,0 +1,216 @@
+//! What the routes do, one file per resource.
+//!
+//! ```text
+//! guard ──local──> health, metrics, device status: from memory, on the guard's thread
+//! worker ──handler──> resolve ──> authenticate ──> check ──┬─> answer
+//!                                                          ├─> Store::submit ──commit──> answer
+//!                                                          └─> Store::read ──row──────> answer
+//! ```
+//!
+//! A handler checks a request on the worker's thread and gives back what is left to do, a [`Next`]. That hands the [`Call`], and with it
+//! the right to answer, to the store; no worker waits for a row, a commit or a device. A 202 means *committed*: whatever
+//! becomes of the order after it is told by events.
+
+mod body;
+mod call;
+mod charge;
+mod devices;
+mod events;
+mod health;
+mod orders;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::auth::{Attempt, Authenticator};
+use super::error::{ApiError, ErrorCode};
+use super::guard::{Head, LocalAnswer, LocalRoutes};
+use super::message::Request;
+use super::overload::Backlog;
+use super::route::{Matched, Page, RouteId, resolve};
+use super::server::{Handler, Responder};
+use crate::gateway::directory::Directory;
+use crate::model::{DeviceId, OrderNo, OrderNumbers};
+use crate::store::Store;
+use crate::telemetry::{Health, Metrics};
+use call::{Access, Call, Next};
+
+/// After a refusal for want of the store or of room in a queue, trying again makes sense this much later.
+const RETRY_AFTER_S: u32 = 1;
+
+/// What handlers share. Made once at start; every part may be used from any thread.
+pub struct Api {
+    /// The live devices.
+    pub directory: Arc<Directory>,
+    /// Everything durable.
+    pub store: Arc<dyn Store>,
+    /// Numbers of new orders.
+    pub numbers: Arc<OrderNumbers>,
+    /// Counters, also of the requests themselves.
+    pub metrics: Arc<Metrics>,
+    /// Liveness and readiness. The database's state is set here at each `/readyz`; the other components are set by their owners.
+    ///
+    /// Some thread must call [`Health::observe`] once a second: `/healthz` does so as well, and would otherwise take the time between two
+    /// requests for a pause of the process.
+    pub health: Arc<Health>,
+    /// Keys; [`Authenticator::reload`] replaces them.
+    pub auth: Authenticator,
+    /// Refuses starts under overload.
+    pub backlog: Arc<Backlog>,
+    /// Name of this instance, shown with the devices it holds.
+    pub instance: String,
+    /// An order that is not committed this long after its request is not created any more.
+    pub store_timeout: Duration,
+    /// Start of the process's monotonic milliseconds, the same for all shards.
+    pub start: Instant,
+}
+
+impl Api {
+    /// What the server's workers call for each request.
+    pub fn handler(self: Arc<Self>) -> Box<Handler> {
+        Box::new(move |request, responder| self.serve(&request, responder))
+    }
+
+    /// What the guard answers by itself.
+    pub fn local_routes(self: Arc<Self>) -> LocalRoutes {
+        Box::new(move |head, body| self.local(head, body))
+    }
+
+    /// Answers what needs memory only: health, metrics, and the status of a device that this process knows. `None`, and
+    /// nothing written, for all others.
+    pub fn local(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Option<LocalAnswer> {
+        let began = now().instant;
+        let mut caller = None;
+        let answer = self.answer_locally(head, body, &mut caller)?;
+        let access = Access {
+            method: head.method,
+            target: head.target,
+            request_id: head.request_id,
+            caller: caller.as_deref(),
+            began,
+        };
+        access.count(self, answer.status);
+        Some(answer)
+    }
+
+    fn answer_locally(
+        &self,
+        head: &Head<'_>,
+        body: &mut Vec<u8>,
+        caller: &mut Option<Arc<str>>,
+    ) -> Option<LocalAnswer> {
+        // Whatever is wrong with a request is told by the server, but for the paths that must answer while it does not.
+        let matched = match resolve(head.method, head.target) {
+            Ok(matched) => matched,
+            Err(error) if health::is_open(head.path()) => return Some(LocalAnswer::error(head, body, &error)),
+            Err(_) => return None,
+        };
+        match matched.route.id {
+            RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
+                let answer = health::answer(self, matched.route.id);
+                body.extend_from_slice(&answer.body);
+                Some(LocalAnswer::new(answer.status, answer.content_type))
+            }
+            RouteId::DeviceStatus => {
+                let entry = self.directory.find(matched.device()?.parse().ok()?)?;
+                // Not before it is clear that the answer is given here: a nonce counts once.
+                let checked = matched.route.scope.map(|scope| {
+                    let attempt = Attempt::from_head(head);
+                    self.auth.check(&attempt, scope, head.unix_ms)
+                });
+                match checked.transpose() {
+                    Ok(name) => *caller = name,
+                    Err(error) => return Some(LocalAnswer::error(head, body, &error)),
+                }
+                Some(LocalAnswer::success(head, body, &devices::Status::live(self, &entry, head.unix_ms)))
+            }
+            _ => None,
+        }
+    }
+
+    fn serve(self: &Arc<Self>, request: &Request, responder: Responder) {
+        let mut call = Call::new(Arc::clone(self), request, responder);
+        match self.check(request, &mut call.caller) {
+            Ok(next) => next(call),
+            Err(error) => call.error(&error),
+        }
+    }
+
+    /// Everything that can be said of a request without the store.
+    fn check(self: &Arc<Self>, request: &Request, caller: &mut Option<Arc<str>>) -> Result<Next, ApiError> {
+        let matched = resolve(request.method, &request.target)?;
+        if let Some(scope) = matched.route.scope {
+            *caller = Some(self.auth.check(&Attempt::from_request(request), scope, now().unix_ms)?);
+        }
+        match matched.route.id {
+            RouteId::Charge => charge::create(self, Some(device_of(&matched)?), request),
+            RouteId::OrderCreate => charge::create(self, None, request),
+            RouteId::StopPort => orders::stop_port(self, device_of(&matched)?, request),
+            RouteId::OrderStopByBody => orders::stop_by_body(self, request),
+            RouteId::OrderCancelByBody => orders::cancel_by_body(self, request),
+            RouteId::OrderStop => orders::stop(self, order_of(&matched)?, request),
+            RouteId::OrderCancel => orders::cancel(self, order_of(&matched)?, request),
+            RouteId::DeviceList => devices::list(self, &matched.query),
+            RouteId::Device => Ok(devices::one(self, device_of(&matched)?)),
+            RouteId::DeviceStatus => Ok(devices::status(self, device_of(&matched)?)),
+            RouteId::OrderQuery => orders::query(&matched.query),
+            RouteId::OrderList => orders::list(&matched.query),
+            RouteId::Order => Ok(orders::one(order_of(&matched)?)),
+            RouteId::OrderEvents => events::of_order(order_of(&matched)?, &matched.query),
+            RouteId::Events => events::log(&matched.query),
+            RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
+                let answer = health::answer(self, matched.route.id);
+                Ok(Box::new(|call| call.respond(answer)))
+            }
+        }
+    }
+}
+
+fn device_of(matched: &Matched<'_>) -> Result<DeviceId, ApiError> {
+    body::device_id("device id in the path", matched.device().unwrap_or_default())
+}
+
+fn order_of(matched: &Matched<'_>) -> Result<OrderNo, ApiError> {
+    body::order_no("order number in the path", matched.order().unwrap_or_default())
+}
+
+fn no_device(device_id: DeviceId) -> ApiError {
+    ApiError::new(ErrorCode::DeviceNotFound, format!("there is no device {device_id}"))
+}
+
+/// A page of a list.
+#[derive(Serialize)]
+struct List<T> {
+    items: Vec<T>,
+    /// Entries on all pages.
+    total: u64,
+    page: u32,
+    size: u32,
+}
+
+impl<T> List<T> {
+    const fn new(items: Vec<T>, total: u64, page: Page) -> Self {
+        Self { items, total, page: page.page, size: page.size }
+    }
+}
+
+/// Both clocks, read together.
+struct Moment {
+    instant: Instant,
+    unix_ms: i64,
+}
+
+impl Moment {
+    /// Milliseconds since `start`.
+    fn mono_ms(&self, start: Instant) -> u64 {
+        u64::try_from(self.instant.saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn now() -> Moment {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Moment { instant: Instant::now(), unix_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX) }
+}
