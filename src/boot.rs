@@ -1,13 +1,535 @@
 //! Start and stop of the server, stage by stage.
+//!
+//! Start, each stage logged with its duration; a failure names its stage and ends the process:
+//!
+//! 1. metrics, readiness, server id → 2. store and migrations → 3. Redis (embedded: none) → 4. sessions: directory and the
+//!    shards' threads, which wait → 5. handlers → 6. HTTP, alive and not ready → 7. workers and jobs → 8. device listeners, last →
+//!    ready.
+//!
+//! Stop, on SIGTERM or SIGINT, is stage 9: not ready → stop accepting and drain the shards → finish API requests → end the jobs
+//! and the pusher → close the store, which commits what was handed over → exit 0. A second signal exits at once.
+//!
+//! SIGHUP reads the configuration again, puts in force what can be, and logs what changed and what needs a restart.
 
-use std::process::ExitCode;
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
 
-use crate::config::{Config, Source};
+use sha2::{Digest as _, Sha256};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    api::{
+        auth::Authenticator,
+        guard::{self, GuardConfig, GuardHandle},
+        handlers::Api,
+        overload::{Backlog, Limits},
+        server::{Server, ServerConfig},
+    },
+    config::{self, ApiKey, Config, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
+    gateway::{ConnectionLimits, Core, CoreConfig, Listener, ShardId, Timeouts, directory::Directory},
+    job::{self, Jobs, Schedule, database_state},
+    model::OrderNumbers,
+    protocol::ap3000::Magics,
+    router::Router,
+    shard::{
+        Clock, ListenAddress,
+        launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
+    },
+    store::{
+        Notify, Store,
+        sqlite::{Options, SqliteStore},
+    },
+    telemetry::{
+        self, Health, Metrics,
+        health::{Component, ComponentState},
+    },
+    webhook::{self, Endpoint, Pusher},
+};
 
 /// A required dependency cannot be reached at start.
 pub const EXIT_UNREACHABLE: u8 = 3;
+/// A shard failed: the process must not go on half alive.
+const EXIT_SHARD_FAILED: i32 = 70;
+/// Descriptors kept for files, HTTP and webhooks.
+const DESCRIPTORS_RESERVED: usize = 512;
+/// Salt of the order numbers that the store makes itself; the API's has this bit clear.
+const STORE_SALT: u64 = 0x200;
+
+/// Why a stage failed.
+#[derive(Debug, thiserror::Error)]
+#[error("stage {stage} failed: {cause:#}")]
+struct StageFailed {
+    stage: &'static str,
+    cause: anyhow::Error,
+}
 
 /// Runs the server until it is told to stop. `source` is read again at each SIGHUP.
-pub fn serve(_config: Config, _source: Source) -> ExitCode {
-    ExitCode::FAILURE
+pub fn serve(config: Config, source: Source) -> ExitCode {
+    if let Err(error) = telemetry::log::init(config.log.level, config.log.format) {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
+    match Gateway::start(&config) {
+        Ok(server) => server.run(config, &source),
+        Err(failed) => {
+            log::error!(target: "chargegate::boot", stage = failed.stage; "{:#}", failed.cause);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Names a stage, times it, and says so in the log.
+struct Stages {
+    health: Arc<Health>,
+    began: Instant,
+}
+
+impl Stages {
+    fn run<T>(&self, stage: &'static str, work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, StageFailed> {
+        let began = now();
+        self.health.set_stage(stage, false);
+        let done = work().map_err(|cause| StageFailed { stage, cause })?;
+        log::info!(target: "chargegate::boot", stage = stage, ms = millis_since(began); "stage done");
+        Ok(done)
+    }
+}
+
+/// The parts of a running server.
+struct Gateway {
+    health: Arc<Health>,
+    store: Arc<dyn Store>,
+    api: Arc<Api>,
+    server: Server,
+    guard: GuardHandle,
+    pusher: Arc<Pusher>,
+    jobs: Jobs,
+    shards: Running,
+    ticks: Ticks,
+}
+
+impl Gateway {
+    fn start(config: &Config) -> Result<Self, StageFailed> {
+        let start = now();
+        let shards = u16::try_from(config.shard_count()).unwrap_or(u16::MAX);
+        let health = Arc::new(Health::new(usize::from(shards)));
+        let stages = Stages { health: Arc::clone(&health), began: start };
+        let clock = Clock::since(start);
+
+        let (metrics, server_id, made_key) = stages.run("metrics and server id", || {
+            fs::create_dir_all(&config.data.dir).map_err(|error| named(&config.data.dir, error))?;
+            let server_id = kept(&config.data.dir.join("server_id"), || uuid::Uuid::now_v7().to_string())?;
+            let made_key = if config.api_keys.is_empty() {
+                Some(kept(&config.data.dir.join("api_key"), || format!("cg_{}", uuid::Uuid::new_v4().simple()))?)
+            } else {
+                None
+            };
+            Ok((Metrics::new(usize::from(shards)), server_id, made_key))
+        })?;
+
+        // The shards' threads wait from here on; their mailboxes are what the store's answers are routed to.
+        let prepared = stages.run("engines", || Ok(launch::prepare(engine(config.shard.engine), shards)?))?;
+        let directory = Arc::new(Directory::default());
+        let mailboxes = prepared.mailboxes().to_vec();
+        let router = Arc::new(Router::new(Arc::clone(&directory), Arc::clone(&metrics), mailboxes));
+
+        let salt = salt_of(&server_id);
+        let store: Arc<dyn Store> = stages.run("store", || {
+            let StoreUrl::Sqlite(path) = &config.store.url else {
+                anyhow::bail!("store.url names PostgreSQL, which this build does not support");
+            };
+            let mut options = Options::new(path);
+            options.batch_jobs_max = usize::try_from(config.store.batch_jobs_max).unwrap_or(256);
+            options.order_prefix = *config.orders.prefix.as_bytes();
+            options.order_salt = salt | STORE_SALT;
+            let notify: Arc<dyn Notify> = Arc::clone(&router) as Arc<dyn Notify>;
+            let store = SqliteStore::open(options, notify)?;
+            health.set(Component::Database, database_state(&store));
+            Ok(Arc::new(store) as Arc<dyn Store>)
+        })?;
+        stages.run("redis", || {
+            health.set(Component::Redis, ComponentState::Skipped);
+            Ok(())
+        })?;
+        let limits = stages.run("sessions", || {
+            let allowed = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED);
+            let wanted = usize::try_from(config.limits.max_connections).unwrap_or(usize::MAX);
+            if wanted > allowed {
+                log::warn!(
+                    target: "chargegate::boot", wanted = wanted, allowed = allowed;
+                    "limits.max_connections is cut to what the descriptor limit allows"
+                );
+            }
+            let per_ip = usize::try_from(config.limits.max_connections_per_ip).unwrap_or(usize::MAX);
+            Ok(Arc::new(ConnectionLimits::new(wanted.min(allowed), per_ip)))
+        })?;
+        let api = stages.run("handlers", || {
+            let (waiting, connections) = (Arc::clone(&metrics), Arc::clone(&metrics));
+            let backlog = Backlog::new(
+                Limits::from(&config.queue),
+                move || waiting.commands_waiting(),
+                move || connections.connections(),
+            );
+            Ok(Arc::new(Api {
+                directory: Arc::clone(&directory),
+                store: Arc::clone(&store),
+                numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
+                metrics: Arc::clone(&metrics),
+                health: Arc::clone(&health),
+                auth: Authenticator::new(keys(config, made_key.as_deref())),
+                backlog,
+                instance: server_id.clone(),
+                store_timeout: config.http.store_timeout,
+                start,
+            }))
+        })?;
+        let ticks = Ticks::new(usize::from(shards));
+        let (server, guard) = stages.run("http", || {
+            let server_config = ServerConfig {
+                socket_dir: config.data.dir.join("run"),
+                workers: usize::try_from(config.http.workers).unwrap_or(4),
+                body_bytes_max: usize::try_from(config.http.body_bytes_max).unwrap_or(usize::MAX),
+            };
+            let server = Server::start(&server_config, Arc::clone(&api).handler())?;
+            let (health, ticks) = (Arc::clone(&health), ticks.clone());
+            let mut local = Arc::clone(&api).local_routes();
+            let routes: guard::LocalRoutes = Box::new(move |head, body| {
+                ticks.publish(&health);
+                local(head, body)
+            });
+            let guard = guard::start(guard_config(config), server.gate(), routes)?;
+            Ok((server, guard))
+        })?;
+        health.set(Component::Http, ComponentState::ok(Duration::ZERO));
+        let (pusher, jobs) = stages.run("workers and jobs", || {
+            let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
+            router.join_pusher(Arc::clone(&pusher));
+            let context = job::Context {
+                store: Arc::clone(&store),
+                directory: Arc::clone(&directory),
+                notify: Arc::clone(&router) as Arc<dyn Notify>,
+                metrics: Arc::clone(&metrics),
+                health: Arc::clone(&health),
+                clock,
+                ticks: ticks.clone(),
+            };
+            Ok((pusher, Jobs::start(context, schedule(config))?))
+        })?;
+        let shards = stages.run("device listeners", || {
+            let mut seeds = Vec::new();
+            for index in 0..shards {
+                let core_config = core_config(config, ShardId(index), shards, &pusher)?;
+                let writer = metrics.claim_shard(usize::from(index));
+                let writer = writer.ok_or_else(|| anyhow::anyhow!("the metrics of shard {index} are taken"))?;
+                let core = Core::new(core_config, Arc::clone(&directory), Arc::clone(&limits), writer);
+                seeds.push(Seed { core, tick: ticks.of(usize::from(index)) });
+            }
+            let mut listen = vec![ListenAddress { addr: config.device.listen, listener: Listener::Devices }];
+            listen.extend(config.device.listen_gn.map(|addr| ListenAddress { addr, listener: Listener::Gn }));
+            let on_failure: OnFailure = Arc::new(|failure| {
+                log::error!(target: "chargegate::boot", shard = failure.shard.0; "shard failed: {}", failure.reason);
+                // The other shards go on as if nothing were; only a new process makes them whole again.
+                std::process::exit(EXIT_SHARD_FAILED);
+            });
+            Ok(prepared.start(seeds, clock, &store, &listen, &on_failure)?)
+        })?;
+        health.set(Component::Devices, ComponentState::ok(Duration::ZERO));
+        health.set_stage("ready", true);
+        let gateway = Self { health, store, api, server, guard, pusher, jobs, shards, ticks };
+        gateway.announce(made_key.as_deref(), stages.began);
+        Ok(gateway)
+    }
+
+    /// Tells a person at a terminal where everything is.
+    fn announce(&self, made_key: Option<&str>, began: Instant) {
+        let http = self.guard.local_addr();
+        let mut text = String::new();
+        for address in self.shards.listen() {
+            let what = match address.listener {
+                Listener::Devices => "devices",
+                Listener::Gn => "GN devices",
+            };
+            text += &format!("{what:<12} {}\n", address.addr);
+        }
+        text += &format!("{:<12} http://{http}/api/v1/third\n", "API");
+        text += &format!("{:<12} http://{http}/healthz /readyz /metrics\n", "health");
+        if let Some(key) = made_key {
+            text += &format!("{:<12} {key}   (send it as X-Api-Key)\n", "API key");
+        }
+        let mut out = io::stdout().lock();
+        // A closed standard output is no reason not to serve.
+        drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+        log::info!(
+            target: "chargegate::boot",
+            engine:% = self.shards.engine(), http:% = http, ms = millis_since(began);
+            "ready"
+        );
+    }
+
+    fn run(self, config: Config, source: &Source) -> ExitCode {
+        let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+            Ok(signals) => signals,
+            Err(error) => {
+                log::error!(target: "chargegate::boot", error:% = error; "signals cannot be received");
+                return ExitCode::FAILURE;
+            }
+        };
+        let mut config = config;
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                self.reload(&mut config, source);
+                continue;
+            }
+            log::info!(target: "chargegate::boot", signal = signal; "stopping");
+            // From here on a signal means: now.
+            std::thread::spawn(move || {
+                if signals.forever().any(|signal| signal != SIGHUP) {
+                    std::process::exit(1);
+                }
+            });
+            break;
+        }
+        self.stop(config.shutdown.timeout)
+    }
+
+    fn stop(self, timeout: Duration) -> ExitCode {
+        let began = now();
+        let left = || timeout.saturating_sub(now().duration_since(began)).max(Duration::from_secs(1));
+        self.health.set_stage("stopping", false);
+        self.guard.begin_shutdown(left());
+        let stopped = self.shards.join(left());
+        self.ticks.clear(&self.health);
+        self.guard.join();
+        drop(self.server);
+        self.jobs.stop();
+        let pushed = self.pusher.stop(left());
+        self.store.close(left());
+        log::info!(
+            target: "chargegate::boot",
+            shards_forced = stopped.forced, deliveries_forced = pushed.forced, ms = millis_since(began);
+            "stopped"
+        );
+        ExitCode::SUCCESS
+    }
+
+    fn reload(&self, config: &mut Config, source: &Source) {
+        let new = match source.load() {
+            Ok(new) => new,
+            Err(errors) => {
+                for error in errors.0 {
+                    log::error!(target: "chargegate::config", "not reloaded: {error}");
+                }
+                return;
+            }
+        };
+        for change in config.changes(&new) {
+            match change.reload {
+                Reload::Live => log::info!(target: "chargegate::config", key:% = change.key; "changed"),
+                Reload::Restart => {
+                    log::warn!(target: "chargegate::config", key:% = change.key; "changes at the next start")
+                }
+            }
+        }
+        telemetry::log::set_level(new.log.level);
+        self.api.backlog.set_limits(Limits::from(&new.queue));
+        if new.api_keys != config.api_keys && !new.api_keys.is_empty() {
+            self.api.auth.reload(keys(&new, None));
+        }
+        if new.webhook_endpoints != config.webhook_endpoints {
+            match self.pusher.reload(endpoints(&new), new.webhook.timeout) {
+                Ok(_) => {}
+                Err(error) => {
+                    log::error!(target: "chargegate::config", error:% = error; "webhook endpoints not reloaded")
+                }
+            }
+        }
+        *config = new;
+    }
+}
+
+/// The shards' ticks, on their way to the health registry.
+#[derive(Clone, Debug)]
+pub struct Ticks(Arc<[Arc<AtomicU64>]>);
+
+impl Ticks {
+    fn new(shards: usize) -> Self {
+        Self((0..shards).map(|_| Arc::new(AtomicU64::new(0))).collect())
+    }
+
+    fn of(&self, shard: usize) -> Arc<AtomicU64> {
+        self.0.get(shard).map_or_else(Arc::default, Arc::clone)
+    }
+
+    /// Copies the ticks of the shards that started.
+    pub fn publish(&self, health: &Health) {
+        for (shard, tick) in self.0.iter().enumerate() {
+            match tick.load(std::sync::atomic::Ordering::Relaxed) {
+                0 => {}
+                at => health.tick(shard, at),
+            }
+        }
+    }
+
+    fn clear(&self, health: &Health) {
+        for (shard, tick) in self.0.iter().enumerate() {
+            tick.store(0, std::sync::atomic::Ordering::Relaxed);
+            health.shard_ended(shard);
+        }
+    }
+}
+
+const fn engine(engine: config::Engine) -> EngineChoice {
+    match engine {
+        config::Engine::Auto => EngineChoice::Auto,
+        config::Engine::Glommio => EngineChoice::Only(Engine::Glommio),
+        config::Engine::Mio => EngineChoice::Only(Engine::Mio),
+    }
+}
+
+fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) -> anyhow::Result<CoreConfig> {
+    let share = |all: u64| (all / u64::from(shards)).max(1);
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    Ok(CoreConfig {
+        shard,
+        magics: Magics::new(&config.ap3000.magics.0)?,
+        known_only: config.devices.admission == config::Admission::Known,
+        accept_rate_per_s: share(u64::from(config.limits.accept_rate_per_s)),
+        accept_burst: share(u64::from(config.limits.accept_burst)),
+        garbage_percent_max: u64::from(config.device.garbage_percent_max),
+        progress_events: pusher.subscribes("charging.progress"),
+        heartbeat_events: pusher.subscribes("device.heartbeat"),
+        timeouts: Timeouts {
+            detect: ms(config.device.detect_timeout),
+            frame: ms(config.device.detect_timeout),
+            write: ms(config.device.write_timeout),
+            idle_ap3000: ms(config.device.idle_timeout_ap3000),
+            idle_bkv: ms(config.device.idle_timeout_bkv),
+            session_ap3000: signed(config.session.timeout_ap3000),
+            session_bkv: signed(config.session.timeout_bkv),
+            session_gn: signed(config.session.timeout_gn),
+            session_shared: signed(config.session.timeout_shared),
+            port_sync: ms(config.jobs.port_sync_interval),
+            command_gap: ms(config.ap3000.command_interval),
+        },
+    })
+}
+
+fn guard_config(config: &Config) -> GuardConfig {
+    let http = &config.http;
+    let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+    GuardConfig {
+        connections_max: size(http.max_connections),
+        connections_per_ip_max: size(http.max_connections_per_ip),
+        head_bytes_max: size(http.head_bytes_max),
+        body_bytes_max: size(http.body_bytes_max),
+        head_timeout: http.head_timeout,
+        body_timeout: http.body_timeout,
+        write_timeout: http.write_timeout,
+        idle_timeout: http.keep_alive_timeout,
+        ..GuardConfig::new(http.listen)
+    }
+}
+
+fn schedule(config: &Config) -> Schedule {
+    Schedule {
+        backstop: config.jobs.order_backstop_interval,
+        command_poll: config.jobs.command_interval,
+        cleaner: config.jobs.cleanup_interval,
+        keep: config.retention.events,
+        interrupt_grace: config.session.interrupt_grace,
+        offline_grace: config.session.offline_grace,
+    }
+}
+
+fn pusher_settings(config: &Config) -> webhook::Settings {
+    webhook::Settings {
+        timeout: config.webhook.timeout,
+        retry_delays: config.webhook.retry_schedule.0.clone(),
+        concurrency: usize::try_from(config.webhook.concurrency).unwrap_or(32),
+        allow_private_targets: config.webhook.allow_private_targets,
+        ..webhook::Settings::default()
+    }
+}
+
+fn endpoints(config: &Config) -> Vec<Endpoint> {
+    let endpoint = |from: &WebhookEndpoint| Endpoint {
+        name: from.name.clone(),
+        url: from.url.clone(),
+        secrets: [Some(&from.secret), from.secret_previous.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|secret| secret.expose().to_owned())
+            .collect(),
+        api_key: from.api_key.as_ref().map(|key| key.expose().to_owned()),
+        events: from.events.iter().map(ToString::to_string).collect(),
+    };
+    config.webhook_endpoints.iter().map(endpoint).collect()
+}
+
+fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
+    let made = made.map(|key| ApiKey {
+        name: "first".to_owned(),
+        key_sha256: Sha256::digest(key).into(),
+        scopes: [Scope::Read, Scope::Control, Scope::Admin].into_iter().collect(),
+        require_hmac: false,
+        hmac_secret: None,
+        ip_allow: Vec::new(),
+        rate_per_s: 0,
+    });
+    config.api_keys.iter().cloned().chain(made).collect()
+}
+
+/// A value made once and kept in a file that only its owner may read.
+fn kept(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(named(path, error)),
+    }
+    let value = make();
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(format!("{value}\n").as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|error| named(path, error))?;
+    Ok(value)
+}
+
+fn named(path: &Path, error: io::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context(path.display().to_string())
+}
+
+/// Tells instances apart in order numbers.
+fn salt_of(server_id: &str) -> u64 {
+    let digest = Sha256::digest(server_id);
+    let first = digest.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
+    u64::from(first) & (STORE_SALT - 1)
+}
+
+fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that outlives the call.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0;
+    if failed { 1024 } else { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn millis_since(began: Instant) -> u64 {
+    u64::try_from(now().duration_since(began).as_millis()).unwrap_or(u64::MAX)
 }

@@ -19,6 +19,7 @@ use std::{
 };
 
 use crate::{
+    boot::Ticks,
     gateway::directory::Directory,
     shard::Clock,
     store::{Backstop, Job, Notify, Reply, Store},
@@ -64,6 +65,8 @@ pub struct Context {
     pub health: Arc<Health>,
     /// The process's clock.
     pub clock: Clock,
+    /// The shards' ticks, for liveness.
+    pub ticks: Ticks,
 }
 
 /// The jobs' thread.
@@ -94,7 +97,7 @@ impl Jobs {
 }
 
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
-    let Context { store, directory, notify, metrics, health, mut clock } = context;
+    let Context { store, directory, notify, metrics, health, mut clock, ticks } = context;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let ready = clock.refresh();
@@ -103,6 +106,8 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let mut clean_at = ready.mono_ms + millis(schedule.cleaner);
     while !stop.load(Ordering::Relaxed) {
         let now = clock.refresh();
+        ticks.publish(&health);
+        health.observe(now.mono_ms);
         metrics.devices_online.set(u64::try_from(directory.online()).unwrap_or(0));
         health.set(Component::Database, database_state(store.as_ref()));
         if now.mono_ms >= backstop_at {

@@ -77,15 +77,7 @@ impl World {
         let id = id.parse().unwrap();
         let device = Box::new(device);
         let connect_at = self.now_ms;
-        self.peers.push(Peer {
-            id,
-            device,
-            conn: None,
-            connect_at,
-            received: Vec::new(),
-            deaf: false,
-            gone: false,
-        });
+        self.peers.push(Peer { id, device, conn: None, connect_at, received: Vec::new(), deaf: false, gone: false });
         self.peers.len() - 1
     }
 
@@ -406,4 +398,3 @@ fn path(dir: &tempfile::TempDir) -> PathBuf {
 fn open(dir: &tempfile::TempDir) -> Db {
     Db::open(&path(dir), OrderNumbers::new(*b"THD", 1023)).unwrap()
 }
-
