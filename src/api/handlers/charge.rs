@@ -216,8 +216,8 @@ fn busy(device_id: DeviceId, port_no: u16, holder: Option<OrderNo>) -> ApiError 
     ApiError::new(ErrorCode::PortBusy, message).with_data(json!({"order_no": holder}))
 }
 
-/// Answers when the store has decided. The place among the unwritten commands is given back here: from now on the command is in the
-/// device's lane, or nowhere.
+/// Answers when the store has decided. The place among the unwritten commands is given back here: the command is on its way to the
+/// device's lane, which counts it from then on, or does not exist.
 fn answer(call: Call, device_id: DeviceId, port_no: u16, outcome: Outcome, place: Reservation) {
     drop(place);
     let created = match outcome {

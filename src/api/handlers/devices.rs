@@ -129,8 +129,8 @@ impl DeviceObject {
                 firmware = entry.firmware().or(firmware);
                 if let Some(record) = record {
                     status.signal = status.signal.or(record.signal);
-                    status.last_seen_at = status.last_seen_at.or(record.last_seen_at.map(Rfc3339));
-                    status.connected_at = status.connected_at.or(record.connected_at.map(Rfc3339));
+                    status.last_seen_at = status.last_seen_at.or_else(|| record.last_seen_at.map(Rfc3339));
+                    status.connected_at = status.connected_at.or_else(|| record.connected_at.map(Rfc3339));
                 }
                 if status.ports.is_empty() {
                     status.ports = stored_ports.iter().map(|port| PortObject::new(port, None)).collect();

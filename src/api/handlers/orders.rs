@@ -45,6 +45,13 @@ impl Wish {
         }
     }
 
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Cancel => "cancel",
+        }
+    }
+
     const fn participle(self) -> &'static str {
         match self {
             Self::Stop => "stopped",
@@ -161,7 +168,7 @@ fn answer(call: Call, target: Target, wish: Wish, outcome: &OrderOutcome) {
             log::info!(
                 order_no:% = order.order_no, device_id:% = order.device_id, port_no = order.port_no,
                 status = order.status.as_str(), request_id = call.request_id();
-                "order to be {}", wish.participle()
+                "order {} accepted", wish.as_str()
             );
             call.success(202, &Accepted::from(order));
         }
