@@ -363,3 +363,170 @@ const fn entered(status: OrderStatus) -> EventType {
         OrderStatus::Interrupted => EventType::OrderInterrupted,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::OrderStatus as S;
+
+    const EVENTS: [Event; 20] = [
+        Event::StartAcked,
+        Event::StartAckedLate,
+        Event::StartRefused { relay_may_be_on: false },
+        Event::StartRefused { relay_may_be_on: true },
+        Event::StartWithdrawn,
+        Event::StartTimedOut,
+        Event::Evidence,
+        Event::Cancel,
+        Event::Stop,
+        Event::NoLoad,
+        Event::Offline,
+        Event::Returned,
+        Event::ReturnTimedOut,
+        Event::PortMismatch,
+        Event::StopAcked,
+        Event::StopRefused,
+        Event::StopTimedOut,
+        Event::Settled(End::ByServer),
+        Event::Settled(End::Normal),
+        Event::Settled(End::Fault),
+    ];
+
+    const fn facts(status: OrderStatus) -> Facts {
+        let start_claimed = true;
+        Facts {
+            status,
+            start_claimed,
+            charged: false,
+            stop_acked: false,
+            settled: false,
+            end_pending: false,
+            lost: false,
+        }
+    }
+
+    /// A verdict as the table writes it: target status by number, then s stop, w withdraw, t totals, a stop acknowledged,
+    /// p end pending, ! alarm; `=` unchanged, `x` refused.
+    fn shown(verdict: Verdict) -> String {
+        let Verdict::Step(step) = verdict else {
+            return if verdict == Verdict::Unchanged { "=" } else { "x" }.to_owned();
+        };
+        let marks = [
+            (step.send_stop, 's'),
+            (step.withdraw_start, 'w'),
+            (step.store_totals, 't'),
+            (step.stop_acked, 'a'),
+            (step.end_pending, 'p'),
+            (step.alarm.is_some(), '!'),
+        ];
+        let marks: String = marks.into_iter().filter_map(|(set, mark)| set.then_some(mark)).collect();
+        format!("{}{marks}", step.to.code())
+    }
+
+    /// One row per status, one column per event of [`EVENTS`]: acked, acked late, refused, refused with relay on, withdrawn, start
+    /// timed out, evidence, cancel, stop, no load, offline, returned, return timed out, mismatch, stop acked, stop refused,
+    /// stop timed out, settled by server, normally, by fault.
+    const TABLE: [(OrderStatus, &str); 11] = [
+        (S::Pending, "1 7sp! 6 6sp 6 7w 2 8s 8s x x 2 x x x x x 3t 3t 6t"),
+        (S::Confirmed, "= = x x x x 2 8s 9s 6s = 2 x x x x x 3t 3t 6t"),
+        (S::Charging, "= = x x x x = x 9s x 10 = x 6 x x x 3t 3t 6t"),
+        (S::Completed, "3sp! 3sp! x x x x 3sp x x x x 3sp x x 3a x x 3t 3t 3t"),
+        (S::Cancelled, "4sp! 4sp! x x x x 4sp x x x x 4sp x x 4a x x 4t 4t 4t"),
+        (S::Stopped, "5sp! 5sp! x x x x 5sp x x x x 5sp x x 5a x x 5t 5t 5t"),
+        (S::Failed, "6sp! 6sp! x x x x 6sp x x x x 6sp x x 6a x x 6t 6t 6t"),
+        (S::Timeout, "7sp! 7sp! x x x x 7sp x x x x 7sp x x 7a x x 7t 7t 7t"),
+        (S::Cancelling, "8s 8s 4 4sp 4 x = = = x = = x x 4a = 4! 4t 3t 6t"),
+        (S::Stopping, "= = x x x x = = = x = = x x 5a = 5! 5t 3t 6t"),
+        (S::Interrupted, "= = x x x x = x 9s x = 2 6 6 x x x 3t 3t 6t"),
+    ];
+
+    #[test]
+    fn every_pair_of_status_and_event_is_decided() {
+        for (status, row) in TABLE {
+            let row: Vec<&str> = row.split(' ').collect();
+            assert_eq!(row.len(), EVENTS.len(), "{status:?}");
+            for (event, expected) in EVENTS.into_iter().zip(row) {
+                assert_eq!(shown(transition(&facts(status), event)), expected, "{status:?} × {event:?}");
+            }
+        }
+    }
+
+    fn all_facts() -> impl Iterator<Item = Facts> {
+        S::ALL
+            .into_iter()
+            .flat_map(|status| {
+                (0..64_u8).map(move |bits| Facts {
+                    status,
+                    start_claimed: bits & 1 != 0,
+                    charged: bits & 2 != 0,
+                    stop_acked: bits & 4 != 0,
+                    settled: bits & 8 != 0,
+                    end_pending: bits & 16 != 0,
+                    lost: bits & 32 != 0,
+                })
+            })
+            // Only a final order can be settled or have its end pending, and only a failed one be lost.
+            .filter(|facts| facts.status.is_final() || !(facts.settled || facts.end_pending))
+            .filter(|facts| facts.status == S::Failed || !facts.lost)
+    }
+
+    #[test]
+    fn invariants_hold_for_all_facts_and_events() {
+        for facts in all_facts() {
+            for event in EVENTS {
+                let verdict = transition(&facts, event);
+                if let Event::Settled(_) = event {
+                    // A settlement is never refused; totals are stored once.
+                    assert_ne!(verdict, Verdict::Refused, "{facts:?} {event:?}");
+                    if !facts.settled || facts.status.is_active() {
+                        assert!(matches!(verdict, Verdict::Step(Step { store_totals: true, .. })), "{facts:?}");
+                    }
+                }
+                let Verdict::Step(step) = verdict else { continue };
+                if facts.status.is_final() {
+                    assert_eq!(step.to, facts.status, "a final order keeps its status: {facts:?} {event:?}");
+                }
+                assert!(!step.store_totals || !step.end_pending, "{facts:?} {event:?}");
+                let ends_unpaid = matches!(step.to, S::Timeout | S::Cancelled | S::Failed) && step.end_pending;
+                assert!(!ends_unpaid || facts.status.is_final() || step.send_stop, "{facts:?} {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unclaimed_start_is_withdrawn_at_once() {
+        let unclaimed = Facts { start_claimed: false, ..facts(S::Pending) };
+        assert_eq!(shown(transition(&unclaimed, Event::Cancel)), "4w");
+        assert_eq!(shown(transition(&unclaimed, Event::Stop)), "4w");
+    }
+
+    #[test]
+    fn a_lost_charge_runs_on_and_any_other_is_stopped() {
+        let lost = Facts { lost: true, ..facts(S::Failed) };
+        assert_eq!(shown(transition(&lost, Event::Evidence)), "6p");
+        let pending = Facts { end_pending: true, ..facts(S::Timeout) };
+        assert_eq!(shown(transition(&pending, Event::Evidence)), "=");
+        assert_eq!(shown(transition(&pending, Event::PortMismatch)), "7");
+        assert_eq!(shown(transition(&pending, Event::Settled(End::Normal))), "7t");
+        let settled = Facts { settled: true, ..facts(S::Completed) };
+        assert_eq!(shown(transition(&settled, Event::Evidence)), "x");
+        assert_eq!(shown(transition(&settled, Event::Settled(End::Normal))), "=");
+    }
+
+    #[test]
+    fn events_are_told_in_order() {
+        let told = |from, event, charged| {
+            let Verdict::Step(step) = transition(&facts(from), event) else { panic!("{from:?} {event:?}") };
+            events(from, &step, charged).map(EventType::as_str).collect::<Vec<_>>()
+        };
+        assert_eq!(told(S::Pending, Event::StartAcked, false), ["order.confirmed"]);
+        assert_eq!(told(S::Confirmed, Event::Evidence, false), ["charging.started"]);
+        assert_eq!(told(S::Interrupted, Event::Returned, true), ["order.resumed"]);
+        let settled = Event::Settled(End::Normal);
+        assert_eq!(told(S::Charging, settled, true), ["charging.ended", "order.completed", "order.settled"]);
+        assert_eq!(told(S::Pending, settled, false), ["order.completed", "order.settled"]);
+        assert_eq!(told(S::Timeout, settled, false), ["order.settled"]);
+        assert_eq!(told(S::Cancelling, Event::StopAcked, false), ["order.cancelled"]);
+        assert_eq!(told(S::Stopping, Event::StopAcked, true), ["charging.ended", "order.stopped"]);
+    }
+}

@@ -494,7 +494,7 @@ mod tests {
         let shards = [metrics.claim_shard(0).unwrap(), metrics.claim_shard(1).unwrap()];
         for shard in &shards {
             shard.accepted.add(2);
-            shard.devices_online.inc();
+            metrics.devices_online.set(metrics.devices_online.get() + 1);
             shard.closed[CloseReason::Garbage].inc();
             shard.frames.ap3000(Direction::Up, 0x21);
             shard.frames.bkv(Direction::Down, 0x1000, 0x1017);
