@@ -12,7 +12,7 @@ help:
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
 	@echo "bench       benchmarks"
-	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SECONDS) s, where cargo-fuzz is installed"
+	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SECONDS) s; needs a nightly toolchain"
 	@echo "demo        the gateway with simulated devices that charge"
 
 run:
@@ -34,13 +34,7 @@ bench:
 	$(CARGO) bench --workspace
 
 fuzz-smoke:
-	@if ! $(CARGO) fuzz --version >/dev/null 2>&1; then \
-		echo "cargo-fuzz is not installed: cargo install cargo-fuzz, and rustup toolchain install nightly"; \
-	else \
-		set -e; targets=$$($(CARGO) fuzz list); for target in $$targets; do \
-			$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); \
-		done; \
-	fi
+	scripts/fuzz-smoke $(FUZZ_SECONDS)
 
 demo:
 	$(CARGO) build --release --workspace

@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use super::ap3000::{self, Item, Magics, PhyId, guess_direction};
 use super::bkv::{self, GatewayId};
 use super::detect::{Detected, Detection, detect};
-use super::{DecodeError, Direction, Hex, Input, SkipReason, Step};
+use super::{DecodeError, Direction, Hex, SkipReason, Step};
 
 /// Longest BKV/GN frame, from magic to tail.
 const BKV_FRAME_MAX: usize = bkv::frame::LENGTH_MAX.saturating_add(BKV_UNCOUNTED_LEN);
@@ -27,6 +27,8 @@ const BKV_FRAME_MAX: usize = bkv::frame::LENGTH_MAX.saturating_add(BKV_UNCOUNTED
 const BKV_UNCOUNTED_LEN: usize = 4;
 /// Magic and length field of an AP3000 frame, which its length does not count.
 const AP3000_UNCOUNTED_LEN: usize = 5;
+/// Everything in front of an AP3000 frame's data.
+const AP3000_HEAD_LEN: usize = 12;
 
 /// A stretch of a capture and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +103,8 @@ pub enum Fault {
     /// The direction byte contradicts the magic (BKV/GN).
     #[error("direction byte contradicts the magic")]
     BadDirection,
-    /// The capture ends inside the frame.
-    #[error("capture ends inside the frame: need {need} bytes, have {have}")]
+    /// The capture ends, or a sound item begins, before the frame is whole.
+    #[error("frame is cut off: need {need} bytes, have {have}")]
     CutOff {
         /// Bytes of the frame, or of magic and length field where these are cut.
         need: usize,
@@ -180,16 +182,20 @@ impl<'a> Iterator for Findings<'a> {
         if self.rest(offset).is_empty() {
             return None;
         }
-        let (kind, len) = match self.start(offset) {
-            Start::Sound(kind, len) => (kind, len),
-            Start::Refused(refused, Some(claimed)) => {
-                let len = self.run(offset, claimed, |start| matches!(start, Start::Sound(..)));
-                (Kind::Refused(refused), len)
+        let start = self.start(offset);
+        let len = match start {
+            Start::Sound(_, len) => len,
+            Start::Refused(_, Some(claimed)) => self.run(offset, claimed, |start| matches!(start, Start::Sound(..))),
+            Start::Refused(_, None) | Start::Nothing => {
+                self.run(offset, usize::MAX, |start| !matches!(start, Start::Nothing))
             }
-            Start::Refused(refused, None) => (Kind::Refused(refused), self.run_to_any_start(offset)),
-            Start::Nothing => (Kind::Noise, self.run_to_any_start(offset)),
         };
         let (bytes, _) = self.rest(offset).split_at_checked(len)?;
+        let kind = match start {
+            Start::Sound(kind, _) => kind,
+            Start::Refused(refused, _) => Kind::Refused(refused.within(bytes)),
+            Start::Nothing => Kind::Noise,
+        };
         self.at = offset.saturating_add(len);
         Some(Finding { offset, bytes, kind })
     }
@@ -198,10 +204,6 @@ impl<'a> Iterator for Findings<'a> {
 impl<'a> Findings<'a> {
     fn rest(&self, at: usize) -> &'a [u8] {
         self.bytes.get(at..).unwrap_or_default()
-    }
-
-    fn run_to_any_start(&self, offset: usize) -> usize {
-        self.run(offset, usize::MAX, |start| !matches!(start, Start::Nothing))
     }
 
     /// Bytes from `offset` to where something begins that ends the run, `len_max` at most.
@@ -246,12 +248,8 @@ impl<'a> Findings<'a> {
     }
 
     fn refused_ap3000(&self, bytes: &'a [u8], magic: [u8; 3], reason: Option<SkipReason>) -> Start<'a> {
-        let mut input = Input::new(bytes);
-        let length = input.array::<3>("magic").and_then(|_| input.u16_le("length")).ok();
-        let phy_id = input.array("phy_id").map(PhyId).ok();
-        let msg_id = input.u16_le("msg_id").ok();
-        let command = input.u8("command").ok();
-        let header = Header::Ap3000 { phy_id, msg_id, command };
+        let length = bytes_at(bytes, 3).map(u16::from_le_bytes);
+        let header = Header::ap3000(bytes);
         let given = self.direction.map(|direction| Sender { direction, guessed: false });
         let cut = |need| Refused {
             fault: Fault::CutOff { need, have: bytes.len() },
@@ -267,7 +265,8 @@ impl<'a> Findings<'a> {
         let claimed = AP3000_UNCOUNTED_LEN.saturating_add(usize::from(length));
         let whole = bytes.get(..claimed).and_then(|raw| {
             let (summed, sum) = raw.split_last_chunk()?;
-            let (_, data) = summed.split_first_chunk::<12>()?;
+            let (_, data) = summed.split_first_chunk::<AP3000_HEAD_LEN>()?;
+            let Header::Ap3000 { phy_id, msg_id, command } = header else { return None };
             let frame = ap3000::Frame { magic, phy_id: phy_id?, msg_id: msg_id?, command: command?, data, raw };
             let (found, computed) = (u16::from_le_bytes(*sum), ap3000::frame::checksum(summed));
             Some(Refused {
@@ -281,6 +280,10 @@ impl<'a> Findings<'a> {
     }
 }
 
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
 fn window(bytes: &[u8], len_max: usize) -> &[u8] {
     bytes.get(..len_max).unwrap_or(bytes)
 }
@@ -291,20 +294,13 @@ fn bkv_start(bytes: &[u8]) -> Start<'_> {
         Step::Skip { reason, .. } => Some(reason),
         Step::NeedMore => None,
     };
-    let mut input = Input::new(bytes);
-    let direction = match input.array("magic") {
-        Ok(bkv::frame::MAGIC_UP) => Direction::Up,
-        _ => Direction::Down,
-    };
-    let length = input.u16_be("length").ok();
-    let command = input.u16_be("command").ok();
-    let sequence = input.u32_be("sequence").ok();
-    let gateway_id = input.u8("direction").and_then(|_| input.array("gateway_id")).map(GatewayId).ok();
+    let direction = if bytes.starts_with(&bkv::frame::MAGIC_UP) { Direction::Up } else { Direction::Down };
+    let length = bytes_at(bytes, 2).map(u16::from_be_bytes);
     let refused = |fault, checksum_ok| Refused {
         fault,
         checksum_ok,
         sender: Some(Sender { direction, guessed: false }),
-        header: Header::Bkv { command, sequence, gateway_id },
+        header: Header::bkv(bytes),
     };
     let cut = |need| refused(Fault::CutOff { need, have: bytes.len() }, false);
     let Some(length) = length else { return Start::Refused(cut(BKV_UNCOUNTED_LEN), None) };
@@ -409,7 +405,40 @@ impl Finding<'_> {
     }
 }
 
+impl Refused {
+    /// The same frame where a sound item leaves it only these bytes.
+    fn within(self, bytes: &[u8]) -> Self {
+        let fault = match self.fault {
+            Fault::CutOff { need, .. } => Fault::CutOff { need, have: bytes.len() },
+            fault @ (Fault::BadLength { .. } | Fault::BadChecksum { .. } | Fault::BadTail | Fault::BadDirection) => {
+                fault
+            }
+        };
+        let header = match self.header {
+            Header::Ap3000 { .. } => Header::ap3000(bytes),
+            Header::Bkv { .. } => Header::bkv(bytes),
+        };
+        Self { fault, header, ..self }
+    }
+}
+
 impl Header {
+    fn ap3000(frame: &[u8]) -> Self {
+        Self::Ap3000 {
+            phy_id: bytes_at(frame, 5).map(PhyId),
+            msg_id: bytes_at(frame, 9).map(u16::from_le_bytes),
+            command: bytes_at(frame, 11).map(u8::from_le_bytes),
+        }
+    }
+
+    fn bkv(frame: &[u8]) -> Self {
+        Self::Bkv {
+            command: bytes_at(frame, 4).map(u16::from_be_bytes),
+            sequence: bytes_at(frame, 6).map(u32::from_be_bytes),
+            gateway_id: bytes_at(frame, 11).map(GatewayId),
+        }
+    }
+
     /// The command as in `testdata/vectors`: `0x8A` for AP3000, `0x1000` for BKV/GN.
     fn code(&self) -> Option<String> {
         match self {
