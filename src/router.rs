@@ -90,11 +90,11 @@ impl Notify for Router {
             }
             _ => {}
         }
-        if let Some(mailbox) = self.mailboxes.get(usize::from(shard.0)) {
-            if mailbox.send(Message::Outcome(outcome)).is_err() {
-                // The mailbox has room for every job under way; a shard that ended takes no more.
-                log::error!(target: "chargegate::router", shard = shard.0; "an outcome found its shard's mailbox full");
-            }
+        if let Some(mailbox) = self.mailboxes.get(usize::from(shard.0))
+            && mailbox.send(Message::Outcome(outcome)).is_err()
+        {
+            // The mailbox has room for every job under way; a shard that ended takes no more.
+            log::error!(target: "chargegate::router", shard = shard.0; "an outcome found its shard's mailbox full");
         }
     }
 

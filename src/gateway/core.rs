@@ -391,10 +391,10 @@ impl Core {
         state.received += bytes.len() as u64;
         self.shared.metrics.received_bytes.add(bytes.len() as u64);
         // A socket with one device: every byte is a sign of its life. With several, each has to speak for itself.
-        if let [device] = state.devices.as_slice() {
-            if let Some(device) = self.devices.get(*device) {
-                device.entry.seen(now.unix_ms);
-            }
+        if let [device] = state.devices.as_slice()
+            && let Some(device) = self.devices.get(*device)
+        {
+            device.entry.seen(now.unix_ms);
         }
         if state.tail.is_empty() {
             let used = self.drain(now, key, bytes, effects);
@@ -415,11 +415,11 @@ impl Core {
     /// A peer has bytes to drain.
     pub fn write_blocked(&mut self, now: Now, conn: ConnId) {
         let key = Key::from(conn);
-        if let Some(state) = self.conns.get_mut(key) {
-            if state.blocked_since == 0 {
-                state.blocked_since = now.mono_ms;
-                self.arm_conn(now, key);
-            }
+        if let Some(state) = self.conns.get_mut(key)
+            && state.blocked_since == 0
+        {
+            state.blocked_since = now.mono_ms;
+            self.arm_conn(now, key);
         }
     }
 
@@ -594,15 +594,15 @@ impl Core {
             self.close(now, key, CloseReason::Garbage, effects);
             return;
         }
-        if let Some(conn) = self.conns.get_mut(key) {
-            if left > 0 {
-                held.drain(..used.min(held.len()));
-                conn.tail = held;
-                if used > 0 {
-                    conn.tail_since = now.mono_ms;
-                }
-                self.arm_conn(now, key);
+        if let Some(conn) = self.conns.get_mut(key)
+            && left > 0
+        {
+            held.drain(..used.min(held.len()));
+            conn.tail = held;
+            if used > 0 {
+                conn.tail_since = now.mono_ms;
             }
+            self.arm_conn(now, key);
         }
     }
 
@@ -685,10 +685,10 @@ impl Core {
         self.shared.metrics.connections.dec();
         for device_key in conn.devices {
             let mut cx = Cx { now, shared: &mut self.shared, effects };
-            if let Some(device) = self.devices.get_mut(device_key) {
-                if device.conn == Some(key) {
-                    device.unbound(&mut cx);
-                }
+            if let Some(device) = self.devices.get_mut(device_key)
+                && device.conn == Some(key)
+            {
+                device.unbound(&mut cx);
             }
             self.arm_device(now, device_key);
         }

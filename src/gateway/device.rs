@@ -199,10 +199,10 @@ impl Device {
         self.entry.set_timeout(timeout);
         self.entry.set_connected_at(cx.now.unix_ms);
         self.entry.seen(cx.now.unix_ms);
-        if let DeviceId::Ap3000(phy_id) = self.id {
-            if phy_id.is_fallback() {
-                self.entry.set_fallback();
-            }
+        if let DeviceId::Ap3000(phy_id) = self.id
+            && phy_id.is_fallback()
+        {
+            self.entry.set_fallback();
         }
         self.submit_bind(cx);
     }
@@ -291,11 +291,11 @@ impl Device {
         if !self.entry.declared_online() {
             self.declare_online(cx);
         }
-        if !self.dirty {
-            if let Some(key) = self.key {
-                self.dirty = true;
-                cx.shared.dirty.push(key);
-            }
+        if !self.dirty
+            && let Some(key) = self.key
+        {
+            self.dirty = true;
+            cx.shared.dirty.push(key);
         }
         if self.tracks.iter().any(|track| track.status == crate::model::OrderStatus::Interrupted) {
             let situation = self.situation(cx.now);
@@ -458,17 +458,17 @@ impl Device {
             }
             Charging::Yes => self.evidence(cx, report),
         }
-        if let (Some(seconds), Some(energy)) = (report.charged_seconds, report.energy_wh) {
-            if let Some(order_no) = self.order_of(report) {
-                self.progress.retain(|(other, ..)| *other != order_no);
-                self.progress.push((order_no, seconds, energy));
-                if cx.shared.config.progress_events {
-                    let data = json!({
-                        "order_no": order_no, "device_id": self.id, "port_no": port_no,
-                        "duration_seconds": seconds, "energy_wh": energy, "power_dw": report.power_dw,
-                    });
-                    cx.order_event(self.id, order_no, EventType::ChargingProgress, data);
-                }
+        if let (Some(seconds), Some(energy)) = (report.charged_seconds, report.energy_wh)
+            && let Some(order_no) = self.order_of(report)
+        {
+            self.progress.retain(|(other, ..)| *other != order_no);
+            self.progress.push((order_no, seconds, energy));
+            if cx.shared.config.progress_events {
+                let data = json!({
+                    "order_no": order_no, "device_id": self.id, "port_no": port_no,
+                    "duration_seconds": seconds, "energy_wh": energy, "power_dw": report.power_dw,
+                });
+                cx.order_event(self.id, order_no, EventType::ChargingProgress, data);
             }
         }
     }
@@ -657,10 +657,10 @@ impl Device {
             at: cx.now.unix_ms,
             request_id: None,
         };
-        if !cx.job(Job::Order(Box::new(job))) {
-            if let Some(track) = self.tracks.iter_mut().find(|track| track.order_no == order_no) {
-                track.retell(cx.now);
-            }
+        if !cx.job(Job::Order(Box::new(job)))
+            && let Some(track) = self.tracks.iter_mut().find(|track| track.order_no == order_no)
+        {
+            track.retell(cx.now);
         }
     }
 

@@ -32,10 +32,12 @@ const NO_SHARD: u16 = u16::MAX;
 /// A TCP close or an ACK timeout counts against the score for this long.
 pub const PENALTY_MS: i64 = 5 * 60 * 1000;
 
+type Stripe = RwLock<FxHashMap<DeviceId, Arc<Entry>>>;
+
 /// All devices this process knows.
 #[derive(Debug)]
 pub struct Directory {
-    stripes: Box<[RwLock<FxHashMap<DeviceId, Arc<Entry>>>]>,
+    stripes: Box<[Stripe]>,
     online: AtomicI64,
 }
 
@@ -46,7 +48,7 @@ impl Default for Directory {
 }
 
 impl Directory {
-    fn stripe(&self, device_id: DeviceId) -> &RwLock<FxHashMap<DeviceId, Arc<Entry>>> {
+    fn stripe(&self, device_id: DeviceId) -> &Stripe {
         let hash = FxBuildHasher.hash_one(device_id);
         &self.stripes[(hash >> 58) as usize % STRIPES]
     }

@@ -137,14 +137,13 @@ impl Lane {
                 return Pushed::Known;
             }
         }
-        if let Outgoing::Ask { port_no } = what {
-            if self
+        if let Outgoing::Ask { port_no } = what
+            && self
                 .waiting
                 .iter()
                 .any(|waiting| matches!(waiting.what, Outgoing::Ask { port_no: other } if other == port_no))
-            {
-                return Pushed::Known;
-            }
+        {
+            return Pushed::Known;
         }
         if what.is_stop() {
             let order_no = what.order_no();

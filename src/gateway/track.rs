@@ -275,10 +275,8 @@ impl Track {
                 self.since = self.since.saturating_add(absent_ms).min(now.mono_ms);
                 actions.push(Action::Ask);
             }
-            OrderStatus::Interrupted | OrderStatus::Pending => {
-                if self.start_written.is_some() {
-                    actions.push(Action::Ask);
-                }
+            OrderStatus::Interrupted | OrderStatus::Pending if self.start_written.is_some() => {
+                actions.push(Action::Ask);
             }
             status if status.is_final() && self.end_pending && !self.lost => {
                 self.end_stops = 0;
