@@ -436,6 +436,8 @@ fn guard_config(config: &Config) -> GuardConfig {
         body_timeout: http.body_timeout,
         write_timeout: http.write_timeout,
         idle_timeout: http.keep_alive_timeout,
+        // A store that hangs is told by the guard, after the store's own deadline.
+        upstream_timeout: http.store_timeout + Duration::from_secs(1),
         ..GuardConfig::new(http.listen)
     }
 }

@@ -211,7 +211,14 @@ impl Rig {
 
     /// Makes a device known to the store, as a bind does; returns its epoch.
     fn record(&self, device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>) -> i64 {
-        match self.run(Job::Bind(Bind { device_id, protocol, printed_no, known_only: false, at: now().1 })) {
+        match self.run(Job::Bind(Bind {
+            device_id,
+            protocol,
+            printed_no,
+            known_only: false,
+            generation: 1,
+            at: now().1,
+        })) {
             Outcome::Bound(bound) => bound.epoch,
             other => panic!("{other:?}"),
         }

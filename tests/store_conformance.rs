@@ -73,7 +73,14 @@ fn a_bind_registers_once_and_raises_the_epoch_for_good() {
 #[test]
 fn admission_known_refuses_devices_without_a_row() {
     let bench = Bench::new();
-    let bind = Bind { device_id: ap(9), protocol: Protocol::Ap3000, printed_no: None, known_only: true, at: T0 };
+    let bind = Bind {
+        device_id: ap(9),
+        protocol: Protocol::Ap3000,
+        printed_no: None,
+        known_only: true,
+        generation: 1,
+        at: T0,
+    };
     let Outcome::Bound(bound) = bench.run(Job::Bind(bind.clone())) else { panic!() };
     assert!(!bound.admitted && !bound.first_seen);
     assert!(bench.read(|reader| reader.device(ap(9))).is_none());
@@ -86,7 +93,7 @@ fn admission_known_refuses_devices_without_a_row() {
 fn a_record_that_says_gn_wins_over_bkv() {
     let bench = Bench::new();
     let bind = |protocol| {
-        let bind = Bind { device_id: bkv(1), protocol, printed_no: None, known_only: false, at: T0 };
+        let bind = Bind { device_id: bkv(1), protocol, printed_no: None, known_only: false, generation: 1, at: T0 };
         let Outcome::Bound(bound) = bench.run(Job::Bind(bind)) else { panic!() };
         bound.protocol
     };

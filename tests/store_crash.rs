@@ -69,8 +69,14 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
     let device_id = ap(device);
     // Later rounds lie later, so that orders left over by a kill are timed out by their own settlement below.
     let mut at = T0 + i64::from(round) * 3_600_000;
-    let bind =
-        Bind { device_id, protocol: chargegate::model::Protocol::Ap3000, printed_no: None, known_only: false, at };
+    let bind = Bind {
+        device_id,
+        protocol: chargegate::model::Protocol::Ap3000,
+        printed_no: None,
+        known_only: false,
+        generation: 1,
+        at,
+    };
     let Outcome::Bound(bound) = ask(store, Job::Bind(bind)) else { panic!() };
     say(&format!("bound {device} {} {}", bound.epoch, bound.msg_id_first));
     let mut left: Vec<OrderNo> = bound.orders.iter().map(|order| order.order_no).collect();

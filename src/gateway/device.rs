@@ -214,6 +214,7 @@ impl Device {
             protocol: self.protocol,
             printed_no,
             known_only: cx.shared.config.known_only,
+            generation: self.owner.generation,
             at: cx.now.unix_ms,
         };
         let submitted = cx.job(Job::Bind(bind));
@@ -240,7 +241,9 @@ impl Device {
 
     /// The store answered the bind.
     pub(super) fn registered(&mut self, cx: &mut Cx<'_>, bound: Bound) {
-        if self.conn.is_none() || self.entry.owner() != Some(self.owner) {
+        // The answer to an earlier binding says nothing of this one.
+        let current = bound.generation == self.owner.generation && self.entry.owner() == Some(self.owner);
+        if self.conn.is_none() || !current {
             return;
         }
         self.epoch = bound.epoch;

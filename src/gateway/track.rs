@@ -279,8 +279,9 @@ impl Track {
                 actions.push(Action::Ask);
             }
             status if status.is_final() && self.end_pending && !self.lost => {
+                // The store sends one stop with each bind; more follow while the connection lasts.
                 self.end_stops = 0;
-                self.end_stop_at = now.mono_ms;
+                self.end_stop_at = now.mono_ms + END_STOP_BACKOFF_MS[0];
             }
             _ => {}
         }

@@ -77,6 +77,8 @@ pub struct Bind {
     pub printed_no: Option<u32>,
     /// Refuse devices that have no row (admission `known`).
     pub known_only: bool,
+    /// Of the binding in the directory; comes back, so that the answer to an earlier binding is told from this one's.
+    pub generation: u64,
     /// Now, Unix ms.
     pub at: i64,
 }
@@ -86,6 +88,8 @@ pub struct Bind {
 pub struct Bound {
     /// The device.
     pub device_id: DeviceId,
+    /// As submitted.
+    pub generation: u64,
     /// False: no row and admission is `known`; nothing was written and all that follows is empty.
     pub admitted: bool,
     /// True when this bind made the row (`device.registered` was emitted).

@@ -123,7 +123,8 @@ impl Bench {
 
     pub(crate) fn bind(&self, device_id: DeviceId, at: i64) -> Bound {
         let protocol = if matches!(device_id, DeviceId::Ap3000(_)) { Protocol::Ap3000 } else { Protocol::Bkv };
-        match self.run(Job::Bind(Bind { device_id, protocol, printed_no: None, known_only: false, at })) {
+        match self.run(Job::Bind(Bind { device_id, protocol, printed_no: None, known_only: false, generation: 1, at }))
+        {
             Outcome::Bound(bound) => *bound,
             other => panic!("{other:?}"),
         }

@@ -19,6 +19,7 @@ impl Tx<'_> {
         let id = device_id.to_string();
         let mut bound = Bound {
             device_id,
+            generation: bind.generation,
             admitted: false,
             first_seen: false,
             epoch: 0,

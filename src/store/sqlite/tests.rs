@@ -35,7 +35,7 @@ fn device(n: u32) -> DeviceId {
 
 fn bind(n: u32) -> Job {
     let protocol = Protocol::Ap3000;
-    Job::Bind(Bind { device_id: device(n), protocol, printed_no: None, known_only: false, at: T0 })
+    Job::Bind(Bind { device_id: device(n), protocol, printed_no: None, known_only: false, generation: 1, at: T0 })
 }
 
 fn settlement(n: u32, raw: Vec<u8>) -> Job {
