@@ -72,7 +72,14 @@ impl Bench {
         let store = SqliteStore::open(options, Arc::new(Nobody)).expect("a store");
         let bind = |n| {
             let protocol = Protocol::Ap3000;
-            Job::Bind(Bind { device_id: device(n), protocol, printed_no: None, known_only: false, generation: 1, at: AT })
+            Job::Bind(Bind {
+                device_id: device(n),
+                protocol,
+                printed_no: None,
+                known_only: false,
+                generation: 1,
+                at: AT,
+            })
         };
         run(&store, (0..CHARGES.div_ceil(usize::from(PORTS))).map(bind).collect(), UNDER_WAY);
         Self { store, numbers: OrderNumbers::new(*b"THD", 1), _dir: dir }

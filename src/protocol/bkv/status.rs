@@ -197,14 +197,14 @@ impl EndReason {
     /// The word used in events and the API.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::PowerLost => "power lost",
-            Self::OverTemperature => "over-temperature",
-            Self::OverCurrent => "over-current",
-            Self::OverPower => "over-power",
-            Self::MeterFault => "meter fault",
-            Self::NoLoad => "no load",
-            Self::StoppedByServer => "stopped by server",
-            Self::QuotaReached => "quota reached",
+            Self::PowerLost => "power_lost",
+            Self::OverTemperature => "over_temperature",
+            Self::OverCurrent => "over_current",
+            Self::OverPower => "over_power",
+            Self::MeterFault => "meter_fault",
+            Self::NoLoad => "no_load",
+            Self::StoppedByServer => "stopped_by_server",
+            Self::QuotaReached => "quota_reached",
             Self::Unknown => "unknown",
         }
     }

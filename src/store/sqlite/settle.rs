@@ -12,9 +12,10 @@ use super::{
 use crate::{
     gateway::{
         order::{End, Event, Verdict},
-        settlement::{BkvEnd, ap3000_end, bkv_end},
+        settlement::{ap3000_end, bkv_end},
     },
     model::{ChargeMode, ChargeSpec, EventType, Order, OrderNo, OrderStatus, Origin},
+    protocol::bkv::status::{EndFacts, HoleStatus},
     store::{Settled, Settlement, SettlementEnd, SettlementKey, StoreError, payload::Alarm},
 };
 
@@ -343,15 +344,15 @@ fn end_of(settlement: &Settlement, order: Option<&Order>) -> (End, &'static str,
         }
         SettlementEnd::Bkv { status, reason } => {
             let asked = |order: &Order| matches!(order.status, OrderStatus::Cancelling | OrderStatus::Stopping);
-            let (end, word) = bkv_end(&BkvEnd {
-                status,
-                minutes: settlement.duration_seconds / 60,
+            let facts = EndFacts {
+                status: HoleStatus(status),
+                charged_min: settlement.duration_seconds / 60,
                 energy_wh: settlement.energy_wh,
-                ordered_minutes: order.and_then(|order| order.spec.mode.minutes()),
+                ordered_min: order.and_then(|order| order.spec.mode.minutes()).map(u32::from),
                 ordered_wh: order.and_then(|order| order.spec.mode.energy_wh()),
-                stop_acked: order.is_some_and(|order| order.stop_acked),
-                stop_asked: order.is_some_and(asked),
-            });
+                stop_acknowledged: order.is_some_and(|order| order.stop_acked),
+            };
+            let (end, word) = bkv_end(&facts, order.is_some_and(asked));
             (end, word, reason)
         }
     }
