@@ -31,7 +31,7 @@ fmt:
 	$(CARGO) fmt --all
 
 bench:
-	$(CARGO) bench --workspace
+	$(CARGO) bench --bench '*'
 
 fuzz-smoke:
 	@if ! $(CARGO) fuzz --version >/dev/null 2>&1; then \
@@ -43,5 +43,4 @@ fuzz-smoke:
 	fi
 
 demo:
-	$(CARGO) build --release --workspace
 	scripts/demo
