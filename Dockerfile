@@ -1,7 +1,8 @@
 # Two stages: build with the toolchain, run with nothing but the binary and the C library.
 FROM rust:1-slim-bookworm AS build
+# git: the build script of glommio calls it before it builds liburing, which comes with the crate.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends build-essential \
+    && apt-get install -y --no-install-recommends build-essential git \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -11,7 +12,7 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/chargegate /usr/local/bin/chargegate
 # The volume takes its owner from here, so that the unprivileged user can write to it.
 COPY --from=build --chown=nonroot:nonroot /out/data /data
-# Docker's default seccomp profile refuses io_uring: engine "auto" then uses epoll.
+# Docker's default seccomp profile refuses io_uring, so engine "glommio" does not start here; "auto" uses epoll.
 ENV CHARGEGATE_DATA_DIR=/data \
     CHARGEGATE_HTTP_LISTEN=0.0.0.0:7055
 VOLUME /data

@@ -1,4 +1,27 @@
 //! Gateway between charging devices and third-party business systems.
+//!
+//! ```text
+//! device bytes ──▶ shard ──▶ gateway (pure) ──▶ store ──▶ router ──▶ shard, webhook
+//!                              uses protocol       ▲
+//! HTTP ──▶ api ────────────────────────────────────┘
+//! ```
+//!
+//! | module | owns | must not touch |
+//! |---|---|---|
+//! | [`protocol`] | frames and typed bodies, both directions | sockets, clocks, threads, orders |
+//! | [`gateway`] | connections, devices, commands and orders of one shard; the rules of an order; the directory | sockets, clocks, threads, SQL |
+//! | [`shard`] | sockets, one engine per core, mailboxes | any decision about a device |
+//! | [`store`] | what is durable, and who is told after a commit | rules: it writes what [`gateway::order`] decides |
+//! | [`api`] | HTTP, keys, answers | devices: it reads the directory and submits jobs |
+//! | [`webhook`] | delivery of the event log | the meaning of an event |
+//! | [`router`] | the way from a commit to shards and webhooks | anything that waits |
+//! | [`job`] | periodic work | state that matters after a crash |
+//! | [`telemetry`] | metrics, health, log lines | clocks, apart from the log's own stamp |
+//! | [`config`] | checked configuration | what it configures |
+//! | [`boot`] | start, reload and stop, stage by stage | everything once it runs |
+//! | [`model`], [`signature`], [`time`] | words of the domain, signatures, calendar text | I/O, clocks |
+//!
+//! Paths of a heartbeat, a charge and a settlement, and the invariants by name: `docs/ARCHITECTURE.md`.
 
 pub mod api;
 pub mod boot;
