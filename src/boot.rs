@@ -35,7 +35,7 @@ use crate::{
         overload::{Backlog, Limits},
         server::{Server, ServerConfig},
     },
-    config::{self, ApiKey, Config, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
+    config::{self, ApiKey, Config, EVENT_TYPES, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
     gateway::{ConnectionLimits, Core, CoreConfig, Listener, ShardId, Timeouts, directory::Directory},
     job::{self, Jobs, Schedule, database_state},
     model::OrderNumbers,
@@ -464,6 +464,14 @@ fn pusher_settings(config: &Config) -> webhook::Settings {
 }
 
 fn endpoints(config: &Config) -> Vec<Endpoint> {
+    let events = |from: &WebhookEndpoint| -> Vec<String> {
+        if from.events.is_empty() {
+            // Left out means most of them, which only the configuration knows how to say.
+            let wanted = EVENT_TYPES.iter().filter(|event_type| from.wants(event_type));
+            return wanted.map(|event_type| (*event_type).to_owned()).collect();
+        }
+        from.events.iter().map(ToString::to_string).collect()
+    };
     let endpoint = |from: &WebhookEndpoint| Endpoint {
         name: from.name.clone(),
         url: from.url.clone(),
@@ -473,7 +481,7 @@ fn endpoints(config: &Config) -> Vec<Endpoint> {
             .map(|secret| secret.expose().to_owned())
             .collect(),
         api_key: from.api_key.as_ref().map(|key| key.expose().to_owned()),
-        events: from.events.iter().map(ToString::to_string).collect(),
+        events: events(from),
     };
     config.webhook_endpoints.iter().map(endpoint).collect()
 }

@@ -14,19 +14,22 @@ use std::{
 };
 
 use chargegate::{
-    gateway::{Core, CoreConfig, Listener, Message, ShardId, directory::Directory},
-    model::DeviceId,
+    gateway::{ConnectionLimits, Core, CoreConfig, Listener, Message, ShardId, directory::Directory},
+    model::{DeviceId, PortStatus},
     protocol::bkv::GatewayId,
     shard::{
         Clock, Engine, EngineChoice, ListenAddress, Mailbox, Running, Seed, StartError,
         launch::{OnFailure, Stopped, prepare},
     },
-    store::{Bound, CommandLogRow, Job, Latest, Outcome, ReadCall, Reply, Store, StoreHealth},
+    store::{Bound, CommandLogRow, Job, Latest, Outcome, PortRecord, ReadCall, Reply, Store, StoreHealth},
+    telemetry::Metrics,
 };
 
 const FRAME_LEN: usize = 50;
 const REPLY_LEN: usize = 28;
 const DEADLINE: Duration = Duration::from_secs(20);
+/// More than any property here opens.
+const CONNECTIONS_MAX: usize = 10_000;
 
 /// Commits everything at once and remembers nothing.
 #[derive(Default)]
@@ -47,7 +50,7 @@ impl Store for Amnesiac {
                 protocol: bind.protocol,
                 networked: false,
                 msg_id_first: 1,
-                ports: Vec::new(),
+                ports: vec![known_port(bind.device_id)],
                 orders: Vec::new(),
                 commands: Vec::new(),
             })),
@@ -76,6 +79,24 @@ impl Store for Amnesiac {
     fn close(&self, _deadline: Duration) {}
 }
 
+/// A gateway whose holes are known is not asked for them, so that all it is sent are replies.
+fn known_port(device_id: DeviceId) -> PortRecord {
+    PortRecord {
+        device_id,
+        port_no: 1,
+        socket: Some(0),
+        hole: Some(0),
+        status: PortStatus::Idle,
+        raw_status: 0x80,
+        power_dw: 0,
+        current_ma: 0,
+        voltage_dv: 0,
+        energy_wh: 0,
+        charged_seconds: 0,
+        updated_at: 0,
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
 fn clock() -> Clock {
     Clock::since(std::time::Instant::now())
@@ -97,9 +118,13 @@ fn start_on(addr: SocketAddr, engine: Engine, shards: u16) -> Option<Result<Runn
     };
     assert_eq!(prepared.engine(), engine);
     let directory = Arc::new(Directory::default());
-    let seed = |shard| Seed {
-        core: Core::new(CoreConfig { shard: ShardId(shard) }, Arc::clone(&directory)),
-        tick: Arc::new(AtomicU64::new(0)),
+    let limits = Arc::new(ConnectionLimits::new(CONNECTIONS_MAX, CONNECTIONS_MAX));
+    let metrics = Metrics::new(usize::from(shards));
+    let seed = |shard| {
+        let writer = metrics.claim_shard(usize::from(shard)).expect("claimed once");
+        let config = CoreConfig::new(ShardId(shard));
+        let core = Core::new(config, Arc::clone(&directory), Arc::clone(&limits), writer);
+        Seed { core, tick: Arc::new(AtomicU64::new(0)) }
     };
     let amnesiac = Amnesiac::default();
     amnesiac.mailboxes.set(prepared.mailboxes().to_vec()).expect("set once");

@@ -35,10 +35,13 @@ const WIRE_WH_PER_UNIT: u32 = 10;
 
 impl Core {
     pub(super) fn ap3000_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
-        self.shared_mut().metrics.frames.ap3000(Direction::Up, frame.command);
         let device_id = DeviceId::Ap3000(frame.phy_id);
         let device = self.device_of(now, conn, device_id, Protocol::Ap3000, effects);
-        if self.stranger(now, conn, effects) || self.is_asked(conn) {
+        if self.is_asked(conn) {
+            return;
+        }
+        self.shared_mut().metrics.frames.ap3000(Direction::Up, frame.command);
+        if self.stranger(now, conn, effects) {
             return;
         }
         let body = match decode_body(frame, Direction::Up) {

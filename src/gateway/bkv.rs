@@ -34,15 +34,17 @@ use crate::{
 impl Core {
     pub(super) fn bkv_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
         let protocol = if self.listener(conn) == Listener::Gn { Protocol::Gn } else { Protocol::Bkv };
-        let metrics = &self.shared_mut().metrics;
-        metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
         if frame.direction == Direction::Down {
-            metrics.events[ShardEvent::WrongDirection].inc();
+            self.shared_mut().metrics.events[ShardEvent::WrongDirection].inc();
             return;
         }
         let device_id = DeviceId::Gateway(frame.gateway_id);
         let device = self.device_of(now, conn, device_id, protocol, effects);
-        if self.stranger(now, conn, effects) || self.is_asked(conn) {
+        if self.is_asked(conn) {
+            return;
+        }
+        self.shared_mut().metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
+        if self.stranger(now, conn, effects) {
             return;
         }
         let body = match decode_body(frame) {

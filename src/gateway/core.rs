@@ -540,12 +540,16 @@ impl Core {
                 },
                 Codec::Ap3000 => match ap3000::deframe(rest, &self.shared.config.magics) {
                     Step::Item { item, consumed } => {
-                        used += consumed;
                         match item {
                             ap3000::Item::Frame(frame) => self.ap3000_frame(now, key, &frame, effects),
                             ap3000::Item::Iccid(iccid) => self.iccid(key, iccid),
                             ap3000::Item::Link => {}
                         }
+                        // The frame that made the store be asked is read again when it has answered.
+                        if self.is_asked(key) {
+                            return used;
+                        }
+                        used += consumed;
                         continue;
                     }
                     Step::Skip { consumed, reason } => (consumed, reason),
@@ -553,8 +557,11 @@ impl Core {
                 },
                 Codec::Bkv => match bkv::deframe(rest) {
                     Step::Item { item, consumed } => {
-                        used += consumed;
                         self.bkv_frame(now, key, &item, effects);
+                        if self.is_asked(key) {
+                            return used;
+                        }
+                        used += consumed;
                         continue;
                     }
                     Step::Skip { consumed, reason } => (consumed, reason),

@@ -83,6 +83,9 @@ impl Tx<'_> {
 
     /// Inserts an event under the device's own sequence. Heartbeats and progress are outside of it; progress is keyed by its
     /// order, so that it is delivered between the order's other events.
+    ///
+    /// Only progress is an event of the order: a receiver that follows an order by its `sequence_no` would find the device's
+    /// numbers between the order's own. What else is about an order says so in its data.
     pub(super) fn device_event(
         &mut self,
         device_id: DeviceId,
@@ -100,7 +103,8 @@ impl Tx<'_> {
         } else {
             0
         };
-        let key = order_no.filter(|_| event_type == EventType::ChargingProgress).unwrap_or(&device);
+        let order_no = order_no.filter(|_| event_type == EventType::ChargingProgress);
+        let key = order_no.unwrap_or(&device);
         let data = json(data)?;
         self.insert_event(&NewEvent { event_type, key, device_id: &device, order_no, sequence_no, at, data: &data })
     }
