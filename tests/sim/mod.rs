@@ -54,6 +54,7 @@ pub(crate) struct World {
     dir: tempfile::TempDir,
     /// `None` only while the gateway is lost.
     db: Option<Db>,
+    reader: rusqlite::Connection,
     core: Core,
     directory: Arc<Directory>,
     effects: Effects,
@@ -75,11 +76,13 @@ impl World {
     pub(crate) fn new() -> Self {
         let dir = directory();
         let db = Some(open(&dir));
+        let reader = rusqlite::Connection::open(path(&dir)).unwrap();
         let (core, directory) = gateway();
         Self {
             now_ms: 1,
             dir,
             db,
+            reader,
             core,
             directory,
             effects: Effects::default(),
@@ -285,14 +288,17 @@ impl World {
         }
         if self.now_ms >= self.poll_at {
             self.poll_at = self.now_ms + POLL_MS;
-            let sql = self.sql();
-            let mut statement =
-                sql.prepare_cached("SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued'").unwrap();
-            let devices = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
-            for device_id in devices.map(|id| id.unwrap().parse().unwrap()) {
+            for device_id in self.devices_with_queued_commands() {
                 self.core.message(now, Message::CommandsQueued(device_id), &mut self.effects);
             }
         }
+    }
+
+    fn devices_with_queued_commands(&self) -> Vec<DeviceId> {
+        let query = "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued'";
+        let mut statement = self.reader.prepare_cached(query).unwrap();
+        let devices = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        devices.map(|id| id.unwrap().parse().unwrap()).collect()
     }
 
     fn apply(&mut self, jobs: Vec<Job>) -> Vec<Outcome> {
@@ -435,8 +441,8 @@ impl World {
         entry.is_some_and(|entry| entry.live_epoch().is_some() && entry.declared_online())
     }
 
-    pub(crate) fn sql(&self) -> rusqlite::Connection {
-        rusqlite::Connection::open(path(&self.dir)).unwrap()
+    pub(crate) const fn sql(&self) -> &rusqlite::Connection {
+        &self.reader
     }
 
     pub(crate) fn order(&self, order_no: OrderNo) -> Row {

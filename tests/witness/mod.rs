@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod audit;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
@@ -84,6 +86,18 @@ pub(crate) struct Seen {
     pub(crate) faults: Vec<String>,
     /// The device is switched on and the server answered.
     pub(crate) registered: bool,
+}
+
+impl Seen {
+    /// Nothing is charged, and nothing waits to be settled.
+    pub(crate) const fn is_quiet(&self) -> bool {
+        self.running == 0 && self.unsettled == 0
+    }
+
+    /// Whether a start of this order came (AP3000).
+    pub(crate) fn was_started(&self, order_no: OrderNo) -> bool {
+        self.start_ids.contains_key(&order_no)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
