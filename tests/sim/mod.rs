@@ -1,10 +1,14 @@
 //! The third driver of the core: virtual time, an in-memory network, and the real store applied in step.
 //!
 //! Fault model: connections may be cut between any two bytes delivered, the gateway may be lost at any moment with all its memory
-//! (the database stays as committed), the store may refuse jobs for a while. Bytes are neither lost nor changed within a
-//! connection. Everything is drawn from one seed and replays identically.
+//! (the database stays as committed, jobs that wait for the store are committed or lost, and nobody hears of it), the store may be
+//! slow, and may refuse jobs for a while. Bytes are neither lost nor changed within a connection. Everything that is drawn is drawn
+//! from one seed by the test, and replays identically.
+
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::{
+    collections::VecDeque,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
@@ -15,14 +19,22 @@ use chargegate::{
         ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId, directory::Directory,
         order,
     },
-    model::{ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus},
-    store::{Created, Job, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, sqlite::Db},
+    model::{ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus, PortStatus},
+    store::{Backstop, Created, Job, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, sqlite::Db},
     telemetry::Metrics,
 };
 use chargegate_loadtest::device::Device;
 
 /// 2026-01-01T00:00:00Z.
-const EPOCH_MS: i64 = 1_767_225_600_000;
+pub(crate) const EPOCH_MS: i64 = 1_767_225_600_000;
+const BACKSTOP_MS: u64 = 10_000;
+const POLL_MS: u64 = 5_000;
+/// From readiness until orders are timed out, and interrupted, by the backstop.
+const GRACES_MS: [i64; 2] = [90_000, 600_000];
+
+/// What happens to bytes under way: given how many, says how many pass before the connection is cut, and after how many
+/// milliseconds the device comes back. `None`: all pass.
+pub(crate) type Mishap = Box<dyn FnMut(usize) -> Option<(usize, u64)>>;
 
 pub(crate) struct Peer {
     pub(crate) id: DeviceId,
@@ -42,6 +54,7 @@ pub(crate) struct World {
     dir: tempfile::TempDir,
     /// `None` only while the gateway is lost.
     db: Option<Db>,
+    reader: rusqlite::Connection,
     core: Core,
     directory: Arc<Directory>,
     effects: Effects,
@@ -49,28 +62,44 @@ pub(crate) struct World {
     numbers: OrderNumbers,
     /// The store refuses everything.
     pub(crate) store_down: bool,
+    /// What becomes of bytes.
+    pub(crate) mishap: Option<Mishap>,
+    /// How many milliseconds the next jobs wait for the store; without it they do not.
+    pub(crate) store_latency: Option<Box<dyn FnMut() -> u64>>,
+    pending: VecDeque<(u64, Vec<Job>)>,
+    ready_ms: u64,
+    backstop_at: u64,
+    poll_at: u64,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = directory();
         let db = Some(open(&dir));
+        let reader = rusqlite::Connection::open(path(&dir)).unwrap();
         let (core, directory) = gateway();
         Self {
             now_ms: 1,
             dir,
             db,
+            reader,
             core,
             directory,
             effects: Effects::default(),
             peers: Vec::new(),
             numbers: OrderNumbers::new(*b"THD", 1),
             store_down: false,
+            mishap: None,
+            store_latency: None,
+            pending: VecDeque::new(),
+            ready_ms: 1,
+            backstop_at: BACKSTOP_MS,
+            poll_at: POLL_MS,
         }
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now { mono_ms: self.now_ms, unix_ms: EPOCH_MS + i64::try_from(self.now_ms).unwrap() }
+        Now { mono_ms: self.now_ms, unix_ms: unix_ms(self.now_ms) }
     }
 
     pub(crate) fn add(&mut self, id: &str, device: impl Device + 'static) -> usize {
@@ -104,7 +133,9 @@ impl World {
                 let connect = (peer.conn.is_none() && !peer.gone).then_some(peer.connect_at);
                 [timer, connect].into_iter().flatten()
             });
-            let next = peers.chain(self.core.poll_timeout()).filter(|at| *at > self.now_ms).min();
+            let store = self.pending.front().map(|(due, _)| *due);
+            let jobs = [Some(self.backstop_at), Some(self.poll_at), store].into_iter().flatten();
+            let next = peers.chain(self.core.poll_timeout()).chain(jobs).filter(|at| *at > self.now_ms).min();
             let next = next.unwrap_or(until).min(until);
             if self.now_ms >= until {
                 return false;
@@ -114,9 +145,10 @@ impl World {
     }
 
     fn step(&mut self) {
+        self.periodic();
         // Everything that happens at this instant, until nothing more does.
         for _ in 0..1_000 {
-            let mut busy = false;
+            let mut busy = self.store_done(self.now_ms);
             for index in 0..self.peers.len() {
                 busy |= self.step_peer(index);
             }
@@ -148,7 +180,14 @@ impl World {
         let closes = peer.device.poll_close();
         let Some(conn) = peer.conn else { return false };
         if !out.is_empty() {
-            self.core.receive(now, conn, &out, &mut self.effects);
+            let mishap = self.mishap.as_mut().and_then(|mishap| mishap(out.len()));
+            let passes = mishap.map_or(out.len(), |(passes, _)| passes);
+            if passes > 0 {
+                self.core.receive(now, conn, &out[..passes], &mut self.effects);
+            }
+            if let Some((_, back_after_ms)) = mishap {
+                self.cut(index, back_after_ms);
+            }
         }
         if closes {
             self.cut(index, 4_000);
@@ -177,9 +216,19 @@ impl World {
             for (conn, range) in std::mem::take(&mut self.effects.writes) {
                 busy = true;
                 let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == Some(conn)) else { continue };
-                if !peer.deaf {
-                    peer.received.push(tx[range.clone()].to_vec());
-                    peer.device.receive(now_us, &tx[range]);
+                if peer.deaf {
+                    continue;
+                }
+                let mishap = self.mishap.as_mut().and_then(|mishap| mishap(range.len()));
+                let passes = range.start..range.start + mishap.map_or(range.len(), |(passes, _)| passes);
+                peer.received.push(tx[passes.clone()].to_vec());
+                peer.device.receive(now_us, &tx[passes]);
+                if let Some((_, back_after_ms)) = mishap {
+                    peer.conn = None;
+                    peer.device.disconnected(now_us);
+                    peer.connect_at = self.now_ms + back_after_ms;
+                    let now = Now { mono_ms: self.now_ms, unix_ms: unix_ms(self.now_ms) };
+                    self.core.closed(now, conn, chargegate::gateway::CloseReason::Peer, &mut self.effects);
                 }
             }
             for conn in std::mem::take(&mut self.effects.closes) {
@@ -200,11 +249,56 @@ impl World {
                 return busy;
             }
             busy = true;
+            let latency = self.store_latency.as_mut().map_or(0, |latency| latency());
+            let behind = self.pending.back().map_or(0, |(due, _)| *due);
+            self.pending.push_back(((self.now_ms + latency).max(behind), jobs));
+            self.store_done(self.now_ms);
+        }
+    }
+
+    /// Applies the jobs whose time has come, in their order, and hands the outcomes over.
+    fn store_done(&mut self, until: u64) -> bool {
+        let mut busy = false;
+        while self.pending.front().is_some_and(|(due, _)| *due <= until) {
+            let Some((_, jobs)) = self.pending.pop_front() else { break };
+            busy = true;
             for outcome in self.apply(jobs) {
                 let now = self.now();
                 self.core.message(now, Message::Outcome(outcome), &mut self.effects);
             }
         }
+        busy
+    }
+
+    /// The gateway's own jobs: timeouts of orders without a live owner, and commands whose wake-up was lost.
+    fn periodic(&mut self) {
+        let now = self.now();
+        if self.now_ms >= self.backstop_at {
+            self.backstop_at = self.now_ms + BACKSTOP_MS;
+            let [offline_from, interrupts_from] = GRACES_MS.map(|grace| unix_ms(self.ready_ms) + grace);
+            let job = Job::Backstop(Backstop { at: now.unix_ms, interrupts_from, offline_from });
+            for outcome in self.apply(vec![job]) {
+                let Outcome::Backstop(outcomes) = outcome else { continue };
+                for OrderOutcome { order, commands, withdrawn, .. } in outcomes {
+                    let Some(order) = order else { continue };
+                    let message = Message::OrderChanged { order: Box::new(order), commands, withdrawn };
+                    self.core.message(now, message, &mut self.effects);
+                }
+            }
+        }
+        if self.now_ms >= self.poll_at {
+            self.poll_at = self.now_ms + POLL_MS;
+            for device_id in self.devices_with_queued_commands() {
+                self.core.message(now, Message::CommandsQueued(device_id), &mut self.effects);
+            }
+        }
+    }
+
+    fn devices_with_queued_commands(&self) -> Vec<DeviceId> {
+        let query = "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued'";
+        let mut statement = self.reader.prepare_cached(query).unwrap();
+        let devices = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        devices.map(|id| id.unwrap().parse().unwrap()).collect()
     }
 
     fn apply(&mut self, jobs: Vec<Job>) -> Vec<Outcome> {
@@ -222,6 +316,8 @@ impl World {
 
     /// What an API call does: a job, and the owner is told.
     fn call(&mut self, job: Job) -> Outcome {
+        // One queue leads to the store.
+        self.store_done(u64::MAX);
         let outcome = self.apply(vec![job]).remove(0);
         let (now, mut changed) = (self.now(), None);
         match &outcome {
@@ -245,11 +341,33 @@ impl World {
     }
 
     pub(crate) fn charge(&mut self, peer: usize, port_no: u16, mode: ChargeMode) -> OrderNo {
-        let now = self.now();
         let device_id = self.peers[peer].id;
-        let order_no = self.numbers.next(now.unix_ms);
         let epoch = self.directory.find(device_id).and_then(|entry| entry.live_epoch());
         assert!(epoch.is_some(), "{device_id} is bound");
+        let created = self.create(device_id, port_no, mode);
+        let Ok(Created::Order { order, .. }) = created else { panic!("{created:?}") };
+        order.order_no
+    }
+
+    /// The same as the API does it: `None` where it is refused.
+    pub(crate) fn try_charge(&mut self, peer: usize, port_no: u16, mode: ChargeMode) -> Option<OrderNo> {
+        let device_id = self.peers[peer].id;
+        let entry = self.directory.find(device_id)?;
+        let free =
+            entry.port(port_no).is_some_and(|port| !matches!(port.status, PortStatus::Charging | PortStatus::Fault));
+        if !free || !entry.connected() || !entry.score(self.now().unix_ms).online() {
+            return None;
+        }
+        match self.create(device_id, port_no, mode) {
+            Ok(Created::Order { order, .. }) => Some(order.order_no),
+            Ok(Created::PortBusy { .. } | Created::TooLate) | Err(_) => None,
+        }
+    }
+
+    fn create(&mut self, device_id: DeviceId, port_no: u16, mode: ChargeMode) -> Result<Created, Outcome> {
+        let now = self.now();
+        let order_no = self.numbers.next(now.unix_ms);
+        let epoch = self.directory.find(device_id).and_then(|entry| entry.live_epoch());
         let order = NewOrder {
             order_no,
             device_id,
@@ -260,13 +378,18 @@ impl World {
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
         };
-        let outcome = self.call(Job::CreateOrder(Box::new(order)));
-        let Outcome::Created(created) = outcome else { panic!("{outcome:?}") };
-        assert!(matches!(*created, Created::Order { .. }), "{created:?}");
-        order_no
+        match self.call(Job::CreateOrder(Box::new(order))) {
+            Outcome::Created(created) => Ok(*created),
+            other => Err(other),
+        }
     }
 
     pub(crate) fn order_event(&mut self, order_no: OrderNo, event: order::Event) -> order::Verdict {
+        self.try_order_event(order_no, event).expect("the store takes it")
+    }
+
+    /// `None` where the store does not take it.
+    pub(crate) fn try_order_event(&mut self, order_no: OrderNo, event: order::Event) -> Option<order::Verdict> {
         let now = self.now();
         let device_id = self.order(order_no).device_id;
         let epoch = self.directory.find(device_id).and_then(|entry| entry.live_epoch());
@@ -281,7 +404,8 @@ impl World {
             request_id: None,
         };
         match self.call(Job::Order(Box::new(job))) {
-            Outcome::Order(outcome) => outcome.verdict,
+            Outcome::Order(outcome) => Some(outcome.verdict),
+            Outcome::Failed { .. } => None,
             other => panic!("{other:?}"),
         }
     }
@@ -297,8 +421,19 @@ impl World {
         let (core, directory) = gateway();
         (self.core, self.directory) = (core, directory);
         self.effects = Effects::default();
+        self.pending.clear();
+        (self.ready_ms, self.backstop_at, self.poll_at) =
+            (self.now_ms, self.now_ms + BACKSTOP_MS, self.now_ms + POLL_MS);
         self.db = None;
         self.db = Some(open(&self.dir));
+    }
+
+    /// What waits for the store is still committed; the gateway is lost before it hears of it.
+    pub(crate) fn restart_after_commit(&mut self) {
+        for (_, jobs) in std::mem::take(&mut self.pending) {
+            self.apply(jobs);
+        }
+        self.restart();
     }
 
     pub(crate) fn online(&self, peer: usize) -> bool {
@@ -306,8 +441,8 @@ impl World {
         entry.is_some_and(|entry| entry.live_epoch().is_some() && entry.declared_online())
     }
 
-    pub(crate) fn sql(&self) -> rusqlite::Connection {
-        rusqlite::Connection::open(path(&self.dir)).unwrap()
+    pub(crate) const fn sql(&self) -> &rusqlite::Connection {
+        &self.reader
     }
 
     pub(crate) fn order(&self, order_no: OrderNo) -> Row {
@@ -331,6 +466,11 @@ impl World {
         self.order(order_no).status
     }
 
+    /// A number that a query gives.
+    pub(crate) fn count(&self, query: &str) -> i64 {
+        self.sql().query_row(query, [], |row| row.get(0)).unwrap()
+    }
+
     /// Event types of a key, in the order of the log.
     pub(crate) fn events(&self, key: &str) -> Vec<String> {
         let sql = self.sql();
@@ -343,7 +483,7 @@ impl World {
         rows.into_iter().map(|(event, _)| event).collect()
     }
 
-    fn dump(&self) -> String {
+    pub(crate) fn dump(&self) -> String {
         let sql = self.sql();
         let mut text = format!("now {} ms\n", self.now_ms);
         let mut statement = sql.prepare("SELECT order_no, status, failure_reason FROM orders").unwrap();
@@ -372,6 +512,10 @@ pub(crate) struct Row {
     pub(crate) failure_reason: Option<String>,
 }
 
+fn unix_ms(now_ms: u64) -> i64 {
+    EPOCH_MS + i64::try_from(now_ms).unwrap()
+}
+
 fn refused(job: &Job) -> Outcome {
     let (device_id, key) = match job {
         Job::Bind(bind) => (Some(bind.device_id), None),
@@ -389,6 +533,11 @@ fn gateway() -> (Core, Arc<Directory>) {
     let metrics = Metrics::new(1).claim_shard(0).unwrap();
     let core = Core::new(CoreConfig::new(ShardId(0)), Arc::clone(&directory), limits, metrics);
     (core, directory)
+}
+
+/// In memory where there is such a place: what the disk can lose is tested with real processes.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn path(dir: &tempfile::TempDir) -> PathBuf {
