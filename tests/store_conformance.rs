@@ -590,10 +590,15 @@ fn device_events_have_a_sequence_of_their_own_and_progress_has_none() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);
     let (order, _) = bench.created(ap(1), 1, None, T0);
-    let event = |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, at: T0 };
+    let event = |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, order_no: None, at: T0 };
     let data = serde_json::json!({ "order_no": order.order_no });
-    for event_type in [EventType::DeviceOnline, EventType::ChargingProgress, EventType::DeviceHeartbeat] {
-        assert!(matches!(bench.run(Job::Device(Box::new(event(event_type, data.clone())))), Outcome::Done));
+    let progress = EventType::ChargingProgress;
+    for event in [
+        event(EventType::DeviceOnline, data.clone()),
+        DeviceEvent { order_no: Some(order.order_no), ..event(progress, serde_json::json!({ "energy_wh": 5 })) },
+        event(EventType::DeviceHeartbeat, data.clone()),
+    ] {
+        assert!(matches!(bench.run(Job::Device(Box::new(event))), Outcome::Done));
     }
     let report = DeviceReport { ticket: 42, event: event(EventType::DeviceAlarm, data) };
     let outcome = bench.run(Job::Report(Box::new(report)));
@@ -609,6 +614,9 @@ fn device_events_have_a_sequence_of_their_own_and_progress_has_none() {
         ("device.alarm", &device, 3),
     ];
     assert_eq!(told, expected.map(|(event_type, key, number)| (event_type.to_owned(), key.clone(), number)));
+    let log = bench.log();
+    let progress = log.iter().find(|event| event.event_type == "charging.progress").unwrap();
+    assert_eq!((progress.order_no.as_ref(), progress.device_id.as_ref()), (Some(&no), Some(&device)));
     bench.settle_down();
     assert_eq!(*bench.told.pos.lock(), bench.read(|reader| reader.last_pos()));
 }

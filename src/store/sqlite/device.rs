@@ -95,6 +95,9 @@ impl Tx<'_> {
     }
 
     pub(super) fn report(&mut self, event: &DeviceEvent) -> Result<(), StoreError> {
+        if let Some(order_no) = event.order_no {
+            return self.order_remark(event, order_no);
+        }
         let order_no = event.data.get("order_no").and_then(Value::as_str);
         self.device_event(event.device_id, event.event_type, &event.data, order_no, event.at)
     }

@@ -8,9 +8,9 @@ use super::{
     row::{run, scalar},
 };
 use crate::{
-    model::{DeviceId, EventType, Order, OrderStatus},
+    model::{DeviceId, EventType, Order, OrderNo, OrderStatus},
     store::{
-        StoreError,
+        DeviceEvent, StoreError,
         payload::{Alarm, OrderEvent},
     },
 };
@@ -81,8 +81,22 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Inserts an event under the device's own sequence. Heartbeats and progress are outside of it; progress is keyed by its
-    /// order, so that it is delivered between the order's other events.
+    /// Inserts an event keyed by its order, so that it is delivered between the order's other events, without a place in their
+    /// sequence.
+    pub(super) fn order_remark(&mut self, event: &DeviceEvent, order_no: OrderNo) -> Result<(), StoreError> {
+        let key = order_no.as_str();
+        self.insert_event(&NewEvent {
+            event_type: event.event_type,
+            key,
+            device_id: &event.device_id.to_string(),
+            order_no: Some(key),
+            sequence_no: 0,
+            at: event.at,
+            data: &json(&event.data)?,
+        })
+    }
+
+    /// Inserts an event under the device's own sequence; heartbeats and progress are outside of it.
     pub(super) fn device_event(
         &mut self,
         device_id: DeviceId,
@@ -100,9 +114,15 @@ impl Tx<'_> {
         } else {
             0
         };
-        let key = order_no.filter(|_| event_type == EventType::ChargingProgress).unwrap_or(&device);
-        let data = json(data)?;
-        self.insert_event(&NewEvent { event_type, key, device_id: &device, order_no, sequence_no, at, data: &data })
+        self.insert_event(&NewEvent {
+            event_type,
+            key: &device,
+            device_id: &device,
+            order_no,
+            sequence_no,
+            at,
+            data: &json(data)?,
+        })
     }
 
     /// Raises `device.alarm`.
