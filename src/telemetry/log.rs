@@ -265,7 +265,7 @@ impl<L: Label, const N: usize> LogGate<L, N> {
 mod tests {
     use log::Level;
 
-    use super::super::label::CloseReason;
+    use crate::gateway::CloseReason;
     use super::*;
 
     const NOW_MS: i64 = 1_700_000_000_123;
