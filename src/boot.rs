@@ -185,7 +185,7 @@ impl Gateway {
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
-                auth: Authenticator::new(keys(config, made_key.as_deref())),
+                auth: Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window),
                 backlog,
                 instance: server_id.clone(),
                 store_timeout: config.http.store_timeout,

@@ -128,7 +128,7 @@ impl Rig {
             ),
             metrics,
             health: Arc::new(Health::new(1)),
-            auth: Authenticator::new(keys),
+            auth: Authenticator::new(keys, Duration::from_secs(300)),
             instance: "gateway-1".to_owned(),
             store_timeout: PATIENCE,
             start: now().0,
