@@ -88,6 +88,7 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
             at,
             deadline: T0 + 5000,
             request_id: String::new(),
+            idempotency: None,
         };
         let order_no = new.order_no;
         say(&format!("submit {order_no}"));

@@ -265,8 +265,8 @@ impl<L: Label, const N: usize> LogGate<L, N> {
 mod tests {
     use log::Level;
 
-    use crate::gateway::CloseReason;
     use super::*;
+    use crate::gateway::CloseReason;
 
     const NOW_MS: i64 = 1_700_000_000_123;
 

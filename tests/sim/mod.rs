@@ -259,6 +259,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            idempotency: None,
         };
         let outcome = self.call(Job::CreateOrder(Box::new(order)));
         let Outcome::Created(created) = outcome else { panic!("{outcome:?}") };
@@ -279,6 +280,7 @@ impl World {
             reason: None,
             at: now.unix_ms,
             request_id: None,
+            idempotency: None,
         };
         match self.call(Job::Order(Box::new(job))) {
             Outcome::Order(outcome) => outcome.verdict,

@@ -139,6 +139,7 @@ impl Bench {
             at,
             deadline: T0 + 5000,
             request_id: "request".to_owned(),
+            idempotency: None,
         }
     }
 
@@ -222,6 +223,7 @@ pub(crate) fn order_job(order_no: OrderNo, event: Event, at: i64) -> OrderJob {
         reason: None,
         at,
         request_id: None,
+        idempotency: None,
     }
 }
 
