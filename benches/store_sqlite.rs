@@ -101,6 +101,7 @@ impl Bench {
                 at: AT,
                 deadline: AT + 1,
                 request_id: "a request".to_owned(),
+                idempotency: None,
             };
             (new.order_no, Job::CreateOrder(Box::new(new)))
         };
@@ -146,6 +147,7 @@ impl Bench {
                 reason: None,
                 at: AT,
                 request_id: None,
+                idempotency: None,
             }))
         };
         orders.iter().map(evidence).collect()

@@ -5,7 +5,7 @@
 //! | gauges | 1 s | copies queue lengths and the store's state to metrics and readiness |
 //! | order backstop | 10 s | timeouts by SQL for orders without a live owner |
 //! | command poll | 5 s | finds queued commands whose wake-up was lost |
-//! | cleaner | 1 h | prunes by age, in batches |
+//! | cleaner | 1 h | prunes by age, in batches, one a second while they are full |
 //!
 //! A job that finds the store's queue full is skipped and runs again at its next time.
 
@@ -22,7 +22,7 @@ use crate::{
     boot::Ticks,
     gateway::directory::Directory,
     shard::Clock,
-    store::{Backstop, Job, Notify, Reply, Store},
+    store::{Backstop, Job, Notify, Outcome, Prune, Reply, Store},
     telemetry::{
         Metrics,
         health::{Component, ComponentState, Health},
@@ -43,12 +43,38 @@ pub struct Schedule {
     pub command_poll: Duration,
     /// Of the cleaner.
     pub cleaner: Duration,
-    /// Events and finished commands older than this are pruned.
-    pub keep: Duration,
+    /// How long rows are kept.
+    pub retention: Retention,
     /// From readiness until orders may be interrupted by the backstop.
     pub interrupt_grace: Duration,
     /// From readiness until orders may be timed out by the backstop.
     pub offline_grace: Duration,
+}
+
+/// Ages past which rows are pruned.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Of events.
+    pub events: Duration,
+    /// Of commands that came to an end.
+    pub commands: Duration,
+    /// Of answers kept for idempotency keys.
+    pub answers: Duration,
+    /// Of the command log.
+    pub command_log: Duration,
+}
+
+impl Retention {
+    fn prune(&self, unix_ms: i64) -> Prune {
+        let before = |age: Duration| unix_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        Prune {
+            events_before: before(self.events),
+            commands_before: before(self.commands),
+            answers_before: before(self.answers),
+            log_before: before(self.command_log),
+            rows_max: PRUNE_ROWS_MAX,
+        }
+    }
 }
 
 /// What the jobs work on.
@@ -104,6 +130,9 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let mut backstop_at = ready.mono_ms + millis(schedule.backstop);
     let mut poll_at = ready.mono_ms + millis(schedule.command_poll);
     let mut clean_at = ready.mono_ms + millis(schedule.cleaner);
+    // A batch that was full is followed by the next in the next round: pruning keeps up with what is written, and never holds
+    // the jobs behind it up for long.
+    let more_to_prune = Arc::new(AtomicBool::new(false));
     while !stop.load(Ordering::Relaxed) {
         let now = clock.refresh();
         ticks.publish(&health);
@@ -127,10 +156,13 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
                 devices.into_iter().flatten().for_each(|device_id| notify.commands_queued(device_id));
             })));
         }
-        if now.mono_ms >= clean_at {
+        if now.mono_ms >= clean_at || more_to_prune.swap(false, Ordering::Relaxed) {
             clean_at = now.mono_ms + millis(schedule.cleaner);
-            let before = now.unix_ms.saturating_sub(i64::try_from(schedule.keep.as_millis()).unwrap_or(i64::MAX));
-            drop(store.submit(Job::Prune { before, rows_max: PRUNE_ROWS_MAX }, Reply::None));
+            let more = Arc::clone(&more_to_prune);
+            let reply = Reply::Call(Box::new(move |outcome| {
+                more.store(matches!(outcome, Outcome::Pruned { more: true }), Ordering::Relaxed);
+            }));
+            drop(store.submit(Job::Prune(schedule.retention.prune(now.unix_ms)), reply));
         }
         thread::park_timeout(Duration::from_secs(1));
     }

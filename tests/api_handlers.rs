@@ -21,7 +21,9 @@ use chargegate::gateway::directory::{Directory, Entry, PortCell, PortState};
 use chargegate::gateway::order::Event;
 use chargegate::model::{Command, DeviceId, Order, OrderNo, OrderNumbers, PortStatus, Protocol};
 use chargegate::store::sqlite::{Options, SqliteStore};
-use chargegate::store::{Bind, Job, Notify, OrderJob, OrderKey, Outcome, Reader, Reply, Store, StoreError};
+use chargegate::store::{
+    Bind, Idempotency, Job, Notify, OrderJob, OrderKey, Outcome, Reader, Reply, Store, StoreError,
+};
 use chargegate::telemetry::health::{Component, ComponentState};
 use chargegate::telemetry::{Health, Metrics};
 use serde_json::{Value, json};
@@ -126,9 +128,10 @@ impl Rig {
                 move || lanes.load(Ordering::Relaxed),
                 || 0,
             ),
+            in_progress: Arc::default(),
             metrics,
             health: Arc::new(Health::new(1)),
-            auth: Authenticator::new(keys),
+            auth: Authenticator::new(keys, Duration::from_secs(300)),
             instance: "gateway-1".to_owned(),
             store_timeout: PATIENCE,
             start: now().0,
@@ -159,6 +162,17 @@ impl Rig {
         if let Some(api_key) = api_key {
             request = request.header("X-Api-Key", api_key);
         }
+        self.run_request(request, method, body)
+    }
+
+    /// Posts with an idempotency key.
+    fn send_once(&self, target: &str, key: &str, body: Option<&Value>) -> Answer {
+        let request = ureq::http::Request::builder().method("POST").uri(format!("http://{}{target}", self.addr()));
+        let request = request.header("X-Api-Key", "key-all").header("Idempotency-Key", key);
+        self.run_request(request, "POST", body.map(Value::to_string).as_deref())
+    }
+
+    fn run_request(&self, request: ureq::http::request::Builder, method: &str, body: Option<&str>) -> Answer {
         let mut response = match body {
             Some(body) => {
                 let request = request.header("Content-Type", "application/json").body(body.to_owned()).unwrap();
@@ -251,6 +265,7 @@ impl Rig {
             reason: None,
             at: now().1,
             request_id: None,
+            idempotency: None,
         };
         assert!(matches!(self.run(Job::Order(Box::new(job))), Outcome::Order(_)));
     }
@@ -346,8 +361,82 @@ fn of_two_charges_on_a_port_one_wins() {
             assert!(message.contains(winner.as_str().unwrap()), "{message}");
         }
     }
-    assert_eq!(rig.api.metrics.orders_created.get(), 2);
+    assert_eq!(rig.get("/orders").data(200)["total"], 2);
     assert_eq!(rig.api.backlog.unwritten(), 0, "no call holds a place after its answer");
+}
+
+#[test]
+fn a_request_of_one_idempotency_key_has_its_effect_once() {
+    let rig = Rig::new();
+    let entry = rig.connect(ap(1), Protocol::Ap3000, &IDLE);
+    let charge = format!("{THIRD}/devices/{}/charge", ap(1));
+    let first = rig.send_once(&charge, "pay-1", Some(&minutes(1)));
+    first.data(202);
+    assert!(!first.headers.contains_key("idempotency-replayed"));
+    // What the first one started would refuse the second.
+    let order_no = OrderNo::parse(first.json()["data"]["order_no"].as_str().unwrap()).unwrap();
+    rig.happens(order_no, Event::StartAcked);
+    rig.happens(order_no, Event::Evidence);
+    let charging = PortState { status: PortStatus::Charging, updated_at: 1, ..PortState::unknown(1, None, None) };
+    entry.set_ports([PortCell::new(&charging)].into_iter().collect());
+    rig.charge(ap(1), 1).error(409, "PORT_BUSY");
+    let again = rig.send_once(&charge, "pay-1", Some(&minutes(1)));
+    assert_eq!((again.status, &again.text), (202, &first.text), "the very bytes");
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(again.headers["content-type"], first.headers["content-type"]);
+    let message = rig.send_once(&charge, "pay-1", Some(&minutes(2))).error(422, "IDEMPOTENCY_MISMATCH");
+    assert_eq!(message, "Idempotency-Key \"pay-1\" was used with another body");
+
+    // The key of one path says nothing of another, and a refusal leaves it free.
+    let cancel = format!("{THIRD}/orders/{order_no}/cancel");
+    rig.send_once(&cancel, "pay-1", None).error(409, "ORDER_STATE");
+    let stop = format!("{THIRD}/orders/{order_no}/stop");
+    let stopped = rig.send_once(&stop, "pay-1", None);
+    assert_eq!(stopped.data(202)["status_text"], "stopping");
+    rig.happens(order_no, Event::StopAcked);
+    assert_eq!(rig.send_once(&stop, "pay-1", None).text, stopped.text);
+    rig.send("POST", &stop, Some("key-all"), None).error(409, "ORDER_STATE");
+    rig.send_once(&cancel, "pay-1", None).error(409, "ORDER_STATE");
+    assert_eq!(rig.get("/orders").data(200)["total"], 1);
+
+    for key in ["", &"k".repeat(256)] {
+        rig.send_once(&stop, key, None).error(400, "INVALID_PARAMETER");
+    }
+    rig.send_once(&stop, &"k".repeat(255), None).error(409, "ORDER_STATE");
+}
+
+#[test]
+fn a_request_whose_twin_is_under_way_waits_for_its_answer() {
+    let rig = Rig::new();
+    rig.connect(ap(1), Protocol::Ap3000, &IDLE);
+    let charge = format!("{THIRD}/devices/{}/charge", ap(1));
+    let twin =
+        Idempotency { api_key: "all".into(), route: format!("POST {charge}"), key: "k".to_owned(), body_hash: [0; 32] };
+    let claim = rig.api.in_progress.claim(twin).unwrap();
+    let refused = rig.send_once(&charge, "k", Some(&minutes(1)));
+    refused.error(409, "IDEMPOTENCY_IN_PROGRESS");
+    assert_eq!(refused.headers["retry-after"], "1");
+    drop(claim);
+    rig.send_once(&charge, "k", Some(&minutes(1))).data(202);
+    // Whoever has an answer may ask again at once.
+    for _ in 0..20 {
+        rig.send_once(&charge, "k", Some(&minutes(1))).data(202);
+    }
+    assert_eq!(rig.get("/orders").data(200)["total"], 1);
+}
+
+#[test]
+fn a_stop_by_number_is_claimed_by_the_commit_that_makes_it() {
+    let rig = Rig::new();
+    rig.connect(ap(1), Protocol::Ap3000, &IDLE);
+    let order_no = rig.charged(ap(1), 1);
+    rig.happens(order_no, Event::StartAcked);
+    rig.happens(order_no, Event::Evidence);
+    rig.post(&format!("/orders/{order_no}/stop"), &json!({})).data(202);
+    let database = rusqlite::Connection::open(rig.dir.path().join("chargegate.db")).unwrap();
+    let state: String =
+        database.query_row("SELECT state FROM outbound_queue WHERE kind = 'stop'", (), |row| row.get(0)).unwrap();
+    assert_eq!(state, "claimed");
 }
 
 #[test]

@@ -12,9 +12,9 @@ use chargegate::{
         Priority, Protocol,
     },
     store::{
-        Backstop, Bind, Bound, CommandUpdate, Created, DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport, Job,
-        Latest, OrderFilter, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, PortRecord, SettlementEnd,
-        SettlementKey,
+        Backstop, Bind, Bound, CommandUpdate, Created, DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport,
+        Earlier, Idempotency, Job, Latest, NewOrder, OrderFilter, OrderJob, OrderKey, OrderOutcome, Outcome,
+        ParkedDelivery, PortRecord, Prune, SettlementEnd, SettlementKey, payload,
     },
 };
 use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job};
@@ -597,10 +597,15 @@ fn device_events_have_a_sequence_of_their_own_and_progress_has_none() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);
     let (order, _) = bench.created(ap(1), 1, None, T0);
-    let event = |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, at: T0 };
+    let event = |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, order_no: None, at: T0 };
     let data = serde_json::json!({ "order_no": order.order_no });
-    for event_type in [EventType::DeviceOnline, EventType::ChargingProgress, EventType::DeviceHeartbeat] {
-        assert!(matches!(bench.run(Job::Device(Box::new(event(event_type, data.clone())))), Outcome::Done));
+    let progress = EventType::ChargingProgress;
+    for event in [
+        event(EventType::DeviceOnline, data.clone()),
+        DeviceEvent { order_no: Some(order.order_no), ..event(progress, serde_json::json!({ "energy_wh": 5 })) },
+        event(EventType::DeviceHeartbeat, data.clone()),
+    ] {
+        assert!(matches!(bench.run(Job::Device(Box::new(event))), Outcome::Done));
     }
     let report = DeviceReport { ticket: 42, event: event(EventType::DeviceAlarm, data) };
     let outcome = bench.run(Job::Report(Box::new(report)));
@@ -616,6 +621,9 @@ fn device_events_have_a_sequence_of_their_own_and_progress_has_none() {
         ("device.alarm", &device, 3),
     ];
     assert_eq!(told, expected.map(|(event_type, key, number)| (event_type.to_owned(), key.clone(), number)));
+    let log = bench.log();
+    let progress = log.iter().find(|event| event.event_type == "charging.progress").unwrap();
+    assert_eq!((progress.order_no.as_ref(), progress.device_id.as_ref()), (Some(&no), Some(&device)));
     bench.settle_down();
     assert_eq!(*bench.told.pos.lock(), bench.read(|reader| reader.last_pos()));
 }
@@ -760,7 +768,7 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     for n in 1..=5 {
         bench.bind(ap(n), T0 + i64::from(n));
     }
-    let prune = |before, rows_max| drop(bench.run(Job::Prune { before, rows_max }));
+    let prune = |before, rows_max| drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
     prune(T0 + 3, 1);
     assert_eq!(bench.log().first().unwrap().pos, 2);
     prune(T0 + 3, 100);
@@ -769,6 +777,75 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     assert_eq!(bench.log().iter().map(|event| event.pos).collect::<Vec<_>>(), [5]);
     bench.bind(ap(6), T0 + 6);
     assert_eq!(bench.read(|reader| reader.last_pos()), 6);
+}
+
+fn asked(key: &str, body: u8) -> Option<Idempotency> {
+    Some(Idempotency {
+        api_key: "shop".into(),
+        route: "POST /charge".to_owned(),
+        key: key.to_owned(),
+        body_hash: [body; 32],
+    })
+}
+
+fn repeated(outcome: Outcome) -> Earlier {
+    match outcome {
+        Outcome::Repeated(earlier) => earlier,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_charge_of_one_idempotency_key_is_created_once_and_answered_the_same() {
+    let bench = Bench::new();
+    bench.bind(ap(1), T0);
+    let create = |key, body, port_no| {
+        let new = NewOrder { idempotency: asked(key, body), ..bench.new_order(ap(1), port_no, None, T0) };
+        bench.run(Job::CreateOrder(Box::new(new)))
+    };
+    let Outcome::Created(created) = create("k", 1, 1) else { panic!("not created") };
+    let Created::Order { order, .. } = *created else { panic!("{created:?}") };
+    let answer = Earlier::Answer { status: 202, body: payload::accepted(&order, "request", T0).unwrap() };
+    // The order is another one by now, and would be answered differently.
+    bench.happens(order.order_no, Event::Cancel, None, T0 + 1);
+    let changes = |bench: &Bench| (bench.told.orders.lock().len(), bench.log().len());
+    bench.settle_down();
+    let before = changes(&bench);
+    assert_eq!(repeated(create("k", 1, 1)), answer);
+    assert_eq!(repeated(create("k", 2, 1)), Earlier::Mismatch);
+    bench.settle_down();
+    assert_eq!(changes(&bench), before, "nothing was changed, and nobody told");
+    assert_eq!(bench.read(|reader| reader.earlier(&asked("k", 1).unwrap())), Some(answer.clone()));
+    for other in [
+        Idempotency { api_key: "other".into(), ..asked("k", 1).unwrap() },
+        Idempotency { route: "POST /stop".to_owned(), ..asked("k", 1).unwrap() },
+        Idempotency { key: "K".to_owned(), ..asked("k", 1).unwrap() },
+    ] {
+        assert_eq!(bench.read(move |reader| reader.earlier(&other)), None);
+    }
+    let bench = bench.reopen();
+    assert_eq!(bench.read(|reader| reader.earlier(&asked("k", 1).unwrap())), Some(answer));
+    bench.run(Job::Prune(Prune { answers_before: T0 + 1, ..Prune::all(0, 10) }));
+    assert_eq!(bench.read(|reader| reader.earlier(&asked("k", 1).unwrap())), None);
+}
+
+#[test]
+fn a_refused_request_leaves_its_idempotency_key_free() {
+    let bench = Bench::new();
+    bench.bind(ap(1), T0);
+    let (holder, _) = bench.created(ap(1), 1, None, T0);
+    let busy = NewOrder { idempotency: asked("k", 1), ..bench.new_order(ap(1), 1, None, T0) };
+    let late = NewOrder { idempotency: asked("k", 1), deadline: T0 - 1, ..bench.new_order(ap(1), 2, None, T0) };
+    for new in [busy, late] {
+        assert!(matches!(bench.run(Job::CreateOrder(Box::new(new))), Outcome::Created(_)));
+    }
+    let job = |event| OrderJob { idempotency: asked("k", 1), ..order_job(holder.order_no, event, T0) };
+    assert_eq!(bench.order_job(job(Event::ReturnTimedOut)).verdict, Verdict::Refused);
+    assert_eq!(bench.read(|reader| reader.earlier(&asked("k", 1).unwrap())), None);
+    assert!(matches!(bench.order_job(job(Event::Cancel)).verdict, Verdict::Step(_)));
+    let body = payload::accepted(&bench.order(holder.order_no), "", T0).unwrap();
+    let again = repeated(bench.run(Job::Order(Box::new(job(Event::Cancel)))));
+    assert_eq!(again, Earlier::Answer { status: 202, body });
 }
 
 #[test]
@@ -815,7 +892,7 @@ fn every_charge_spec_reads_back() {
     ];
     for (port_no, mode) in (1..).zip(modes) {
         let spec = ChargeSpec { mode, paid_cent: None, stop_when_full: true };
-        let new = chargegate::store::NewOrder { spec: spec.clone(), ..bench.new_order(bkv(1), port_no, None, T0) };
+        let new = NewOrder { spec: spec.clone(), ..bench.new_order(bkv(1), port_no, None, T0) };
         let no = new.order_no;
         bench.run(Job::CreateOrder(Box::new(new)));
         assert_eq!(bench.order(no).spec, spec);
@@ -829,7 +906,7 @@ fn a_closed_store_gives_jobs_back_and_one_process_holds_the_database() {
     let bench = Bench::new();
     assert!(open_sqlite(bench.dir.path(), &bench.told).is_err_and(|error| error.to_string().contains("in use")));
     bench.store.close(store::PATIENCE);
-    let job = Job::Prune { before: 0, rows_max: 1 };
+    let job = Job::Prune(Prune::all(0, 1));
     assert!(bench.store.submit(job, chargegate::store::Reply::None).is_err());
     assert!(!bench.store.health().ready.load(std::sync::atomic::Ordering::Relaxed));
     assert!(open_sqlite(bench.dir.path(), &bench.told).is_ok());

@@ -94,6 +94,7 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
             at,
             deadline: T0 + 5000,
             request_id: String::new(),
+            idempotency: None,
         };
         let order_no = new.order_no;
         say(&format!("submit {order_no}"));
@@ -113,7 +114,7 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
         // A resend, as after a lost acknowledgement.
         settle(store, order_no, device, at);
         let data = serde_json::json!({ "ticket": format!("{round}/{device}/{ticket}") });
-        let event = DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, at };
+        let event = DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, at };
         ask(store, Job::Report(Box::new(DeviceReport { ticket, event })));
         say(&format!("reported {round}/{device}/{ticket}"));
     }

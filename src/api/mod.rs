@@ -20,6 +20,7 @@ pub mod envelope;
 pub mod error;
 pub mod guard;
 pub mod handlers;
+pub mod idempotency;
 pub mod message;
 pub mod overload;
 pub mod route;

@@ -990,7 +990,11 @@ impl Core {
                     self.with_device(now, device_id, effects, Device::job_failed);
                 }
             }
-            Outcome::Created(_) | Outcome::Backstop(_) | Outcome::Done => {}
+            Outcome::Created(_)
+            | Outcome::Repeated(_)
+            | Outcome::Backstop(_)
+            | Outcome::Pruned { .. }
+            | Outcome::Done => {}
         }
     }
 

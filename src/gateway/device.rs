@@ -659,6 +659,7 @@ impl Device {
             reason,
             at: cx.now.unix_ms,
             request_id: None,
+            idempotency: None,
         };
         if !cx.job(Job::Order(Box::new(job)))
             && let Some(track) = self.tracks.iter_mut().find(|track| track.order_no == order_no)

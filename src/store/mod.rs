@@ -14,7 +14,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use crate::{
@@ -58,12 +61,57 @@ pub enum Job {
     /// Webhook delivery progress. Dropped: the event is delivered again (at least once).
     Delivery(Vec<DeliveryUpdate>),
     /// Batched pruning by age, bounded rows per call. Dropped: runs again in an hour.
-    Prune {
-        /// Delete rows older than this, Unix ms.
-        before: i64,
-        /// At most this many rows per table.
-        rows_max: u32,
+    Prune(Prune),
+}
+
+/// Which rows are past their retention. Times are Unix ms; rows older than them go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prune {
+    /// Of events, delivered or not.
+    pub events_before: i64,
+    /// Of commands that came to an end.
+    pub commands_before: i64,
+    /// Of answers kept for requests with an [`Idempotency`] key.
+    pub answers_before: i64,
+    /// Of the command log.
+    pub log_before: i64,
+    /// At most this many rows per table.
+    pub rows_max: u32,
+}
+
+impl Prune {
+    /// Everything older than `before`.
+    pub const fn all(before: i64, rows_max: u32) -> Self {
+        let (events_before, commands_before, answers_before, log_before) = (before, before, before, before);
+        Self { events_before, commands_before, answers_before, log_before, rows_max }
+    }
+}
+
+/// Makes a request that is sent again have its effect once: the first answer is stored in the transaction of the effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Name of the API key: callers do not share their keys.
+    pub api_key: Arc<str>,
+    /// Method and path, `POST /api/v1/third/order/stop`.
+    pub route: String,
+    /// The caller's `Idempotency-Key`.
+    pub key: String,
+    /// SHA-256 of the request's body.
+    pub body_hash: [u8; 32],
+}
+
+/// What is stored under an [`Idempotency`] key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// The same request: its answer, byte for byte.
+    Answer {
+        /// HTTP status.
+        status: u16,
+        /// The whole body.
+        body: Vec<u8>,
     },
+    /// A request with another body.
+    Mismatch,
 }
 
 /// Binds a device to a connection and raises its epoch.
@@ -138,6 +186,8 @@ pub struct NewOrder {
     pub deadline: i64,
     /// Request that made it.
     pub request_id: String,
+    /// Answers it from the store where it was answered before; the answer is [`payload::accepted`].
+    pub idempotency: Option<Idempotency>,
 }
 
 /// An event for one order.
@@ -159,6 +209,8 @@ pub struct OrderJob {
     pub at: i64,
     /// Request that caused it, for API calls.
     pub request_id: Option<String>,
+    /// As [`NewOrder::idempotency`].
+    pub idempotency: Option<Idempotency>,
 }
 
 /// How a job names its order.
@@ -382,6 +434,8 @@ pub enum Outcome {
     Created(Box<Created>),
     /// Of [`Job::Order`].
     Order(Box<OrderOutcome>),
+    /// Of [`Job::CreateOrder`] and [`Job::Order`] whose idempotency key is taken: nothing was changed.
+    Repeated(Earlier),
     /// Of [`Job::Settle`].
     Settled(Box<Settled>),
     /// Of [`Job::Report`].
@@ -400,6 +454,11 @@ pub enum Outcome {
     },
     /// Of [`Job::Backstop`]: orders it changed, whose owners (if any) are told.
     Backstop(Vec<OrderOutcome>),
+    /// Of [`Job::Prune`].
+    Pruned {
+        /// Some table had as many rows as one call takes: there may be more.
+        more: bool,
+    },
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -650,6 +709,8 @@ pub trait Reader {
     fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
     /// Highest position in the log; 0 when empty.
     fn last_pos(&mut self) -> Result<i64, StoreError>;
+    /// What is stored under an idempotency key.
+    fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }

@@ -3,8 +3,32 @@
 use serde::Serialize;
 
 use super::PortRecord;
+use crate::api::envelope;
 use crate::model::{DeviceId, Order, OrderNo, OrderStatus};
 use crate::time::Rfc3339;
+
+/// HTTP status of [`accepted`].
+pub const ACCEPTED: u16 = 202;
+
+/// The whole answer to a request that an order accepted. The store keeps it for the request's idempotency key in the same
+/// transaction, and the API sends it: both get the same bytes, because they depend on the arguments alone.
+///
+/// # Errors
+/// None in practice: the data are numbers and text.
+pub fn accepted(order: &Order, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let data = Accepted { order_no: order.order_no, status: order.status.code(), status_text: order.status.as_str() };
+    let mut body = Vec::with_capacity(256);
+    envelope::write_success(&mut body, &data, request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// `data` of [`accepted`]: where the order stands now.
+#[derive(Serialize)]
+struct Accepted {
+    order_no: OrderNo,
+    status: u8,
+    status_text: &'static str,
+}
 
 /// An order.
 #[derive(Clone, Copy, Debug, Serialize)]

@@ -377,6 +377,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            idempotency: None,
         };
         match self.call(Job::CreateOrder(Box::new(order))) {
             Outcome::Created(created) => Ok(*created),
@@ -402,6 +403,7 @@ impl World {
             reason: None,
             at: now.unix_ms,
             request_id: None,
+            idempotency: None,
         };
         match self.call(Job::Order(Box::new(job))) {
             Outcome::Order(outcome) => Some(outcome.verdict),

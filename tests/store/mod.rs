@@ -140,6 +140,7 @@ impl Bench {
             at,
             deadline: T0 + 5000,
             request_id: "request".to_owned(),
+            idempotency: None,
         }
     }
 
@@ -223,6 +224,7 @@ pub(crate) fn order_job(order_no: OrderNo, event: Event, at: i64) -> OrderJob {
         reason: None,
         at,
         request_id: None,
+        idempotency: None,
     }
 }
 

@@ -7,9 +7,11 @@ use serde::Serialize;
 
 use super::{Api, RETRY_AFTER_S, now};
 use crate::api::error::{ApiError, ErrorCode};
+use crate::api::idempotency::{Claim, mismatch};
 use crate::api::message::{Method, Request, Response, split_target};
 use crate::api::server::Responder;
-use crate::store::{Job, Outcome, Reader, Reply, StoreError};
+use crate::model::Order;
+use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, StoreError, payload};
 
 /// What a handler leaves to be done once the request is found good: with the call, on this thread, without waiting.
 pub(super) type Next = Box<dyn FnOnce(Call) + Send>;
@@ -23,12 +25,14 @@ pub(super) struct Call {
     began: Instant,
     /// Name of the API key.
     pub(super) caller: Option<Arc<str>>,
+    /// The idempotency key this request works on.
+    pub(super) claim: Option<Claim>,
 }
 
 impl Call {
     pub(super) fn new(api: Arc<Api>, request: &Request, responder: Responder) -> Self {
         let (method, target, began) = (request.method, request.target.clone(), now().instant);
-        Self { api, responder, method, target, began, caller: None }
+        Self { api, responder, method, target, began, caller: None, claim: None }
     }
 
     pub(super) const fn api(&self) -> &Arc<Api> {
@@ -39,22 +43,57 @@ impl Call {
         self.responder.request_id()
     }
 
+    /// What makes this request one with others, for the job that carries it out.
+    pub(super) fn idempotency(&self) -> Option<&Idempotency> {
+        self.claim.as_ref().map(Claim::asked)
+    }
+
     /// Answers with `data` in the success envelope.
     pub(super) fn success<T: Serialize>(self, status: u16, data: &T) {
-        self.count(status);
-        self.responder.success(status, data);
+        self.finish(status).success(status, data);
+    }
+
+    /// Answers that an order accepted the request; `unix_ms` is the time of the job that did it.
+    pub(super) fn accepted(self, order: &Order, unix_ms: i64) {
+        match payload::accepted(order, self.request_id(), unix_ms) {
+            Ok(body) => self.respond(Response::json(payload::ACCEPTED, body)),
+            Err(cause) => {
+                log::error!(request_id = self.request_id(); "answer cannot be written as JSON: {cause}");
+                self.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));
+            }
+        }
+    }
+
+    /// Answers as the first request with this idempotency key was answered.
+    pub(super) fn repeated(self, earlier: Earlier) {
+        match earlier {
+            Earlier::Answer { status, body } => {
+                let headers = vec![("Idempotency-Replayed", "true".to_owned())];
+                self.respond(Response { headers, ..Response::json(status, body) });
+            }
+            Earlier::Mismatch => {
+                let error = mismatch(self.idempotency());
+                self.error(&error);
+            }
+        }
     }
 
     /// Answers with the error envelope.
     pub(super) fn error(self, error: &ApiError) {
-        self.count(error.status());
-        self.responder.error(error);
+        self.finish(error.status()).error(error);
     }
 
     /// Answers without envelope.
     pub(super) fn respond(self, response: Response) {
-        self.count(response.status);
-        self.responder.respond(response);
+        self.finish(response.status).respond(response);
+    }
+
+    /// Counts the answer and gives the right to send it. The idempotency key is free from here on: who has the answer may ask
+    /// again at once.
+    fn finish(mut self, status: u16) -> Responder {
+        self.count(status);
+        drop(self.claim.take());
+        self.responder
     }
 
     fn count(&self, status: u16) {
@@ -113,10 +152,17 @@ pub(super) fn read(call: Call, run: impl FnOnce(Call, Result<&mut dyn Reader, Ap
     }
 }
 
-/// Submits a durable change; `complete` answers when it is committed, or with the failure where it is not.
+/// Submits a durable change; `complete` answers when it is committed, or with the failure where it is not. Where the change was
+/// made before, by a request with the same idempotency key, that one's answer is given.
 pub(super) fn submit(call: Call, job: Job, complete: impl FnOnce(Call, Outcome) + Send + 'static) {
     let store = Arc::clone(&call.api.store);
-    let refused = store.submit(job, Reply::Call(Box::new(move |outcome| complete(call, outcome))));
+    let refused = store.submit(
+        job,
+        Reply::Call(Box::new(move |outcome| match outcome {
+            Outcome::Repeated(earlier) => call.repeated(earlier),
+            outcome => complete(call, outcome),
+        })),
+    );
     if let Err((_, Reply::Call(complete))) = refused {
         let error = StoreError::Unavailable("too many changes wait".to_owned());
         complete(Outcome::Failed { device_id: None, key: None, error });

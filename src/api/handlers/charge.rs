@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde_json::json;
 
 use super::body::Fields;
@@ -20,7 +19,7 @@ use crate::api::message::Request;
 use crate::api::overload::Reservation;
 use crate::gateway::charge::{self, ChargeError};
 use crate::gateway::directory::Entry;
-use crate::model::{ChargeMode, ChargeSpec, DeviceId, FeePeriod, Order, OrderNo, PortStatus, PowerTier, Priority};
+use crate::model::{ChargeMode, ChargeSpec, DeviceId, FeePeriod, OrderNo, PortStatus, PowerTier, Priority};
 use crate::store::{Created, Job, NewOrder, Outcome};
 
 /// Fields of a charge.
@@ -39,20 +38,6 @@ const FIELDS: [&str; 10] = [
 /// Those of them that some modes do not have.
 const FIELDS_OF_A_MODE: [&str; 5] = ["duration_minutes", "energy_wh", "tiers", "fee_periods", "service_fee_by_energy"];
 const MODES: [&str; 5] = ["time", "energy", "full", "power", "service_fee"];
-
-/// `data` of a 202: where the order stands now.
-#[derive(Serialize)]
-pub(super) struct Accepted {
-    order_no: OrderNo,
-    status: u8,
-    status_text: &'static str,
-}
-
-impl From<&Order> for Accepted {
-    fn from(order: &Order) -> Self {
-        Self { order_no: order.order_no, status: order.status.code(), status_text: order.status.as_str() }
-    }
-}
 
 /// Creates an order. `device_id` is that of the path; without one, the body names it.
 pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Request) -> Result<Next, ApiError> {
@@ -83,7 +68,7 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
     let place = api.backlog.admit(Priority::Normal, entry.waiting()).map_err(|overload| {
         ApiError::new(ErrorCode::QueueOverloaded, overload.to_string()).with_retry_after(RETRY_AFTER_S)
     })?;
-    let order = NewOrder {
+    let mut order = NewOrder {
         order_no: api.numbers.next(at),
         device_id,
         port_no,
@@ -92,10 +77,12 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
         at,
         deadline: at.saturating_add(i64::try_from(api.store_timeout.as_millis()).unwrap_or(i64::MAX)),
         request_id: request.request_id.clone(),
+        idempotency: None,
     };
-    let job = Job::CreateOrder(Box::new(order));
     Ok(Box::new(move |call| {
-        submit(call, job, move |call, outcome| answer(call, device_id, port_no, outcome, place));
+        order.idempotency = call.idempotency().cloned();
+        let job = Job::CreateOrder(Box::new(order));
+        submit(call, job, move |call, outcome| answer(call, device_id, port_no, at, outcome, place));
     }))
 }
 
@@ -218,7 +205,7 @@ fn busy(device_id: DeviceId, port_no: u16, holder: Option<OrderNo>) -> ApiError 
 
 /// Answers when the store has decided. The place among the unwritten commands is given back here: the command is on its way to the
 /// device's lane, which counts it from then on, or does not exist.
-fn answer(call: Call, device_id: DeviceId, port_no: u16, outcome: Outcome, place: Reservation) {
+fn answer(call: Call, device_id: DeviceId, port_no: u16, at: i64, outcome: Outcome, place: Reservation) {
     drop(place);
     let created = match outcome {
         Outcome::Created(created) => *created,
@@ -226,13 +213,12 @@ fn answer(call: Call, device_id: DeviceId, port_no: u16, outcome: Outcome, place
     };
     match created {
         Created::Order { order, .. } => {
-            call.api().metrics.orders_created.inc();
             log::info!(
                 order_no:% = order.order_no, device_id:% = device_id, port_no, mode = order.spec.mode.as_str(),
                 request_id = call.request_id();
                 "order created"
             );
-            call.success(202, &Accepted::from(&order));
+            call.accepted(&order, at);
         }
         Created::PortBusy { holder } => call.error(&busy(device_id, port_no, Some(holder))),
         Created::TooLate => {

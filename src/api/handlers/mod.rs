@@ -7,6 +7,8 @@
 //!                                                          └─> Store::read ──row──────> answer
 //! ```
 //!
+//! A request with an `Idempotency-Key` asks the store between authentication and check whether it was answered before.
+//!
 //! A handler checks a request on the worker's thread and gives back what is left to do, a [`Next`]. That hands the [`Call`], and with it
 //! the right to answer, to the store; no worker waits for a row, a commit or a device. A 202 means *committed*: whatever
 //! becomes of the order after it is told by events.
@@ -27,15 +29,16 @@ use serde::Serialize;
 use super::auth::{Attempt, Authenticator};
 use super::error::{ApiError, ErrorCode};
 use super::guard::{Head, LocalAnswer, LocalRoutes};
-use super::message::Request;
+use super::idempotency::{self, InProgress};
+use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
 use crate::gateway::directory::Directory;
 use crate::model::{DeviceId, OrderNo, OrderNumbers};
-use crate::store::Store;
+use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
-use call::{Access, Call, Next};
+use call::{Access, Call, Next, read};
 
 /// After a refusal for want of the store or of room in a queue, trying again makes sense this much later.
 const RETRY_AFTER_S: u32 = 1;
@@ -59,6 +62,8 @@ pub struct Api {
     pub auth: Authenticator,
     /// Refuses starts under overload.
     pub backlog: Arc<Backlog>,
+    /// Idempotency keys that are being worked on.
+    pub in_progress: Arc<InProgress>,
     /// Name of this instance, shown with the devices it holds.
     pub instance: String,
     /// An order that is not committed this long after its request is not created any more.
@@ -132,33 +137,65 @@ impl Api {
 
     fn serve(self: &Arc<Self>, request: &Request, responder: Responder) {
         let mut call = Call::new(Arc::clone(self), request, responder);
-        match self.check(request, &mut call.caller) {
+        match self.admit(request, &mut call) {
             Ok(next) => next(call),
             Err(error) => call.error(&error),
         }
     }
 
-    /// Everything that can be said of a request without the store.
-    fn check(self: &Arc<Self>, request: &Request, caller: &mut Option<Arc<str>>) -> Result<Next, ApiError> {
+    /// Finds the route and lets the caller in.
+    fn admit(self: &Arc<Self>, request: &Request, call: &mut Call) -> Result<Next, ApiError> {
         let matched = resolve(request.method, &request.target)?;
         if let Some(scope) = matched.route.scope {
-            *caller = Some(self.auth.check(&Attempt::from_request(request), scope, now().unix_ms)?);
+            let caller = self.auth.check(&Attempt::from_request(request), scope, now().unix_ms)?;
+            call.caller = Some(Arc::clone(&caller));
+            if request.method == Method::Post
+                && let Some(asked) = idempotency::asked(request, &caller)?
+            {
+                call.claim = Some(self.in_progress.claim(asked.clone())?);
+                return Ok(self.once(request.clone(), asked));
+            }
         }
+        self.check(&matched, request)
+    }
+
+    /// Answers what was answered before from the store, and carries out what was not.
+    fn once(self: &Arc<Self>, request: Request, asked: Idempotency) -> Next {
+        let api = Arc::clone(self);
+        Box::new(move |call| {
+            read(call, move |call, reader| {
+                match reader.and_then(|reader| reader.earlier(&asked).map_err(ApiError::from)) {
+                    Ok(Some(earlier)) => call.repeated(earlier),
+                    Ok(None) => {
+                        let checked = resolve(request.method, &request.target);
+                        match checked.and_then(|matched| api.check(&matched, &request)) {
+                            Ok(next) => next(call),
+                            Err(error) => call.error(&error),
+                        }
+                    }
+                    Err(error) => call.error(&error),
+                }
+            });
+        })
+    }
+
+    /// Everything that can be said of a request without the store.
+    fn check(self: &Arc<Self>, matched: &Matched<'_>, request: &Request) -> Result<Next, ApiError> {
         match matched.route.id {
-            RouteId::Charge => charge::create(self, Some(device_of(&matched)?), request),
+            RouteId::Charge => charge::create(self, Some(device_of(matched)?), request),
             RouteId::OrderCreate => charge::create(self, None, request),
-            RouteId::StopPort => orders::stop_port(self, device_of(&matched)?, request),
+            RouteId::StopPort => orders::stop_port(self, device_of(matched)?, request),
             RouteId::OrderStopByBody => orders::stop_by_body(self, request),
             RouteId::OrderCancelByBody => orders::cancel_by_body(self, request),
-            RouteId::OrderStop => orders::stop(self, order_of(&matched)?, request),
-            RouteId::OrderCancel => orders::cancel(self, order_of(&matched)?, request),
+            RouteId::OrderStop => orders::stop(self, order_of(matched)?, request),
+            RouteId::OrderCancel => orders::cancel(self, order_of(matched)?, request),
             RouteId::DeviceList => devices::list(self, &matched.query),
-            RouteId::Device => Ok(devices::one(self, device_of(&matched)?)),
-            RouteId::DeviceStatus => Ok(devices::status(self, device_of(&matched)?)),
+            RouteId::Device => Ok(devices::one(self, device_of(matched)?)),
+            RouteId::DeviceStatus => Ok(devices::status(self, device_of(matched)?)),
             RouteId::OrderQuery => orders::query(&matched.query),
             RouteId::OrderList => orders::list(&matched.query),
-            RouteId::Order => Ok(orders::one(order_of(&matched)?)),
-            RouteId::OrderEvents => events::of_order(order_of(&matched)?, &matched.query),
+            RouteId::Order => Ok(orders::one(order_of(matched)?)),
+            RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::body::{self, Fields};
 use super::call::{Call, Next, not_done, read, reading, submit};
-use super::charge::{Accepted, no_port};
+use super::charge::no_port;
 use super::{Api, List, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::Request;
@@ -122,21 +122,28 @@ pub(super) fn cancel(api: &Arc<Api>, order_no: OrderNo, request: &Request) -> Re
 /// Lets the order's own rules decide on a wish. Never refused for overload: it is what relieves it.
 fn change(api: &Arc<Api>, target: Target, wish: Wish) -> Next {
     let api = Arc::clone(api);
-    match target {
-        // The device of a job is checked with it, a port is not. An order never changes its port, so reading first is no race.
-        Target::Order { order_no, device_id, port_no: Some(port_no) } => Box::new(move |call| {
-            read(call, move |call, reader| {
-                match reader.and_then(|reader| reader.order(order_no).map_err(ApiError::from)) {
-                    Ok(Some(order)) if order.port_no == port_no && device_id.is_none_or(|id| id == order.device_id) => {
-                        submit_change(&api, call, Target::Order { order_no, device_id, port_no: None }, wish);
-                    }
-                    Ok(_) => call.error(&elsewhere(order_no, device_id, Some(port_no))),
-                    Err(error) => call.error(&error),
+    let Target::Order { order_no, device_id, port_no } = target else {
+        return Box::new(move |call| submit_change(&api, call, target, wish));
+    };
+    // The order tells its device, and so the epoch under which the command is claimed by the commit that makes it; without one
+    // it would be claimed by a second. An order never changes its place, so reading first is no race.
+    Box::new(move |call| {
+        read(call, move |call, reader| {
+            match reader.and_then(|reader| reader.order(order_no).map_err(ApiError::from)) {
+                Ok(Some(order))
+                    if device_id.is_none_or(|id| id == order.device_id)
+                        && port_no.is_none_or(|port_no| port_no == order.port_no) =>
+                {
+                    let target = Target::Order { order_no, device_id: Some(order.device_id), port_no: None };
+                    submit_change(&api, call, target, wish);
                 }
-            });
-        }),
-        target => Box::new(move |call| submit_change(&api, call, target, wish)),
-    }
+                Ok(_) => call.error(&elsewhere(order_no, device_id, port_no)),
+                // The device of a job is checked with it, a port is not.
+                Err(error) if port_no.is_some() => call.error(&error),
+                Err(_) => submit_change(&api, call, target, wish),
+            }
+        });
+    })
 }
 
 fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
@@ -145,6 +152,7 @@ fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
         Target::Port { device_id, port_no } => (OrderKey::ActiveOn(device_id, port_no), Some(device_id)),
     };
     let entry = device_id.and_then(|id| api.directory.find(id));
+    let at = now().unix_ms;
     let job = OrderJob {
         order,
         event: wish.event(),
@@ -152,16 +160,17 @@ fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
         epoch: entry.and_then(|entry| entry.live_epoch()),
         business_no: None,
         reason: None,
-        at: now().unix_ms,
+        at,
         request_id: Some(call.request_id().to_owned()),
+        idempotency: call.idempotency().cloned(),
     };
     submit(call, Job::Order(Box::new(job)), move |call, outcome| match outcome {
-        Outcome::Order(outcome) => answer(call, target, wish, &outcome),
+        Outcome::Order(outcome) => answer(call, target, wish, at, &outcome),
         other => call.error(&not_done(&other)),
     });
 }
 
-fn answer(call: Call, target: Target, wish: Wish, outcome: &OrderOutcome) {
+fn answer(call: Call, target: Target, wish: Wish, at: i64, outcome: &OrderOutcome) {
     let Some(order) = &outcome.order else { return answer_none(call, target) };
     match outcome.verdict {
         Verdict::Step(_) | Verdict::Unchanged => {
@@ -170,7 +179,7 @@ fn answer(call: Call, target: Target, wish: Wish, outcome: &OrderOutcome) {
                 status = order.status.as_str(), request_id = call.request_id();
                 "order {} accepted", wish.as_str()
             );
-            call.success(202, &Accepted::from(order));
+            call.accepted(order, at);
         }
         Verdict::Refused => {
             let (order_no, status) = (order.order_no, order.status.as_str());

@@ -125,8 +125,8 @@ impl Tx<'_> {
     fn dispatch(&mut self, job: &Job) -> Result<Outcome, StoreError> {
         Ok(match job {
             Job::Bind(bind) => Outcome::Bound(Box::new(self.bind(bind)?)),
-            Job::CreateOrder(new) => Outcome::Created(Box::new(self.create_order(new)?)),
-            Job::Order(job) => Outcome::Order(Box::new(self.order_job(job)?)),
+            Job::CreateOrder(new) => self.create_order_once(new)?,
+            Job::Order(job) => self.order_job_once(job)?,
             Job::Settle(settlement) => Outcome::Settled(Box::new(self.settle(settlement)?)),
             Job::Device(event) => {
                 self.report(event)?;
@@ -149,10 +149,7 @@ impl Tx<'_> {
                 self.deliver(updates)?;
                 Outcome::Done
             }
-            Job::Prune { before, rows_max } => {
-                self.prune(*before, *rows_max)?;
-                Outcome::Done
-            }
+            Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
         })
     }
 }
@@ -174,7 +171,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Device(event) => Some(event.device_id),
         Job::Report(report) => Some(report.event.device_id),
         Job::Claim { device_id, .. } => Some(*device_id),
-        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune { .. } => None,
+        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
     }
 }
 

@@ -314,7 +314,6 @@ impl Tx<'_> {
             "attempts": attempts,
             "reason": reason,
         });
-        let order_no = command.order_no.as_ref().map(|order_no| order_no.as_str());
-        self.device_event(command.device_id, EventType::CommandDead, &data, order_no, at)
+        self.device_event(command.device_id, EventType::CommandDead, &data, at)
     }
 }

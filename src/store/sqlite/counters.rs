@@ -34,7 +34,7 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Claim { .. } => 7,
         Job::Backstop(_) => 8,
         Job::Delivery(_) => 9,
-        Job::Prune { .. } => 10,
+        Job::Prune(_) => 10,
     }
 }
 

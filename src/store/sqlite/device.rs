@@ -63,7 +63,7 @@ impl Tx<'_> {
         bound.msg_id_first = (msg_counter - i64::from(Bound::MSG_IDS) + 1) as u32;
         if bound.first_seen {
             let data = registered(bind, &bound);
-            self.device_event(device_id, EventType::DeviceRegistered, &data, None, bind.at)?;
+            self.device_event(device_id, EventType::DeviceRegistered, &data, bind.at)?;
         }
         bound.ports = all(
             self.conn,
@@ -96,8 +96,10 @@ impl Tx<'_> {
     }
 
     pub(super) fn report(&mut self, event: &DeviceEvent) -> Result<(), StoreError> {
-        let order_no = event.data.get("order_no").and_then(Value::as_str);
-        self.device_event(event.device_id, event.event_type, &event.data, order_no, event.at)
+        if let Some(order_no) = event.order_no {
+            return self.order_remark(event, order_no);
+        }
+        self.device_event(event.device_id, event.event_type, &event.data, event.at)
     }
 }
 

@@ -8,9 +8,9 @@ use super::{
     row::{run, scalar},
 };
 use crate::{
-    model::{DeviceId, EventType, Order, OrderStatus},
+    model::{DeviceId, EventType, Order, OrderNo, OrderStatus},
     store::{
-        StoreError,
+        DeviceEvent, StoreError,
         payload::{Alarm, OrderEvent},
     },
 };
@@ -81,17 +81,28 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Inserts an event under the device's own sequence. Heartbeats and progress are outside of it; progress is keyed by its
-    /// order, so that it is delivered between the order's other events.
-    ///
-    /// Only progress is an event of the order: a receiver that follows an order by its `sequence_no` would find the device's
-    /// numbers between the order's own. What else is about an order says so in its data.
+    /// Inserts an event keyed by its order, so that it is delivered between the order's other events, without a place in their
+    /// sequence.
+    pub(super) fn order_remark(&mut self, event: &DeviceEvent, order_no: OrderNo) -> Result<(), StoreError> {
+        let key = order_no.as_str();
+        self.insert_event(&NewEvent {
+            event_type: event.event_type,
+            key,
+            device_id: &event.device_id.to_string(),
+            order_no: Some(key),
+            sequence_no: 0,
+            at: event.at,
+            data: &json(&event.data)?,
+        })
+    }
+
+    /// Inserts an event under the device's own sequence; heartbeats are outside of it. It names no order outside its data: a
+    /// receiver that follows an order by its `sequence_no` would find the device's numbers between the order's own.
     pub(super) fn device_event(
         &mut self,
         device_id: DeviceId,
         event_type: EventType,
         data: &impl Serialize,
-        order_no: Option<&str>,
         at: i64,
     ) -> Result<(), StoreError> {
         let device = device_id.to_string();
@@ -103,16 +114,20 @@ impl Tx<'_> {
         } else {
             0
         };
-        let order_no = order_no.filter(|_| event_type == EventType::ChargingProgress);
-        let key = order_no.unwrap_or(&device);
-        let data = json(data)?;
-        self.insert_event(&NewEvent { event_type, key, device_id: &device, order_no, sequence_no, at, data: &data })
+        self.insert_event(&NewEvent {
+            event_type,
+            key: &device,
+            device_id: &device,
+            order_no: None,
+            sequence_no,
+            at,
+            data: &json(data)?,
+        })
     }
 
     /// Raises `device.alarm`.
     pub(super) fn alarm(&mut self, alarm: &Alarm<'_>, at: i64) -> Result<(), StoreError> {
-        let order_no = alarm.order_no.as_ref().map(|order_no| order_no.as_str());
-        self.device_event(alarm.device_id, EventType::DeviceAlarm, alarm, order_no, at)
+        self.device_event(alarm.device_id, EventType::DeviceAlarm, alarm, at)
     }
 }
 

@@ -23,6 +23,7 @@ mod counters;
 mod db;
 mod device;
 mod event;
+mod idempotency;
 mod order;
 mod read;
 mod row;

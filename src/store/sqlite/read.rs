@@ -5,6 +5,7 @@ use rusqlite::{Connection, params_from_iter, types::Value};
 use super::{
     device::find_device,
     event::json,
+    idempotency::earlier,
     row::{
         active, all, device, device_columns, device_id, event, event_columns, one, order, order_columns, port,
         port_columns, scalar,
@@ -13,7 +14,8 @@ use super::{
 use crate::{
     model::{DeviceId, Order, OrderNo},
     store::{
-        DeviceFilter, DeviceRecord, EventRecord, OrderFilter, Page, ParkedDelivery, PortRecord, Reader, StoreError,
+        DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page, ParkedDelivery, PortRecord,
+        Reader, StoreError,
     },
 };
 
@@ -184,6 +186,10 @@ impl Reader for SqliteReader {
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
         Ok(scalar(&self.conn, "SELECT coalesce(max(pos), 0) FROM events", ())?.unwrap_or(0))
+    }
+
+    fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+        earlier(&self.conn, asked)
     }
 
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {

@@ -17,7 +17,8 @@ use crate::{
     gateway::ShardId,
     model::{Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
     store::{
-        Bind, CommandLogRow, Job, Notify, Outcome, Reply, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
+        Bind, CommandLogRow, Job, Notify, Outcome, Prune, Reply, Settlement, SettlementEnd, SettlementKey, Store,
+        StoreError,
     },
 };
 
@@ -208,7 +209,7 @@ fn the_command_log_is_written_and_pruned_in_its_own_file() {
     };
     assert_eq!(rows(), [T0, T0 + 1, T0 + 2].map(|at| (at, vec![0xFF, 0])));
     let (store, _) = self::store(&path, || T0);
-    assert!(store.submit(Job::Prune { before: T0 + 2, rows_max: 10 }, Reply::None).is_ok());
+    assert!(store.submit(Job::Prune(Prune::all(T0 + 2, 10)), Reply::None).is_ok());
     store.close(PATIENCE);
     assert_eq!(rows().len(), 1);
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     gateway::order::{Event, Verdict},
     model::OrderNo,
-    store::{Backstop, DeliveryUpdate, OrderOutcome, ParkedDelivery, StoreError},
+    store::{Backstop, DeliveryUpdate, OrderOutcome, ParkedDelivery, Prune, StoreError},
 };
 
 /// Orders and commands looked at per rule and call: the backstop must not hold up the durable jobs behind it.
@@ -143,9 +143,10 @@ impl Tx<'_> {
         )
     }
 
-    /// Deletes what is older than `before`, at most `rows_max` rows per table. Orders and settlements stay: they are the money.
+    /// Deletes what is past its retention, and says whether there may be more. Orders and settlements stay: they are the money.
     /// Events go even if an endpoint has not had them yet; those are counted.
-    pub(super) fn prune(&mut self, before: i64, rows_max: u32) -> Result<(), StoreError> {
+    pub(super) fn prune(&mut self, prune: &Prune) -> Result<bool, StoreError> {
+        let rows_max = prune.rows_max;
         // `at` rises with `pos` but for clock corrections, so the first young row ends the search.
         let events = all(
             self.conn,
@@ -153,26 +154,27 @@ impl Tx<'_> {
              coalesce((SELECT pos FROM events WHERE at >= ?1 ORDER BY pos LIMIT 1), (SELECT max(pos) FROM events)) \
              ORDER BY pos LIMIT ?2) \
              RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)",
-            (before, rows_max),
+            (prune.events_before, rows_max),
             |row| Ok(row.get::<_, bool>(0)?),
         )?;
         self.events_lost += events.iter().filter(|undelivered| **undelivered).count() as u64;
         if !events.is_empty() {
             run(self.conn, "DELETE FROM event_delivery WHERE pos < coalesce((SELECT min(pos) FROM events), 0)", ())?;
         }
-        run(
+        let commands = run(
             self.conn,
             "DELETE FROM outbound_queue WHERE id IN (SELECT id FROM outbound_queue \
              WHERE state IN ('acked', 'refused', 'expired', 'withdrawn', 'dead') AND not_before < ?1 \
              AND updated_at < ?1 LIMIT ?2)",
-            (before, rows_max),
+            (prune.commands_before, rows_max),
         )?;
-        run(
+        let answers = run(
             self.conn,
             "DELETE FROM idempotency_keys WHERE (api_key, route, key) IN \
              (SELECT api_key, route, key FROM idempotency_keys WHERE created_at < ?1 LIMIT ?2)",
-            (before, rows_max),
+            (prune.answers_before, rows_max),
         )?;
-        Ok(())
+        let rows_max = usize::try_from(rows_max).unwrap_or(usize::MAX);
+        Ok([events.len(), commands, answers].into_iter().any(|rows| rows >= rows_max))
     }
 }

@@ -365,8 +365,9 @@ impl Writer {
         }
         self.set_health(error);
         for job in jobs.drain(..) {
-            if let Job::Prune { before, rows_max } = job {
+            if let Job::Prune(prune) = job {
                 // Lossy as its rows are: an hour later it is asked again.
+                let (before, rows_max) = (prune.log_before, prune.rows_max);
                 if self.log.try_send(LogMessage::Prune { before, rows_max }).is_err() {
                     log::warn!("command log is not pruned this time: its queue is full");
                 }
@@ -504,7 +505,9 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
             _ => Vec::new(),
         },
         Outcome::Bound(_)
+        | Outcome::Repeated(_)
         | Outcome::Reported { .. }
+        | Outcome::Pruned { .. }
         | Outcome::Claimed { .. }
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),

@@ -1,0 +1,71 @@
+//! Requests that are sent again: the answer of the first is stored with its effect, and given to the others.
+//!
+//! Only effects are stored. A refusal had none, so the same key may try again, with another body too.
+
+use rusqlite::Connection;
+
+use super::{
+    apply::Tx,
+    row::{one, run},
+};
+use crate::{
+    gateway::order::Verdict,
+    model::Order,
+    store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, StoreError, payload},
+};
+
+/// What a request of this key, method and path was answered.
+pub(super) fn earlier(conn: &Connection, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+    one(
+        conn,
+        "SELECT body_hash = ?4, status, response FROM idempotency_keys WHERE api_key = ?1 AND route = ?2 AND key = ?3",
+        (&*asked.api_key, &asked.route, &asked.key, asked.body_hash),
+        |row| {
+            Ok(if row.get(0)? { Earlier::Answer { status: row.get(1)?, body: row.get(2)? } } else { Earlier::Mismatch })
+        },
+    )
+}
+
+impl Tx<'_> {
+    /// Creates an order, or repeats what was answered.
+    pub(super) fn create_order_once(&mut self, new: &NewOrder) -> Result<Outcome, StoreError> {
+        if let Some(earlier) = self.earlier(new.idempotency.as_ref())? {
+            return Ok(Outcome::Repeated(earlier));
+        }
+        let created = self.create_order(new)?;
+        if let (Some(asked), Created::Order { order, .. }) = (&new.idempotency, &created) {
+            self.answered(asked, order, &new.request_id, new.at)?;
+        }
+        Ok(Outcome::Created(Box::new(created)))
+    }
+
+    /// Applies an event to an order, or repeats what was answered.
+    pub(super) fn order_job_once(&mut self, job: &OrderJob) -> Result<Outcome, StoreError> {
+        if let Some(earlier) = self.earlier(job.idempotency.as_ref())? {
+            return Ok(Outcome::Repeated(earlier));
+        }
+        let outcome = self.order_job(job)?;
+        let accepted = outcome.order.as_ref().filter(|_| !matches!(outcome.verdict, Verdict::Refused));
+        if let (Some(asked), Some(order)) = (&job.idempotency, accepted) {
+            self.answered(asked, order, job.request_id.as_deref().unwrap_or_default(), job.at)?;
+        }
+        Ok(Outcome::Order(Box::new(outcome)))
+    }
+
+    fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
+        asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
+    }
+
+    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
+    fn answered(&self, asked: &Idempotency, order: &Order, request_id: &str, at: i64) -> Result<(), StoreError> {
+        let body = payload::accepted(order, request_id, at)
+            .map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
+        run(
+            self.conn,
+            "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, payload::ACCEPTED, body, self.now),
+        )?;
+        Ok(())
+    }
+}
