@@ -43,6 +43,7 @@ impl Store for Amnesiac {
         let Reply::Shard(shard) = reply else { return Ok(()) };
         let outcome = match job {
             Job::Bind(bind) => Outcome::Bound(Box::new(Bound {
+                generation: bind.generation,
                 device_id: bind.device_id,
                 admitted: true,
                 first_seen: true,
