@@ -9,6 +9,7 @@ use crate::telemetry::Exposition;
 /// Appends the families of all endpoints. `last_pos` is the newest committed position.
 pub(super) fn render(endpoints: &[Arc<EndpointCounters>], last_pos: i64, to: &mut Exposition<'_>) {
     type Value = fn(&EndpointCounters, i64) -> u64;
+    type Latency = fn(&EndpointCounters) -> &LatencyBuckets;
     let families: [(&str, &str, &str, Value); 8] = [
         ("chargegate_events_pushed_total", "counter", "Events that an endpoint took.", |of, _| {
             of.delivered.load(Ordering::Relaxed)
@@ -46,7 +47,7 @@ pub(super) fn render(endpoints: &[Arc<EndpointCounters>], last_pos: i64, to: &mu
             to.sample(name, &[("endpoint", &endpoint.name), ("reason", reason)], count);
         }
     }
-    let latencies: [(&str, &str, fn(&EndpointCounters) -> &LatencyBuckets); 2] = [
+    let latencies: [(&str, &str, Latency); 2] = [
         ("chargegate_webhook_latency_seconds", "From sending a webhook request to its response.", |of| {
             &of.attempt_latency
         }),
