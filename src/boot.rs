@@ -152,9 +152,10 @@ impl Gateway {
             options.order_prefix = *config.orders.prefix.as_bytes();
             options.order_salt = salt | STORE_SALT;
             let notify: Arc<dyn Notify> = Arc::clone(&router) as Arc<dyn Notify>;
-            let store = SqliteStore::open(options, notify)?;
-            health.set(Component::Database, database_state(&store));
-            Ok(Arc::new(store) as Arc<dyn Store>)
+            let store = Arc::new(SqliteStore::open(options, notify)?);
+            health.set(Component::Database, database_state(store.as_ref()));
+            metrics.join(&store);
+            Ok(store as Arc<dyn Store>)
         })?;
         stages.run("redis", || {
             health.set(Component::Redis, ComponentState::Skipped);
@@ -208,12 +209,15 @@ impl Gateway {
                 local(head, body)
             });
             let guard = guard::start(guard_config(config), server.gate(), routes)?;
+            metrics.join(server.counters());
+            metrics.join(guard.counters());
             Ok((server, guard))
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
         let (pusher, jobs) = stages.run("workers and jobs", || {
             let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
             router.join_pusher(Arc::clone(&pusher));
+            metrics.join(&pusher);
             let context = job::Context {
                 store: Arc::clone(&store),
                 directory: Arc::clone(&directory),

@@ -65,6 +65,17 @@ fn a_timed_charge_is_confirmed_charges_completes_and_settles() {
 }
 
 #[test]
+fn heartbeats_are_told_outside_of_the_devices_sequence() {
+    both(|world, peer| {
+        world.run_for(3 * MINUTE);
+        // Reading them checks that the numbered events have no gap.
+        let events = world.events(&world.peers[peer].id.to_string());
+        let heartbeats = events.iter().filter(|event| *event == "device.heartbeat").count();
+        assert!((2..20).contains(&heartbeats), "{events:?}");
+    });
+}
+
+#[test]
 fn a_stop_ends_a_charge_as_stopped() {
     both(|world, peer| {
         let order = world.charge(peer, 1, ChargeMode::Time { minutes: 60 });

@@ -20,8 +20,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
     model::{DeviceId, Order, OrderNo},
     store::{
-        CommandLogRow, DeliveryUpdate, DeviceFilter, DeviceRecord, EventRecord, Job, Latest, OrderFilter, Outcome,
-        Page, ParkedDelivery, PortRecord, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        CommandLogRow, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, Job, Latest,
+        OrderFilter, Outcome, Page, ParkedDelivery, PortRecord, ReadCall, Reader, Reply, Store, StoreError,
+        StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -214,6 +215,9 @@ impl Reader for FakeReader {
         absent()
     }
     fn devices(&mut self, _: &DeviceFilter, _: u32, _: u32) -> Result<Page<DeviceRecord>, StoreError> {
+        absent()
+    }
+    fn earlier(&mut self, _: &Idempotency) -> Result<Option<Earlier>, StoreError> {
         absent()
     }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {

@@ -81,7 +81,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    const fn to_sign(&self, timestamp: &'a str, nonce: &'a str) -> SignedRequest<'a> {
+    const fn to_sign(self, timestamp: &'a str, nonce: &'a str) -> SignedRequest<'a> {
         SignedRequest { method: self.method, path: self.target, timestamp, nonce, body: self.body }
     }
 }

@@ -27,6 +27,7 @@ use super::envelope;
 use super::error::{ApiError, ErrorCode};
 use super::guard::{CLIENT_IP_HEADER, REQUEST_ID_HEADER};
 use super::message::{Method, Request, Response};
+use crate::telemetry::{Exposition, MetricSource};
 
 /// How often an idle worker looks whether the server stops or its listener is gone.
 const LOOK_ROUND: Duration = Duration::from_millis(250);
@@ -120,6 +121,27 @@ pub struct ServerCounters {
     pub reopened: AtomicU64,
     /// Attempts at that which failed.
     pub reopen_errors: AtomicU64,
+}
+
+impl MetricSource for ServerCounters {
+    fn render(&self, to: &mut Exposition<'_>) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        for (name, help, count) in [
+            ("chargegate_http_requests_total", "HTTP requests handed to a handler.", &self.requests),
+            (
+                "chargegate_http_unanswered_total",
+                "HTTP requests dropped by a handler without an answer.",
+                &self.unanswered,
+            ),
+            ("chargegate_http_panics_total", "HTTP handlers that panicked.", &self.panics),
+            ("chargegate_http_broken_total", "HTTP requests that did not reach the server whole.", &self.broken),
+            ("chargegate_http_reopened_total", "HTTP listeners opened after the first.", &self.reopened),
+            ("chargegate_http_reopen_errors_total", "HTTP listeners that could not be opened.", &self.reopen_errors),
+        ] {
+            to.counter(name, help, load(count));
+        }
+        to.gauge("chargegate_http_pending", "HTTP requests that wait for their answer.", load(&self.pending));
+    }
 }
 
 struct Shared {

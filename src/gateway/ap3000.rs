@@ -62,7 +62,12 @@ impl Core {
         let header = frame.header();
         let legacy_heartbeat_answered =
             device.and_then(|key| self.device(key)).is_none_or(|device| !device.sends_heartbeat);
+        let sent = effects.tx.len();
         answer(ConnId::from(conn), &header, frame.command, &body, legacy_heartbeat_answered, now, effects);
+        if effects.tx.len() > sent {
+            // A reply has the command of what it answers.
+            self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
+        }
         if let Body::Settlement(settlement) = &body {
             let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
             let waiting = WaitingAck { conn: conn.into(), ack: Ack::Ap3000 { header } };
@@ -173,11 +178,16 @@ impl Device {
                 if let Some(signal) = heartbeat.signal {
                     self.entry.set_signal(signal);
                 }
+                self.heartbeat(cx);
                 self.port_states(cx, heartbeat.port_count, heartbeat.voltage, heartbeat.port_states.iter(), |_| None);
             }
             Body::LegacyHeartbeat(heartbeat) => {
                 if let Some(signal) = heartbeat.signal {
                     self.entry.set_signal(signal);
+                }
+                // Devices that send both kinds are told of by the other.
+                if !self.sends_heartbeat {
+                    self.heartbeat(cx);
                 }
                 let power = heartbeat.port_power;
                 let states = heartbeat.port_states.iter();

@@ -54,12 +54,18 @@ impl Core {
                 if frame.command == 0 {
                     let seconds = now.unix_ms / 1000;
                     effects.write(conn.into(), |out| encode::heartbeat_reply(out, frame.gateway_id, seconds));
+                    self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, 0);
                 }
                 self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, effects);
                 return;
             }
         };
+        let sent = effects.tx.len();
         answer(conn.into(), frame.gateway_id, &body, now, effects);
+        if effects.tx.len() > sent {
+            // A reply has the command and sub-command of what it answers.
+            self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, frame.sub().unwrap_or(0));
+        }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
         if let Some(report) = body.end_report() {
             let ack = end_ack(frame.gateway_id, &body, &report);
@@ -178,6 +184,7 @@ impl Device {
                 }
                 self.entry.set_firmware(heartbeat.fw.as_bytes());
                 self.entry.set_iccid_bytes(heartbeat.iccid.as_bytes());
+                self.heartbeat(cx);
             }
             Body::Push(_) | Body::SocketReply(..) => {
                 for socket in body.sockets().into_iter().flatten() {

@@ -16,13 +16,14 @@ use super::{
     conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX, STRANGER_FRAMES_MAX},
     device::Device,
     directory::Directory,
+    lane::Waits,
     slots::{Key, Slots},
     timers::{Timer, Timers},
 };
 use crate::{
-    model::{DeviceId, EventType, OrderNo, Protocol},
+    model::{DeviceId, EventType, OrderNo, Priority, Protocol},
     protocol::{
-        DecodeError, Step,
+        DecodeError, Direction, Step,
         ap3000::{self, Magics},
         bkv,
         detect::{Detected, Detection, detect},
@@ -38,6 +39,8 @@ use crate::{
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
 const FLUSH_MS: u64 = 5_000;
+/// Command of an AP3000 settlement and of its acknowledgement.
+const SETTLEMENT_ACK: u8 = 0x03;
 
 /// How long things may take; all in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +171,17 @@ pub(super) struct Shared {
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
     jobs: usize,
-    commands_waiting: usize,
+    commands_waiting: Waits,
+}
+
+impl Shared {
+    fn count_waiting(&mut self, before: &Waits, after: &Waits) {
+        let all = Priority::ALL.into_iter().zip(&mut self.commands_waiting);
+        for ((priority, waiting), (before, after)) in all.zip(before.iter().zip(after)) {
+            *waiting = (*waiting + after).saturating_sub(*before);
+            self.metrics.commands_waiting[priority].set(*waiting as u64);
+        }
+    }
 }
 
 /// One input's surroundings.
@@ -239,15 +252,25 @@ impl Cx<'_> {
     }
 
     /// Notes how the number of waiting commands of a device changed.
-    pub(super) fn count_waiting(&mut self, before: usize, after: usize) {
-        self.shared.commands_waiting = (self.shared.commands_waiting + after).saturating_sub(before);
-        self.shared.metrics.commands_waiting.set(self.shared.commands_waiting as u64);
+    pub(super) fn count_waiting(&mut self, before: &Waits, after: &Waits) {
+        self.shared.count_waiting(before, after);
     }
 
     pub(super) fn acknowledge(&mut self, waiting: WaitingAck) {
         let WaitingAck { conn, ack } = waiting;
+        let frames = &self.shared.metrics.frames;
+        match ack {
+            Ack::Ap3000 { .. } => frames.ap3000(Direction::Down, SETTLEMENT_ACK),
+            Ack::BkvEnd { sub, .. } => frames.bkv(Direction::Down, bkv::command::CONTROL, u16::from(sub)),
+            Ack::BkvFeeEnd { .. } => {
+                frames.bkv(Direction::Down, bkv::command::PACKET, bkv::command::packet_sub::FEE_END);
+            }
+            Ack::BkvException { .. } => {
+                frames.bkv(Direction::Down, bkv::command::PACKET, bkv::command::packet_sub::EXCEPTION);
+            }
+        }
         self.effects.write(conn, |out| match ack {
-            Ack::Ap3000 { header } => ap3000::encode::result_reply(out, &header, 0x03, 0),
+            Ack::Ap3000 { header } => ap3000::encode::result_reply(out, &header, SETTLEMENT_ACK, 0),
             Ack::BkvEnd { gateway_id, sub, socket, .. } => bkv::encode::end_ack(out, gateway_id, sub, socket, true),
             Ack::BkvFeeEnd { gateway_id, header, socket, hole } => {
                 bkv::encode::fee_end_ack(out, gateway_id, header, socket, hole, true);
@@ -306,7 +329,7 @@ impl Core {
             report_ticket: 1,
             dirty: Vec::new(),
             jobs: 0,
-            commands_waiting: 0,
+            commands_waiting: Waits::default(),
         };
         Self {
             shared,
@@ -334,8 +357,8 @@ impl Core {
     }
 
     /// Commands that wait to be written.
-    pub const fn commands_waiting(&self) -> usize {
-        self.shared.commands_waiting
+    pub fn commands_waiting(&self) -> usize {
+        self.shared.commands_waiting.iter().sum()
     }
 
     /// Jobs without an outcome.
@@ -410,6 +433,11 @@ impl Core {
     /// A connection ended; the engine has closed it or closes it now.
     pub fn closed(&mut self, now: Now, conn: ConnId, reason: CloseReason, effects: &mut Effects) {
         self.forget_conn(now, conn.into(), reason, effects);
+    }
+
+    /// Bytes were taken by a socket, or by the buffer before it.
+    pub fn sent(&mut self, bytes: usize) {
+        self.shared.metrics.sent_bytes.add(bytes as u64);
     }
 
     /// A peer has bytes to drain.
@@ -815,8 +843,7 @@ impl Core {
 
     fn drop_device(&mut self, device_key: Key) {
         if let Some(device) = self.devices.remove(device_key) {
-            let waiting = device.commands_waiting();
-            self.shared.commands_waiting = self.shared.commands_waiting.saturating_sub(waiting);
+            self.shared.count_waiting(&device.commands_waiting(), &Waits::default());
             self.by_id.remove(&device.id);
         }
     }

@@ -13,7 +13,7 @@ use super::{
     Now, ap3000, bkv,
     core::Cx,
     directory::{Entry, Owner, PortCell, PortState},
-    lane::{InFlight, Lane, Outgoing, Pushed, ReplyKey},
+    lane::{InFlight, Lane, Outgoing, Pushed, ReplyKey, Waits},
     order::Event,
     slots::Key,
     track::{self, Action, Situation, Track},
@@ -23,6 +23,7 @@ use crate::{
         Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, PortAddress, PortStatus, Protocol,
         socket_of_port,
     },
+    protocol::Direction,
     store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, payload::PortObject},
     telemetry::label::{OutboundFailure, ShardEvent},
     time::Rfc3339,
@@ -235,7 +236,7 @@ impl Device {
         let before = self.lane.waiting();
         // The rows stay claimed for an epoch that is over: the next bind claims them again.
         self.lane.clear_waiting();
-        cx.count_waiting(before, 0);
+        cx.count_waiting(&before, &Waits::default());
         self.entry.set_waiting(0);
     }
 
@@ -310,6 +311,15 @@ impl Device {
             for (order_no, action) in returned {
                 self.act(cx, order_no, action);
             }
+        }
+    }
+
+    /// A heartbeat came: told where some endpoint wants to hear of each.
+    pub(super) fn heartbeat(&self, cx: &mut Cx<'_>) {
+        if cx.shared.config.heartbeat_events {
+            let score = self.entry.score(cx.now.unix_ms).total();
+            let data = json!({ "device_id": self.id, "signal": self.entry.signal(), "score": score });
+            cx.event(self.id, EventType::DeviceHeartbeat, data);
         }
     }
 
@@ -598,7 +608,7 @@ impl Device {
         self.follow(order, cx.now, false);
         let before = self.lane.waiting();
         self.lane.withdraw(withdrawn);
-        cx.count_waiting(before, self.lane.waiting());
+        self.waiting_changed(cx, &before);
         self.commands_claimed(cx, commands);
     }
 
@@ -670,7 +680,7 @@ impl Device {
 
     // ---- commands ----
 
-    pub(super) fn commands_waiting(&self) -> usize {
+    pub(super) fn commands_waiting(&self) -> Waits {
         self.lane.waiting()
     }
 
@@ -726,13 +736,13 @@ impl Device {
                 }
             }
         }
-        self.waiting_changed(cx, before);
+        self.waiting_changed(cx, &before);
     }
 
-    fn waiting_changed(&self, cx: &mut Cx<'_>, before: usize) {
+    fn waiting_changed(&self, cx: &mut Cx<'_>, before: &Waits) {
         let after = self.lane.waiting();
-        cx.count_waiting(before, after);
-        self.entry.set_waiting(u32::try_from(after).unwrap_or(u32::MAX));
+        cx.count_waiting(before, &after);
+        self.entry.set_waiting(u32::try_from(after.iter().sum::<usize>()).unwrap_or(u32::MAX));
     }
 
     /// Asks for the state of a port; not stored, losing it is harmless.
@@ -782,7 +792,7 @@ impl Device {
             let Some(what) = self.lane.next(cx.now.mono_ms) else { break };
             self.write(cx, conn, what);
         }
-        self.waiting_changed(cx, before);
+        self.waiting_changed(cx, &before);
     }
 
     fn write(&mut self, cx: &mut Cx<'_>, conn: Key, what: Outgoing) {
@@ -834,15 +844,14 @@ impl Device {
             };
         });
         let key = key?;
+        let (command, sub) = key.command;
+        match self.id {
+            // A command of this family is one byte.
+            DeviceId::Ap3000(_) => cx.shared.metrics.frames.ap3000(Direction::Down, command.to_be_bytes()[1]),
+            DeviceId::Gateway(_) => cx.shared.metrics.frames.bkv(Direction::Down, command, sub),
+        }
         let raw = cx.effects.tx.get(start..).unwrap_or_default().to_vec();
-        cx.effects.log.push(CommandLogRow {
-            at: cx.now.unix_ms,
-            device_id: self.id,
-            up: false,
-            command: key.command.0,
-            msg_id,
-            raw,
-        });
+        cx.effects.log.push(CommandLogRow { at: cx.now.unix_ms, device_id: self.id, up: false, command, msg_id, raw });
         Some(key)
     }
 

@@ -7,13 +7,19 @@
 //!   (by the caller), and that no withdrawal was seen (withdrawn commands leave the lane).
 //! - Bounded: at most [`WAITING_MAX`] wait and [`IN_FLIGHT_MAX`] are in flight.
 
-use crate::model::{Command, CommandBody, OrderNo, Priority};
+use crate::{
+    model::{Command, CommandBody, OrderNo, Priority},
+    telemetry::label::Label as _,
+};
 
 /// Commands that may wait per device.
 pub(crate) const WAITING_MAX: usize = 16;
 const IN_FLIGHT_MAX: usize = 8;
 /// A written command is remembered this long for a late reply.
 const REMEMBER_MS: u64 = 60_000;
+
+/// Commands that wait for writing, by the place of their priority in [`Priority::ALL`].
+pub(super) type Waits = [usize; Priority::ALL.len()];
 
 /// Something to send.
 #[derive(Clone, Debug)]
@@ -120,8 +126,12 @@ pub(super) enum Pushed {
 
 impl Lane {
     /// Commands that wait for writing, questions not counted.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.iter().filter(|waiting| waiting.what.row().is_some()).count()
+    pub(super) fn waiting(&self) -> Waits {
+        let mut waits = Waits::default();
+        for waiting in self.waiting.iter().filter(|waiting| waiting.what.row().is_some()) {
+            waits[waiting.what.priority().index()] += 1;
+        }
+        waits
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -136,6 +136,8 @@ pub struct Driver {
     store: Arc<dyn Store>,
     tick: Arc<AtomicU64>,
     effects: Effects,
+    /// When the next turn is due at the latest, monotonic ms; the first never is.
+    due_ms: u64,
     draining: bool,
 }
 
@@ -149,7 +151,8 @@ impl Driver {
         store: Arc<dyn Store>,
         tick: Arc<AtomicU64>,
     ) -> Self {
-        Self { core, clock, mailbox, peers, store, tick, effects: Effects::default(), draining: false }
+        let due_ms = u64::MAX;
+        Self { core, clock, mailbox, peers, store, tick, effects: Effects::default(), due_ms, draining: false }
     }
 
     /// How many connections may be accepted now. 0 pauses: the backlog queues, and the engine asks again within
@@ -191,6 +194,13 @@ impl Driver {
     pub fn turn(&mut self, io: &mut impl Io) -> u64 {
         let now = self.clock.refresh();
         self.tick.store(now.mono_ms, Ordering::Relaxed);
+        self.core.turn_began(now.mono_ms.saturating_sub(self.due_ms), self.mailbox.len());
+        let wait_ms = self.work(now, io);
+        self.due_ms = now.mono_ms.saturating_add(wait_ms);
+        wait_ms
+    }
+
+    fn work(&mut self, now: Now, io: &mut impl Io) -> u64 {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = self.mailbox.take() else { break };
             self.draining |= matches!(message, Message::Drain);
@@ -248,8 +258,11 @@ impl Driver {
             for (conn, range) in writes.drain(..) {
                 let Some(bytes) = tx.get(range) else { continue };
                 match io.write(conn, bytes) {
-                    Written::All => {}
-                    Written::Blocked => self.core.write_blocked(self.clock.now(), conn),
+                    Written::All => self.core.sent(bytes.len()),
+                    Written::Blocked => {
+                        self.core.sent(bytes.len());
+                        self.core.write_blocked(self.clock.now(), conn);
+                    }
                     Written::Overflow => failed.push((conn, CloseReason::WriteOverflow)),
                     Written::Failed => failed.push((conn, CloseReason::Io)),
                 }

@@ -10,16 +10,27 @@ const BOUNDS_US: [u64; 17] = [
     5_000_000, 10_000_000, 60_000_000,
 ];
 
-/// Appends metric families to a text.
-pub(super) struct Exposition<'a>(pub(super) &'a mut String);
+/// Appends metric families to a text. Each name is one family, begun once and followed by all of its samples.
+#[derive(Debug)]
+pub struct Exposition<'a>(pub(super) &'a mut String);
+
+/// A part of the gateway that counts for itself and whose figures stand in the exposition with all others.
+///
+/// It is asked on the thread that answers the scrape, which must not wait: no lock that is held during work. Family names are its
+/// own, labels come from closed sets or from the configuration.
+pub trait MetricSource: Send + Sync {
+    /// Appends its families.
+    fn render(&self, to: &mut Exposition<'_>);
+}
 
 impl Exposition<'_> {
     /// Starts a family; its samples follow.
-    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.0.extend(["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"]);
     }
 
-    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    /// A sample of the family begun last.
+    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.0.push_str(name);
         for (index, (label, text)) in labels.iter().enumerate() {
             self.0.extend([if index == 0 { "{" } else { "," }, label, "=\""]);
@@ -37,19 +48,20 @@ impl Exposition<'_> {
         writeln!(self.0, "{value}").expect("writing to a String does not fail");
     }
 
-    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) {
+    /// A family of one counter.
+    pub fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.family(name, "counter", help);
         self.sample(name, &[], value);
     }
 
-    pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+    /// A family of one gauge.
+    pub fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
         self.family(name, "gauge", help);
         self.sample(name, &[], value);
     }
 
     /// The samples of one histogram in seconds; the family is started by the caller.
     pub(super) fn histogram(&mut self, name: &str, labels: &[(&str, &str)], merged: &Merged) {
-        let bucket_name = format!("{name}_bucket");
         let mut counts = [0_u64; BOUNDS_US.len()];
         for step in merged.latencies_us.iter_recorded() {
             // Bounds ascend: a value counts in its own bucket here, and the sums below make them cumulative.
@@ -59,16 +71,37 @@ impl Exposition<'_> {
             }
         }
         let mut below = 0;
-        for (bound_us, count) in BOUNDS_US.into_iter().zip(counts) {
+        let cumulative = counts.map(|count| {
             below += count;
-            let bound = seconds(bound_us).to_string();
+            below
+        });
+        let buckets = BOUNDS_US.into_iter().map(seconds).zip(cumulative);
+        self.buckets(name, labels, buckets, seconds(merged.sum_us), merged.latencies_us.len());
+    }
+
+    /// The samples of one histogram that was counted in buckets: upper bounds in seconds, ascending, each with the observations
+    /// at most that; the sum in seconds; and the number of all observations. The family is started by the caller.
+    pub fn buckets(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        buckets: impl IntoIterator<Item = (f64, u64)>,
+        sum_s: f64,
+        count: u64,
+    ) {
+        let bucket_name = format!("{name}_bucket");
+        let mut below = 0;
+        for (bound_s, observations) in buckets {
+            below = observations;
+            let bound = bound_s.to_string();
             let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
             self.sample(&bucket_name, &labels, below);
         }
-        let count = merged.latencies_us.len();
+        // Counters are read one after the other while others write: the last bucket must not be below the one before it.
+        let count = count.max(below);
         let labels_inf: Vec<_> = labels.iter().copied().chain([("le", "+Inf")]).collect();
         self.sample(&bucket_name, &labels_inf, count);
-        self.sample(&format!("{name}_sum"), labels, seconds(merged.sum_us));
+        self.sample(&format!("{name}_sum"), labels, sum_s);
         self.sample(&format!("{name}_count"), labels, count);
     }
 }

@@ -1,6 +1,7 @@
 //! The label values of all metrics. Each set is an enum, so the number of time series has a bound.
 
 use crate::gateway::CloseReason;
+use crate::model::Priority;
 use crate::protocol::{DecodeError, Direction, SkipReason};
 
 /// A closed set of values of one label.
@@ -101,38 +102,6 @@ labels! {
         Overloaded = "overloaded",
     }
 
-    /// Priority of a command.
-    Priority {
-        /// 0: the system's own.
-        Emergency = "emergency",
-        /// 1: stop and cancel.
-        High = "high",
-        /// 2: start.
-        Normal = "normal",
-        /// 5: queries and parameters.
-        Low = "low",
-        /// 9: statistics and OTA.
-        Idle = "idle",
-    }
-
-    /// Why a delivery attempt failed.
-    EventFailure {
-        /// No connection.
-        Connect = "connect",
-        /// No answer in time.
-        Timeout = "timeout",
-        /// An address that is not allowed.
-        PrivateTarget = "private_target",
-        /// 410: the endpoint is gone.
-        Gone = "gone",
-        /// Another status from 300 to 499.
-        ClientStatus = "client_status",
-        /// A status from 500.
-        ServerStatus = "server_status",
-        /// Anything else.
-        Other = "other",
-    }
-
     /// Why received bytes made no typed frame.
     DecodeFailure {
         /// Bytes between frames.
@@ -155,48 +124,6 @@ labels! {
         NotDecoded = "not_decoded",
         /// A command in no table.
         UnknownCommand = "unknown_command",
-    }
-
-    /// What a store thread did.
-    StoreOperation {
-        /// A batch of jobs that a device or a request waits for.
-        Durable = "durable",
-        /// A batch of latest values.
-        Coalesced = "coalesced",
-        /// A batch of command log rows.
-        Append = "append",
-        /// A claim of commands.
-        Claim = "claim",
-        /// A query for the API.
-        Read = "read",
-        /// A step of event delivery.
-        Delivery = "delivery",
-        /// Deleting what is past its retention.
-        Prune = "prune",
-    }
-
-    /// A queue between threads.
-    ThreadQueue {
-        /// Jobs for the store.
-        StoreJobs = "store_jobs",
-        /// Command log rows for the store.
-        StoreAppend = "store_append",
-        /// Commands waiting for their claim.
-        Outbound = "outbound",
-        /// Requests waiting for a handler.
-        HttpRequests = "http_requests",
-        /// Responses on their way to the guard.
-        HttpResponses = "http_responses",
-        /// Events waiting for delivery.
-        Webhook = "webhook",
-    }
-
-    /// A circuit breaker.
-    Breaker {
-        /// Accepting device connections.
-        Accept = "accept",
-        /// Delivering events, any endpoint.
-        Webhook = "webhook",
     }
 
     /// First digit of an HTTP status.
@@ -246,6 +173,31 @@ impl From<u16> for StatusClass {
             300..400 => Self::Redirection,
             400..500 => Self::ClientError,
             500.. => Self::ServerError,
+        }
+    }
+}
+
+impl Label for Priority {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    #[inline]
+    fn index(self) -> usize {
+        match self {
+            Self::Emergency => 0,
+            Self::High => 1,
+            Self::Normal => 2,
+            Self::Low => 3,
+            Self::Idle => 4,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Emergency => "emergency",
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+            Self::Idle => "idle",
         }
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! shard 0 ── ShardWriter ──> ShardMetrics ──┐
 //! shard 1 ── ShardWriter ──> ShardMetrics ──┼── render ──> text
-//! all other threads ───────> Metrics fields ┘
+//! all other threads ───────> Metrics fields ┤
+//! store, pusher, HTTP ─────> MetricSource ──┘
 //! ```
 //!
 //! Invariants: a [`ShardMetrics`] has one writer, because only its [`ShardWriter`] reaches it, each is handed out once
@@ -12,20 +13,21 @@
 
 use std::array;
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+
+use parking_lot::RwLock;
 
 use super::cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
-use super::exposition::Exposition;
+use super::exposition::{Exposition, MetricSource};
 use super::histogram::{LocalHistogram, Merged, SharedHistogram};
-use super::label::{
-    Breaker, DecodeFailure, EventFailure, Label, OrderFailure, OutboundFailure, Priority, ShardEvent, StatusClass,
-    StoreOperation, ThreadQueue,
-};
+use super::label::{DecodeFailure, Label, OrderFailure, OutboundFailure, ShardEvent, StatusClass};
 use super::process;
 use crate::gateway::CloseReason;
+use crate::model::Priority;
 use crate::protocol::Direction;
 
 /// Order states by status code, as label values.
@@ -99,7 +101,7 @@ pub struct ShardMetrics {
     /// What happened besides traffic.
     pub events: Labelled<ShardEvent, LocalCounter, { ShardEvent::COUNT }>,
     /// Commands that wait to be written.
-    pub commands_waiting: LocalGauge,
+    pub commands_waiting: Labelled<Priority, LocalGauge, { <Priority as Label>::COUNT }>,
     /// Open connections.
     pub connections: LocalGauge,
     /// Frames by command.
@@ -123,10 +125,10 @@ pub struct ShardMetrics {
 }
 
 /// All metrics of the process.
-#[derive(Debug)]
 pub struct Metrics {
     shards: Box<[ShardMetrics]>,
     claimed: Box<[AtomicBool]>,
+    sources: RwLock<Vec<Weak<dyn MetricSource>>>,
     /// Devices with an online score of at least 50.
     pub devices_online: Gauge,
     /// Orders created.
@@ -138,42 +140,22 @@ pub struct Metrics {
     transitions: [[Counter; ORDER_STATES.len()]; ORDER_STATES.len()],
     /// Events refused by the order table.
     pub transitions_refused: Counter,
-    /// Commands accepted and not yet written.
-    pub outbound_queue_length: Labelled<Priority, Gauge, { Priority::COUNT }>,
     /// Commands that did not reach their end.
     pub outbound_failed: Labelled<OutboundFailure, Counter, { OutboundFailure::COUNT }>,
-    /// Events that an endpoint took.
-    pub events_pushed: Counter,
-    /// Delivery attempts that failed.
-    pub events_failed: Labelled<EventFailure, Counter, { EventFailure::COUNT }>,
-    /// Events that no attempt is left for.
-    pub events_dead: Counter,
-    /// Events dropped by retention before their delivery.
-    pub events_lost: Counter,
-    /// From sending a webhook request to its response.
-    pub webhook_latency: SharedHistogram,
-    /// From an event's commit to an endpoint's acceptance.
-    pub event_delay: SharedHistogram,
-    /// Time of store operations.
-    pub store_latency: Labelled<StoreOperation, SharedHistogram, { StoreOperation::COUNT }>,
-    /// Store operations that failed.
-    pub store_failed: Labelled<StoreOperation, Counter, { StoreOperation::COUNT }>,
     /// Jobs set aside because they can never be stored.
     pub quarantined: Counter,
-    /// Length of queues between threads.
-    pub queue_depth: Labelled<ThreadQueue, Gauge, { ThreadQueue::COUNT }>,
-    /// Rows that wait for the next flush of latest values.
-    pub coalescer_rows: Gauge,
     /// Ports whose stored state was not the device's.
     pub port_mismatches: Counter,
-    /// 1 while open.
-    pub breaker_open: Labelled<Breaker, Gauge, { Breaker::COUNT }>,
     /// Responses by class of status.
     pub http_responses: Labelled<StatusClass, Counter, { StatusClass::COUNT }>,
     /// From a complete request to its response.
     pub http_latency: SharedHistogram,
-    /// Open HTTP connections.
-    pub http_connections: Gauge,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("shards", &self.shards.len()).finish_non_exhaustive()
+    }
 }
 
 /// A shard's only way to its metrics. It may move to the shard's thread, but not be shared.
@@ -213,30 +195,18 @@ impl Metrics {
         Arc::new(Self {
             shards: (0..shards).map(|_| ShardMetrics::default()).collect(),
             claimed: (0..shards).map(|_| AtomicBool::new(false)).collect(),
+            sources: RwLock::default(),
             devices_online: Gauge::default(),
             orders_created: Counter::default(),
             orders_completed: Counter::default(),
             orders_failed: Labelled::default(),
             transitions: Default::default(),
             transitions_refused: Counter::default(),
-            outbound_queue_length: Labelled::default(),
             outbound_failed: Labelled::default(),
-            events_pushed: Counter::default(),
-            events_failed: Labelled::default(),
-            events_dead: Counter::default(),
-            events_lost: Counter::default(),
-            webhook_latency: SharedHistogram::default(),
-            event_delay: SharedHistogram::default(),
-            store_latency: Labelled::default(),
-            store_failed: Labelled::default(),
             quarantined: Counter::default(),
-            queue_depth: Labelled::default(),
-            coalescer_rows: Gauge::default(),
             port_mismatches: Counter::default(),
-            breaker_open: Labelled::default(),
             http_responses: Labelled::default(),
             http_latency: SharedHistogram::default(),
-            http_connections: Gauge::default(),
         })
     }
 
@@ -244,6 +214,12 @@ impl Metrics {
     pub fn claim_shard(self: &Arc<Self>, index: usize) -> Option<ShardWriter> {
         let taken = self.claimed.get(index)?.swap(true, Relaxed);
         (!taken).then(|| ShardWriter { metrics: Arc::clone(self), index, not_shared: PhantomData })
+    }
+
+    /// Joins what another part counts. It is left out once that part is gone.
+    pub fn join(&self, source: &Arc<impl MetricSource + 'static>) {
+        let source: Weak<dyn MetricSource> = Arc::downgrade(source) as _;
+        self.sources.write().push(source);
     }
 
     /// Counts an order's change from one status code to another; codes outside 0 to 10 are a bug of the caller.
@@ -257,7 +233,7 @@ impl Metrics {
 
     /// Commands of this instance that wait to be written to a device.
     pub fn commands_waiting(&self) -> u64 {
-        self.sum(|shard| shard.commands_waiting.get())
+        self.sum(|shard| shard.commands_waiting.iter().map(|(_, waiting)| waiting.get()).sum())
     }
 
     /// Open device connections of this instance.
@@ -276,9 +252,11 @@ impl Metrics {
         self.render_frames(to);
         self.render_orders(to);
         self.render_commands(to);
-        self.render_events(to);
-        self.render_store(to);
+        self.render_reports(to);
         self.render_http(to);
+        for source in self.sources.read().iter().filter_map(Weak::upgrade) {
+            source.render(to);
+        }
         to.family("chargegate_build_info", "gauge", "Always 1; the labels tell what runs.");
         to.sample("chargegate_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         process::render(to);
@@ -311,14 +289,8 @@ impl Metrics {
         for event in ShardEvent::ALL {
             to.sample(name, &[("event", event.as_str())], self.sum(|shard| shard.events[*event].get()));
         }
-        let waiting = self.sum(|shard| shard.commands_waiting.get());
-        to.gauge("chargegate_commands_waiting", "Commands that wait to be written to a device.", waiting);
         let suppressed = self.sum(|shard| shard.logs_suppressed.get());
         to.counter("chargegate_log_suppressed_total", "Log lines kept back by rate limits.", suppressed);
-        to.family("chargegate_breaker_open", "gauge", "Whether a circuit breaker is open.");
-        for (breaker, gauge) in self.breaker_open.iter() {
-            to.sample("chargegate_breaker_open", &[("breaker", breaker.as_str())], gauge.get());
-        }
     }
 
     fn render_per_shard(&self, to: &mut Exposition<'_>, name: &str, help: &str, value: impl Fn(&ShardMetrics) -> u64) {
@@ -381,8 +353,9 @@ impl Metrics {
     fn render_commands(&self, to: &mut Exposition<'_>) {
         let name = "chargegate_outbound_queue_length";
         to.family(name, "gauge", "Commands accepted and not yet written, by priority.");
-        for (priority, gauge) in self.outbound_queue_length.iter() {
-            to.sample(name, &[("priority", priority.as_str())], gauge.get());
+        for priority in <Priority as Label>::ALL {
+            let waiting = self.sum(|shard| shard.commands_waiting[*priority].get());
+            to.sample(name, &[("priority", Label::as_str(*priority))], waiting);
         }
         let sent = self.sum(|shard| shard.outbound_sent.get());
         to.counter("chargegate_outbound_sent_total", "Commands written to devices.", sent);
@@ -393,40 +366,13 @@ impl Metrics {
         to.histogram(name, &[], &Merged::of_local(self.shards.iter().map(|shard| &shard.ack_latency)));
     }
 
-    fn render_events(&self, to: &mut Exposition<'_>) {
-        to.counter("chargegate_events_pushed_total", "Events that an endpoint took.", self.events_pushed.get());
-        let help = "Delivery attempts that failed.";
-        render_counters(to, "chargegate_events_failed_total", help, "reason", &self.events_failed);
-        to.counter("chargegate_events_dead_total", "Events out of attempts.", self.events_dead.get());
-        let lost = self.events_lost.get();
-        to.counter("chargegate_events_lost_total", "Events dropped by retention before their delivery.", lost);
-        let name = "chargegate_webhook_latency_seconds";
-        to.family(name, "histogram", "From sending a webhook request to its response.");
-        to.histogram(name, &[], &Merged::of_shared(&self.webhook_latency));
-        let name = "chargegate_event_delay_seconds";
-        to.family(name, "histogram", "From the commit of an event to its acceptance by an endpoint.");
-        to.histogram(name, &[], &Merged::of_shared(&self.event_delay));
-    }
-
-    fn render_store(&self, to: &mut Exposition<'_>) {
-        let name = "chargegate_store_latency_seconds";
-        to.family(name, "histogram", "Time of store operations.");
-        for (operation, histogram) in self.store_latency.iter() {
-            to.histogram(name, &[("operation", operation.as_str())], &Merged::of_shared(histogram));
-        }
-        let help = "Store operations that failed.";
-        render_counters(to, "chargegate_store_failed_total", help, "operation", &self.store_failed);
+    fn render_reports(&self, to: &mut Exposition<'_>) {
         let name = "chargegate_settlements_quarantined_total";
         to.counter(name, "Reports set aside because they cannot be stored.", self.quarantined.get());
         let waiting = self.sum(|shard| shard.reports_waiting.get());
         to.gauge("chargegate_reports_waiting", "Reports waiting for their commit.", waiting);
         let dropped = self.sum(|shard| shard.reports_dropped.get());
         to.counter("chargegate_reports_dropped_total", "Reports dropped because too many waited.", dropped);
-        to.gauge("chargegate_coalescer_rows", "Rows waiting for the next flush.", self.coalescer_rows.get());
-        to.family("chargegate_queue_depth", "gauge", "Length of queues between threads.");
-        for (queue, gauge) in self.queue_depth.iter() {
-            to.sample("chargegate_queue_depth", &[("queue", queue.as_str())], gauge.get());
-        }
     }
 
     fn render_http(&self, to: &mut Exposition<'_>) {
@@ -435,7 +381,6 @@ impl Metrics {
         let name = "chargegate_http_latency_seconds";
         to.family(name, "histogram", "From a complete HTTP request to its response.");
         to.histogram(name, &[], &Merged::of_shared(&self.http_latency));
-        to.gauge("chargegate_http_connections", "Open HTTP connections.", self.http_connections.get());
     }
 }
 
@@ -454,7 +399,6 @@ fn render_counters<L: Label, const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
     use std::time::Duration;
 
     use super::*;
@@ -479,8 +423,6 @@ mod tests {
             ("outbound_queue_length", "gauge"),
             ("outbound_sent_total", "counter"),
             ("outbound_failed_total", "counter"),
-            ("events_pushed_total", "counter"),
-            ("events_failed_total", "counter"),
         ] {
             assert!(text.contains(&format!("# TYPE chargegate_{name} {kind}\n")), "{name}");
         }
@@ -539,37 +481,6 @@ mod tests {
         let text = rendered(&metrics);
         assert!(text.contains("chargegate_order_transitions_total{from=\"pending\",to=\"confirmed\"} 1\n"));
         assert!(text.contains("chargegate_order_transitions_total{from=\"confirmed\",to=\"interrupted\"} 1\n"));
-    }
-
-    /// The rules of `promtool check metrics` and of the text format.
-    #[test]
-    fn format_is_sound() {
-        let metrics = Metrics::new(2);
-        metrics.claim_shard(1).unwrap().frames.ap3000(Direction::Up, 0xff);
-        metrics.order_transition(0, 1);
-        let text = rendered(&metrics);
-        assert!(text.ends_with('\n'));
-        let (mut families, mut series) = (HashSet::new(), HashSet::new());
-        let (mut family, mut kind) = ("", "");
-        let mut lines = text.lines();
-        while let Some(line) = lines.next() {
-            if let Some(help) = line.strip_prefix("# HELP ") {
-                let (name, help) = help.split_once(' ').unwrap();
-                assert!(help.len() > 1 && families.insert(name), "{line}");
-                let (typed, found) = lines.next().unwrap().strip_prefix("# TYPE ").unwrap().split_once(' ').unwrap();
-                assert_eq!(typed, name);
-                assert_eq!(name.ends_with("_total"), found == "counter", "{name} {found}");
-                (family, kind) = (name, found);
-                continue;
-            }
-            let (id, value) = line.rsplit_once(' ').unwrap();
-            assert!(value.parse::<f64>().unwrap() >= 0.0, "{line}");
-            assert!(series.insert(id), "twice: {line}");
-            let name = id.split('{').next().unwrap();
-            let suffix = name.strip_prefix(family).unwrap_or_else(|| panic!("{line} under {family}"));
-            let allowed: &[&str] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
-            assert!(allowed.contains(&suffix), "{line}");
-        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod exposition;
 mod process;
 
 pub use cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
+pub use exposition::{Exposition, MetricSource};
 pub use health::Health;
 pub use histogram::{LocalHistogram, SharedHistogram};
 pub use log::LogGate;

@@ -1,9 +1,74 @@
 //! What the webhooks count: plain atomics, read by the metrics page without waiting for anyone.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{breaker::BreakerState, retry::Failure};
+use crate::telemetry::Exposition;
+
+/// Appends the families of all endpoints. `last_pos` is the newest committed position.
+pub(super) fn render(endpoints: &[Arc<EndpointCounters>], last_pos: i64, to: &mut Exposition<'_>) {
+    type Value = fn(&EndpointCounters, i64) -> u64;
+    type Latency = fn(&EndpointCounters) -> &LatencyBuckets;
+    let families: [(&str, &str, &str, Value); 8] = [
+        ("chargegate_events_pushed_total", "counter", "Events that an endpoint took.", |of, _| {
+            of.delivered.load(Ordering::Relaxed)
+        }),
+        ("chargegate_events_retried_total", "counter", "Delivery attempts after the first.", |of, _| {
+            of.retried.load(Ordering::Relaxed)
+        }),
+        ("chargegate_events_dead_total", "counter", "Events out of attempts.", |of, _| of.dead.load(Ordering::Relaxed)),
+        ("chargegate_events_parked", "gauge", "Events waiting for a retry, or behind one.", |of, _| {
+            of.parked.load(Ordering::Relaxed)
+        }),
+        ("chargegate_events_in_flight", "gauge", "Delivery attempts under way.", |of, _| {
+            of.in_flight.load(Ordering::Relaxed)
+        }),
+        ("chargegate_events_backlog", "gauge", "Committed events behind an endpoint's cursor.", |of, last_pos| {
+            u64::try_from(last_pos.saturating_sub(of.cursor.load(Ordering::Relaxed))).unwrap_or(0)
+        }),
+        ("chargegate_webhook_breaker_open", "gauge", "Whether an endpoint is not asked, but for probes.", |of, _| {
+            u64::from(of.breaker() != BreakerState::Closed)
+        }),
+        ("chargegate_webhook_disabled", "gauge", "Whether an endpoint answered 410 and gets nothing.", |of, _| {
+            u64::from(of.disabled.load(Ordering::Relaxed))
+        }),
+    ];
+    for (name, kind, help, value) in families {
+        to.family(name, kind, help);
+        for endpoint in endpoints {
+            to.sample(name, &[("endpoint", &endpoint.name)], value(endpoint, last_pos));
+        }
+    }
+    let name = "chargegate_events_failed_total";
+    to.family(name, "counter", "Delivery attempts that failed.");
+    for endpoint in endpoints {
+        for (reason, count) in endpoint.failures() {
+            to.sample(name, &[("endpoint", &endpoint.name), ("reason", reason)], count);
+        }
+    }
+    let latencies: [(&str, &str, Latency); 2] = [
+        ("chargegate_webhook_latency_seconds", "From sending a webhook request to its response.", |of| {
+            &of.attempt_latency
+        }),
+        ("chargegate_event_delay_seconds", "From an event's time to its acceptance by an endpoint.", |of| {
+            &of.delivery_latency
+        }),
+    ];
+    for (name, help, latency) in latencies {
+        to.family(name, "histogram", help);
+        for endpoint in endpoints {
+            let latency = latency(endpoint);
+            let buckets = latency.cumulative().map(|(bound_ms, count)| (seconds(bound_ms), count));
+            to.buckets(name, &[("endpoint", &endpoint.name)], buckets, seconds(latency.sum_ms()), latency.count());
+        }
+    }
+}
+
+/// Milliseconds as seconds.
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1e3
+}
 
 /// Counters of one endpoint. Monotonic unless said otherwise; written by the endpoint's dispatcher alone.
 #[derive(Debug)]

@@ -47,6 +47,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     model::EventType,
     store::{EventRecord, ReadCall, Reader, Store, StoreError},
+    telemetry::{Exposition, MetricSource},
 };
 
 mod body;
@@ -188,6 +189,16 @@ pub struct Pusher {
     running: Mutex<Vec<Running>>,
     feed: Mutex<Option<JoinHandle<()>>>,
     feed_wake: Sender<()>,
+}
+
+impl MetricSource for Pusher {
+    /// The list of endpoints is locked while a reload waits for endpoints to end; scrapes of these seconds have no samples.
+    fn render(&self, to: &mut Exposition<'_>) {
+        let running = self.running.try_lock();
+        let endpoints: Vec<_> =
+            running.iter().flat_map(|all| all.iter().map(|one| Arc::clone(&one.counters))).collect();
+        counters::render(&endpoints, self.last_pos(), to);
+    }
 }
 
 /// What all threads of the pusher share.

@@ -533,7 +533,8 @@ fn gateway() -> (Core, Arc<Directory>) {
     let directory = Arc::new(Directory::default());
     let limits = Arc::new(ConnectionLimits::new(1_000_000, 1_000_000));
     let metrics = Metrics::new(1).claim_shard(0).unwrap();
-    let core = Core::new(CoreConfig::new(ShardId(0)), Arc::clone(&directory), limits, metrics);
+    let config = CoreConfig { heartbeat_events: true, ..CoreConfig::new(ShardId(0)) };
+    let core = Core::new(config, Arc::clone(&directory), limits, metrics);
     (core, directory)
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::telemetry::{Exposition, MetricSource};
+
 macro_rules! refusals {
     ($($(#[$doc:meta])* $variant:ident = $label:literal;)*) => {
         /// Why the guard refused a connection or a request, or gave one up.
@@ -96,6 +98,37 @@ impl GuardCounters {
     pub(super) fn refuse(&self, reason: Refusal) {
         if let Some(count) = self.refused.get(reason as usize) {
             add(count, 1);
+        }
+    }
+}
+
+impl MetricSource for GuardCounters {
+    fn render(&self, to: &mut Exposition<'_>) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let name = "chargegate_http_refused_total";
+        to.family(name, "counter", "HTTP connections and requests refused or given up, by reason.");
+        for reason in Refusal::ALL {
+            to.sample(name, &[("reason", reason.as_str())], self.refused(*reason));
+        }
+        for (name, help, count) in [
+            ("chargegate_http_accepted_total", "HTTP connections accepted, whether kept or not.", &self.accepted),
+            (
+                "chargegate_http_accept_errors_total",
+                "HTTP connections that could not be accepted.",
+                &self.accept_errors,
+            ),
+            ("chargegate_http_local_total", "HTTP requests answered from memory.", &self.local),
+            ("chargegate_http_relayed_total", "HTTP requests handed to the server.", &self.relayed),
+        ] {
+            to.counter(name, help, load(count));
+        }
+        for (name, help, value) in [
+            ("chargegate_http_connections", "Open HTTP connections.", &self.open),
+            ("chargegate_http_queued", "HTTP requests waiting for a connection to the server.", &self.queued),
+            ("chargegate_http_draining", "Connections to the server that wait for a late answer.", &self.draining),
+            ("chargegate_http_buffered_bytes", "Bytes of HTTP bodies and answers held.", &self.buffered),
+        ] {
+            to.gauge(name, help, load(value));
         }
     }
 }

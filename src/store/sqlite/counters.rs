@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::store::Job;
+use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
 pub const KINDS: [&str; 11] = [
@@ -82,6 +83,49 @@ pub(super) fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl StoreCounters {
+    pub(super) fn render(&self, to: &mut Exposition<'_>) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        for (name, help, counters) in [
+            ("chargegate_store_jobs_total", "Durable changes committed, by kind.", &self.jobs),
+            ("chargegate_store_failed_total", "Durable changes that could not be committed, by kind.", &self.failures),
+        ] {
+            to.family(name, "counter", help);
+            for (kind, count) in KINDS.into_iter().zip(counters) {
+                to.sample(name, &[("kind", kind)], load(count));
+            }
+        }
+        let name = "chargegate_store_refused_total";
+        to.family(name, "counter", "What was given back or dropped because a queue of the store was full.");
+        for (queue, count) in [
+            ("jobs", &self.refused),
+            ("latest", &self.latest_refused),
+            ("command_log", &self.log_dropped),
+            ("reads", &self.reads_refused),
+        ] {
+            to.sample(name, &[("queue", queue)], load(count));
+        }
+        for (name, help, count) in [
+            ("chargegate_store_batches_total", "Transactions committed with durable changes.", &self.batches),
+            ("chargegate_store_batches_failed_total", "Transactions that failed.", &self.batches_failed),
+            ("chargegate_store_latest_rows_total", "Latest values written.", &self.latest_rows),
+            ("chargegate_store_latest_lost_total", "Latest values lost with a transaction.", &self.latest_lost),
+            ("chargegate_store_command_log_rows_total", "Command log rows written.", &self.log_rows),
+            ("chargegate_store_checkpoints_total", "Checkpoints that moved pages.", &self.checkpoints),
+            ("chargegate_events_lost_total", "Events dropped by retention before their delivery.", &self.events_lost),
+        ] {
+            to.counter(name, help, load(count));
+        }
+        let name = "chargegate_store_commit_seconds";
+        to.family(name, "histogram", "Time of transactions with durable changes.");
+        let mut below = 0;
+        let cumulative = self.commit.each_ref().map(|bucket| {
+            below += load(bucket);
+            below
+        });
+        let buckets = COMMIT_BUCKETS_US.map(seconds).into_iter().zip(cumulative);
+        to.buckets(name, &[], buckets, seconds(load(&self.commit_us)), below);
+    }
+
     pub(super) fn committed_in(&self, us: u64) {
         let bucket = COMMIT_BUCKETS_US.partition_point(|bound| *bound < us);
         if let Some(bucket) = self.commit.get(bucket) {
@@ -89,4 +133,9 @@ impl StoreCounters {
         }
         add(&self.commit_us, us);
     }
+}
+
+/// Microseconds as seconds.
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
 }

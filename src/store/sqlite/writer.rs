@@ -25,6 +25,7 @@ use crate::{
         CommandLogRow, Created, Job, Latest, Notify, OrderOutcome, Outcome, ReadCall, Reply, Store, StoreError,
         StoreHealth,
     },
+    telemetry::{Exposition, MetricSource},
 };
 
 const READERS: usize = 2;
@@ -257,6 +258,24 @@ impl Store for SqliteStore {
                 log::error!("a thread of the store had panicked");
             }
         }
+    }
+}
+
+impl MetricSource for SqliteStore {
+    fn render(&self, to: &mut Exposition<'_>) {
+        self.counters.render(to);
+        let name = "chargegate_store_queue_length";
+        to.family(name, "gauge", "What waits for a thread of the store.");
+        self.with_queues(|queues| {
+            for (queue, length) in [
+                ("jobs", queues.jobs.len()),
+                ("latest", queues.latest.len()),
+                ("command_log", queues.log.len()),
+                ("reads", queues.reads.len()),
+            ] {
+                to.sample(name, &[("queue", queue)], length);
+            }
+        });
     }
 }
 
