@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -217,7 +218,8 @@ impl Gateway {
                 ticks.publish(&health);
                 local(head, body)
             });
-            let guard = guard::start(guard_config(config), server.gate(), routes)?;
+            let guard = guard::start(guard_config(config), server.gate(), routes)
+                .with_context(|| format!("cannot serve HTTP on {}", config.http.listen))?;
             Ok((server, guard))
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
