@@ -27,6 +27,7 @@ on_both_engines! {
     ap3000_starts_say_what_was_ordered
     bkv_starts_say_what_was_ordered
     a_running_charge_is_stopped
+    a_stop_that_the_end_report_overtakes_is_a_stop
     a_confirmed_charge_is_cancelled
     sockets_number_their_ports
     an_offline_card_becomes_an_order_of_the_device
@@ -280,6 +281,39 @@ fn a_running_charge_is_stopped(engine: Engine) {
     assert_eq!((&done["status_text"], &done["energy_wh"]), (&json!("stopped"), &json!(30)));
 }
 
+fn a_stop_that_the_end_report_overtakes_is_a_stop(engine: Engine) {
+    let Some((gateway, receiver)) = start(engine) else { return };
+    let mut device = Bkv::standalone(gateway.devices, GATEWAY);
+    gateway.knows_port(GATEWAY, 1);
+    let order_no = gateway.charge(GATEWAY, &json!({"port_no": 1, "mode": "time", "duration_minutes": 60}));
+    let sequence = device.expect_command(0x0015, &[0, 8, 0x07, 0, 0, 1, 1, 0, 60, 0, 0]);
+    device.answer(sequence, 0x07, 1, 0, 0, 12);
+    gateway.order_becomes(&order_no, "confirmed");
+    device.push(0, &[hole(0, 0x90, 12)]);
+    gateway.order_becomes(&order_no, "charging");
+    let stop = gateway.post("order/stop", &json!({"order_no": order_no}));
+    assert_eq!((stop.status, &stop.data()["status_text"]), (202, &json!("stopping")), "{}", stop.text);
+    let sequence = device.expect_command(0x0015, &[0, 8, 0x07, 0, 0, 0, 1, 0, 0, 0, 0]);
+    device.settle(&BkvEnd { socket: 0, hole: 0, status: 0x90, business_no: 12, energy_wh: 100, minutes: 20 });
+    device.answer(sequence, 0x07, 1, 0, 0, 12);
+    device.expect_answer(0x0015, &[0, 2, 0x0C, 0, 1]);
+    let story = [
+        "order.created",
+        "order.confirmed",
+        "charging.started",
+        "order.stopping",
+        "charging.ended",
+        "order.stopped",
+        "order.settled",
+    ];
+    check_story(&gateway, &receiver, &order_no, &story);
+    let done = gateway.order(&order_no);
+    assert_eq!((&done["end_reason"], &done["energy_wh"]), (&json!("stopped_by_server"), &json!(100)));
+    // An end report says what was, not what is: the port is free when its hole says so.
+    device.push(0, &[hole(0, 0x80, 0)]);
+    gateway.charge(GATEWAY, &json!({"port_no": 1, "mode": "time", "duration_minutes": 60}));
+}
+
 fn a_confirmed_charge_is_cancelled(engine: Engine) {
     let Some((gateway, receiver)) = start(engine) else { return };
     let mut device = Bkv::standalone(gateway.devices, GATEWAY);
@@ -381,7 +415,10 @@ fn one_port_takes_one_order(engine: Engine) {
     let order = json!({"port_no": 1, "mode": "full"});
     let path = format!("devices/{CHARGER}/charge");
     let answers: Vec<_> = thread::scope(|scope| {
-        let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| gateway.post(&path, &order))).collect();
+        let mut asking = Vec::new();
+        for _ in 0..8 {
+            asking.push(scope.spawn(|| gateway.post(&path, &order)));
+        }
         asking.into_iter().map(|thread| thread.join().expect("answered")).collect()
     });
     let (taken, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 202);

@@ -221,7 +221,11 @@ fn an_ap3000_socket_that_lost_one_of_its_ids(engine: Engine) {
 
 fn a_device_that_is_not_admitted(engine: Engine) {
     let Some((gateway, good)) = start(engine, &[]) else { return };
-    // It is known from now on; the next process serves nobody else.
+    // Once its row is stored it is known; the next process serves nobody else.
+    until("the good device is stored", || {
+        let stored = gateway.database().query_row("SELECT count(*) FROM devices", [], |row| row.get::<_, i64>(0));
+        (stored == Ok(1)).then_some(())
+    });
     drop(good);
     let mut gateway = gateway;
     gateway.kill9();

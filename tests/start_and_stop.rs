@@ -28,6 +28,9 @@ on_both_engines! {
     a_second_gateway_is_refused
 }
 
+/// A file, variables, and what the refusal must name.
+type Refused<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// Runs the binary to its end with a configuration that keeps it from starting.
 fn refused(file: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -47,7 +50,7 @@ fn what_is_wrong_with_a_configuration_is_named() {
     let no_scope = [("CHARGEGATE_API_KEYS", r#"[{"name": "a", "key": "hunter2", "scopes": ["write"]}]"#)];
     let url = [("CHARGEGATE_WEBHOOK_ENDPOINTS", r#"[{"url": "ftp://h/", "secret": "hunter2"}]"#)];
     let event = [("CHARGEGATE_WEBHOOK_ENDPOINTS", r#"[{"url": "http://h/", "secret": "s", "events": ["ordre.*"]}]"#)];
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
+    let cases: &[Refused<'_>] = &[
         ("[device]\nlisten_gm = '127.0.0.1:1'", &[], &["device.listen_gm", "device.listen_gn"]),
         ("[devcie]\nlisten = '127.0.0.1:1'", &[], &["devcie", "device"]),
         ("[http]\nworkers = 257", &[], &["http.workers must be in 1..=256, got 257"]),
