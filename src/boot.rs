@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -79,8 +80,17 @@ pub fn serve(config: Config, source: Source) -> ExitCode {
         eprintln!("error: {error}");
         return ExitCode::FAILURE;
     }
-    match Gateway::start(&config) {
-        Ok(server) => server.run(config, &source),
+    let started = Gateway::start(&config).and_then(|gateway| {
+        // Before anybody is told that the server is there, so that no signal meets its default, which is death.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
+        let signals = signals.map_err(|error| StageFailed { stage: "signals", cause: error.into() })?;
+        Ok((gateway, signals))
+    });
+    match started {
+        Ok((gateway, signals)) => {
+            gateway.announce();
+            gateway.run(signals, config, &source)
+        }
         Err(failed) => {
             log::error!(target: "chargegate::boot", stage = failed.stage; "{:#}", failed.cause);
             ExitCode::FAILURE
@@ -91,7 +101,6 @@ pub fn serve(config: Config, source: Source) -> ExitCode {
 /// Names a stage, times it, and says so in the log.
 struct Stages {
     health: Arc<Health>,
-    began: Instant,
 }
 
 impl Stages {
@@ -115,6 +124,9 @@ struct Gateway {
     jobs: Jobs,
     shards: Running,
     ticks: Ticks,
+    /// The key made for this data directory, if no other is configured.
+    made_key: Option<String>,
+    began: Instant,
 }
 
 impl Gateway {
@@ -122,7 +134,7 @@ impl Gateway {
         let start = now();
         let shards = u16::try_from(config.shard_count()).unwrap_or(u16::MAX);
         let health = Arc::new(Health::new(usize::from(shards)));
-        let stages = Stages { health: Arc::clone(&health), began: start };
+        let stages = Stages { health: Arc::clone(&health) };
         let clock = Clock::since(start);
 
         let (metrics, server_id, made_key) = stages.run("metrics and server id", || {
@@ -208,7 +220,8 @@ impl Gateway {
                 ticks.publish(&health);
                 local(head, body)
             });
-            let guard = guard::start(guard_config(config), server.gate(), routes)?;
+            let guard = guard::start(guard_config(config), server.gate(), routes)
+                .with_context(|| format!("cannot serve HTTP on {}", config.http.listen))?;
             metrics.join(server.counters());
             metrics.join(guard.counters());
             Ok((server, guard))
@@ -249,13 +262,11 @@ impl Gateway {
         })?;
         health.set(Component::Devices, ComponentState::ok(Duration::ZERO));
         health.set_stage("ready", true);
-        let gateway = Self { health, store, api, server, guard, pusher, jobs, shards, ticks };
-        gateway.announce(made_key.as_deref(), stages.began);
-        Ok(gateway)
+        Ok(Self { health, store, api, server, guard, pusher, jobs, shards, ticks, made_key, began: start })
     }
 
     /// Tells a person at a terminal where everything is.
-    fn announce(&self, made_key: Option<&str>, began: Instant) {
+    fn announce(&self) {
         let http = self.guard.local_addr();
         let mut text = String::new();
         for address in self.shards.listen() {
@@ -267,7 +278,7 @@ impl Gateway {
         }
         text += &format!("{:<12} http://{http}/api/v1/third\n", "API");
         text += &format!("{:<12} http://{http}/healthz /readyz /metrics\n", "health");
-        if let Some(key) = made_key {
+        if let Some(key) = &self.made_key {
             text += &format!("{:<12} {key}   (send it as X-Api-Key)\n", "API key");
         }
         let mut out = io::stdout().lock();
@@ -275,19 +286,12 @@ impl Gateway {
         drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
         log::info!(
             target: "chargegate::boot",
-            engine:% = self.shards.engine(), http:% = http, ms = millis_since(began);
+            engine:% = self.shards.engine(), http:% = http, ms = millis_since(self.began);
             "ready"
         );
     }
 
-    fn run(self, config: Config, source: &Source) -> ExitCode {
-        let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
-            Ok(signals) => signals,
-            Err(error) => {
-                log::error!(target: "chargegate::boot", error:% = error; "signals cannot be received");
-                return ExitCode::FAILURE;
-            }
-        };
+    fn run(self, mut signals: Signals, config: Config, source: &Source) -> ExitCode {
         let mut config = config;
         for signal in signals.forever() {
             if signal == SIGHUP {

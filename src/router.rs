@@ -54,7 +54,7 @@ impl Router {
         match order.status {
             OrderStatus::Completed => self.metrics.orders_completed.inc(),
             OrderStatus::Failed => self.metrics.orders_failed[failure(order)].inc(),
-            // A new order is counted by the request that made it.
+            OrderStatus::Pending if from.is_none() && order.sequence_no == 1 => self.metrics.orders_created.inc(),
             _ => {}
         }
     }

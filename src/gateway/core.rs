@@ -774,6 +774,10 @@ impl Core {
         if conn.devices.len() >= DEVICES_MAX || self.draining {
             return None;
         }
+        // Judged once: a stranger's connection binds nothing more until it is closed.
+        if matches!(conn.admission, Admission::Stranger(_)) {
+            return None;
+        }
         // A BKV/GN connection belongs to the first id seen on it.
         if conn.codec == Codec::Bkv && !conn.devices.is_empty() {
             return None;
@@ -837,6 +841,20 @@ impl Core {
         };
         if let Some(conn) = device.conn {
             self.detach(now, conn, device_key, effects);
+        }
+        self.drop_device(device_key);
+    }
+
+    /// Forgets a device that is not admitted: it is no device of this gateway, however often it speaks.
+    fn turn_away(&mut self, conn_key: Key, device_id: DeviceId) {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        if let Some(conn) = self.conns.get_mut(conn_key) {
+            conn.devices.retain(|key| *key != device_key);
+        }
+        if let Some(device) = self.devices.get(device_key)
+            && device.entry.release(device.owner)
+        {
+            self.shared.directory.forget(device_id);
         }
         self.drop_device(device_key);
     }
@@ -1034,6 +1052,9 @@ impl Core {
         }
         conn.admission = if admitted { Admission::Open } else { Admission::Stranger(0) };
         let held = std::mem::take(&mut conn.tail);
+        if !admitted {
+            self.turn_away(key, device_id);
+        }
         if !held.is_empty() {
             let used = self.drain(now, key, &held, effects);
             self.return_tail(now, key, held, used, effects);
