@@ -428,6 +428,11 @@ impl World {
         self.db = Some(open(&self.dir));
     }
 
+    /// A device without a connection comes back after `ms`.
+    pub(crate) fn stay_away(&mut self, peer: usize, ms: u64) {
+        self.peers[peer].connect_at = self.now_ms + ms;
+    }
+
     /// What waits for the store is still committed; the gateway is lost before it hears of it.
     pub(crate) fn restart_after_commit(&mut self) {
         for (_, jobs) in std::mem::take(&mut self.pending) {
