@@ -220,7 +220,7 @@ impl World {
                     continue;
                 }
                 let mishap = self.mishap.as_mut().and_then(|mishap| mishap(range.len()));
-                let passes = range.start..range.start + mishap.map_or(range.len(), |(passes, _)| passes);
+                let passes = range.start..range.start + mishap.map_or_else(|| range.len(), |(passes, _)| passes);
                 peer.received.push(tx[passes.clone()].to_vec());
                 peer.device.receive(now_us, &tx[passes]);
                 if let Some((_, back_after_ms)) = mishap {
