@@ -199,3 +199,18 @@ fn a_start_that_was_not_written_in_time_is_never_sent() {
     assert!(starts(first) > 0);
     assert_eq!(starts(second), 0);
 }
+
+#[test]
+fn records_that_come_one_a_minute_are_waited_for() {
+    // An AP3000 device sends the next record a minute after an acknowledgement, so the last of eight comes after seven.
+    let mut world = World::new();
+    let device = Ap3000Device::new(0, 8, Behaviour::default());
+    let id = device.phy_id().to_string();
+    let peer = world.add(&id, device);
+    world.run_until(10_000, "the device is online", |world| world.online(peer));
+    let orders: Vec<_> = (1..=8).map(|port_no| world.charge(peer, port_no, MINUTES_3)).collect();
+    world.run_until(30 * MINUTE, "all settled", |world| orders.iter().all(|order| world.order(*order).settled));
+    for order in orders {
+        assert_eq!(world.status(order), OrderStatus::Completed, "{:?}", world.order(order));
+    }
+}
