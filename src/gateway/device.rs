@@ -546,8 +546,12 @@ impl Device {
     pub(super) fn end_reported(&mut self, cx: &Cx<'_>, port_no: u16, about: About) {
         let report = PortReport { about, ..PortReport::of_port(port_no) };
         let order_no = self.order_of(&report);
-        for track in self.tracks.iter_mut().filter(|track| Some(track.order_no) == order_no) {
-            track.end_seen(cx.now);
+        for track in &mut self.tracks {
+            if Some(track.order_no) == order_no {
+                track.end_seen(cx.now);
+            } else {
+                track.record_may_follow(cx.now);
+            }
         }
     }
 

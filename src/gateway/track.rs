@@ -169,6 +169,14 @@ impl Track {
         self.end_seen_until = now.mono_ms + END_SEEN_MS;
     }
 
+    /// The device reported the end of another charge. It keeps its records and sends one a minute (device-server protocol v8.6,
+    /// command 03), so this order's may be behind that one: the wait for it begins anew.
+    pub(super) fn record_may_follow(&mut self, now: Now) {
+        if let Some(at) = &mut self.mismatch {
+            *at = now.mono_ms;
+        }
+    }
+
     /// Whether it still matters what its port shows.
     pub(super) const fn wants_reports(&self) -> bool {
         self.status.is_active() || self.end_pending
