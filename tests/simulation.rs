@@ -214,3 +214,17 @@ fn records_that_come_one_a_minute_are_waited_for() {
         assert_eq!(world.status(order), OrderStatus::Completed, "{:?}", world.order(order));
     }
 }
+
+#[test]
+fn records_behind_one_that_the_store_refused_are_waited_for() {
+    let mut world = World::new();
+    let peer = ap3000(&mut world);
+    let orders = [1, 2].map(|port_no| world.charge(peer, port_no, MINUTES_3));
+    world.run_until(MINUTE, "charging", |world| orders.iter().all(|no| world.status(*no) == OrderStatus::Charging));
+    world.store_down = true;
+    world.run_for(5 * MINUTE);
+    world.store_down = false;
+    // The device sends the first again after half an hour, and the other behind it.
+    world.run_until(45 * MINUTE, "all settled", |world| orders.iter().all(|order| world.order(*order).settled));
+    assert_eq!(orders.map(|order| world.status(order)), [OrderStatus::Completed; 2]);
+}
