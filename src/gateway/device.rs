@@ -555,6 +555,13 @@ impl Device {
         }
     }
 
+    /// A record of the device was not stored, so it is not acknowledged. An AP3000 device keeps all others behind it.
+    pub(super) fn record_refused(&mut self, cx: &Cx<'_>) {
+        if self.protocol == Protocol::Ap3000 {
+            self.tracks.iter_mut().for_each(|track| track.end_seen(cx.now));
+        }
+    }
+
     fn note_contrary(&mut self, port_no: u16, contrary: bool) {
         self.contrary.retain(|port| *port != port_no);
         if contrary {

@@ -164,7 +164,8 @@ impl Track {
         self.status.is_active()
     }
 
-    /// The device reported the end of the charge; the store has the report.
+    /// The device reported the end of the charge, and the store has the report; or its report waits behind one that the store
+    /// did not take.
     pub(super) fn end_seen(&mut self, now: Now) {
         self.end_seen_until = now.mono_ms + END_SEEN_MS;
     }
