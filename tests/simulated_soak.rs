@@ -100,14 +100,7 @@ impl Soak {
                     store_back = self.world.now_ms + self.draws.within(1, 3 * MINUTE);
                     self.count("outage");
                 }
-                _ => {
-                    if self.draws.percent(50) {
-                        self.world.restart();
-                    } else {
-                        self.world.restart_after_commit();
-                    }
-                    self.count("restart");
-                }
+                _ => self.restart(),
             }
         }
         self.world.store_down = false;
@@ -120,6 +113,21 @@ impl Soak {
         }
         // The last job's wake.
         self.world.run_for(10 * MINUTE);
+    }
+
+    fn restart(&mut self) {
+        if self.draws.percent(50) {
+            self.world.restart();
+        } else {
+            self.world.restart_after_commit();
+        }
+        let down =
+            if self.draws.percent(60) { self.draws.within(500, 5_000) } else { self.draws.within(5_000, 5 * MINUTE) };
+        for peer in 0..self.world.peers.len() {
+            let spread = self.draws.below(5_000);
+            self.world.stay_away(peer, down + spread);
+        }
+        self.count("restart");
     }
 
     fn is_quiet(&self) -> bool {
@@ -151,8 +159,9 @@ impl Soak {
     fn charge(&mut self) {
         let peer = usize::try_from(self.draws.below(u64::from(DEVICES))).unwrap();
         let port_no = u16::try_from(self.draws.within(1, 2)).unwrap();
+        let longest = if self.draws.percent(50) { 3 } else { 60 };
         let mode = if self.draws.percent(80) {
-            ChargeMode::Time { minutes: u16::try_from(self.draws.within(1, 60)).unwrap() }
+            ChargeMode::Time { minutes: u16::try_from(self.draws.within(1, longest)).unwrap() }
         } else {
             ChargeMode::Energy { wh: u32::try_from(self.draws.within(1, 10)).unwrap() * 10 }
         };
@@ -238,14 +247,19 @@ fn soak(seed: u64) -> u64 {
     println!("seed {seed}");
     soak.run(seed);
     let digest = soak.check();
-    let sql = soak.world.sql();
-    let mut statement = sql.prepare("SELECT status, count(*) FROM orders GROUP BY status").unwrap();
-    let statuses: Vec<(u8, u32)> =
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
-    let mut statement = sql.prepare("SELECT event_type, count(*) FROM events GROUP BY event_type").unwrap();
-    let events: Vec<(String, u32)> =
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
-    println!("seed {seed}: {:?}, orders by status {statuses:?}, events {events:?}, digest {digest:016x}", soak.counts);
+    let counted = |what: &str, from: &str| -> Vec<(String, u32)> {
+        let query = format!("SELECT {what}, count(*) FROM {from} GROUP BY 1");
+        let mut statement = soak.world.sql().prepare(&query).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        rows.map(Result::unwrap).collect()
+    };
+    println!(
+        "seed {seed}: {:?}\n  orders {:?}\n  matches {:?}\n  alarms {:?}\n  digest {digest:016x}",
+        soak.counts,
+        counted("status || ' ' || coalesce(failure_reason, '')", "orders"),
+        counted("coalesce(settlement_match, '')", "orders"),
+        counted("data ->> 'reason'", "events WHERE event_type = 'device.alarm'"),
+    );
     digest
 }
 

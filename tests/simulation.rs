@@ -4,7 +4,7 @@ mod sim;
 
 use chargegate::{
     gateway::order::{Event, Verdict},
-    model::{ChargeMode, DeviceId, OrderStatus},
+    model::{ChargeMode, DeviceId, OrderNo, OrderStatus},
 };
 use chargegate_loadtest::device::{Ap3000Device, Behaviour, BkvDevice};
 use sim::World;
@@ -173,4 +173,69 @@ fn a_settlement_waits_for_the_store() {
         assert_eq!(world.status(order), OrderStatus::Completed);
         assert_eq!(world.order(order).duration_seconds, Some(180));
     });
+}
+
+#[test]
+fn a_charge_is_settled_although_its_start_was_not_recorded() {
+    both(|world, peer| {
+        // The start is on the wire, that it is waits for the store, and the gateway is lost until the charge is over.
+        world.store_latency = Some(Box::new(|| 1_000));
+        let order = world.charge(peer, 1, ChargeMode::Time { minutes: 1 });
+        world.run_for(10);
+        world.restart();
+        world.store_latency = None;
+        world.stay_away(peer, 3 * MINUTE);
+        world.run_until(40 * MINUTE, "settled", |world| world.order(order).settled);
+        assert_eq!(world.order(order).duration_seconds, Some(60));
+        assert_eq!(world.count("SELECT count(*) FROM settlements WHERE order_no IS NULL"), 0);
+    });
+}
+
+#[test]
+fn a_start_that_was_not_written_in_time_is_never_sent() {
+    // Commands of an AP3000 device wait for each other, so the second start is not written when the connection goes.
+    let mut world = World::new();
+    let peer = ap3000(&mut world);
+    let first = world.charge(peer, 1, ChargeMode::Time { minutes: 60 });
+    let second = world.charge(peer, 2, MINUTES_3);
+    world.run_for(100);
+    world.cut(peer, 40_000);
+    world.run_until(MINUTE, "timeout", |world| world.status(second) == OrderStatus::Timeout);
+    world.run_until(5 * MINUTE, "the first charges", |world| world.status(first) == OrderStatus::Charging);
+    world.run_for(5 * MINUTE);
+    let starts = |order: OrderNo| {
+        let frames = world.peers[peer].received.iter();
+        frames.filter(|frame| frame.windows(16).any(|bytes| bytes == order.as_bytes())).count()
+    };
+    assert!(starts(first) > 0);
+    assert_eq!(starts(second), 0);
+}
+
+#[test]
+fn records_that_come_one_a_minute_are_waited_for() {
+    // An AP3000 device sends the next record a minute after an acknowledgement, so the last of eight comes after seven.
+    let mut world = World::new();
+    let device = Ap3000Device::new(0, 8, Behaviour::default());
+    let id = device.phy_id().to_string();
+    let peer = world.add(&id, device);
+    world.run_until(10_000, "the device is online", |world| world.online(peer));
+    let orders: Vec<_> = (1..=8).map(|port_no| world.charge(peer, port_no, MINUTES_3)).collect();
+    world.run_until(30 * MINUTE, "all settled", |world| orders.iter().all(|order| world.order(*order).settled));
+    for order in orders {
+        assert_eq!(world.status(order), OrderStatus::Completed, "{:?}", world.order(order));
+    }
+}
+
+#[test]
+fn records_behind_one_that_the_store_refused_are_waited_for() {
+    let mut world = World::new();
+    let peer = ap3000(&mut world);
+    let orders = [1, 2].map(|port_no| world.charge(peer, port_no, MINUTES_3));
+    world.run_until(MINUTE, "charging", |world| orders.iter().all(|no| world.status(*no) == OrderStatus::Charging));
+    world.store_down = true;
+    world.run_for(5 * MINUTE);
+    world.store_down = false;
+    // The device sends the first again after half an hour, and the other behind it.
+    world.run_until(45 * MINUTE, "all settled", |world| orders.iter().all(|order| world.order(*order).settled));
+    assert_eq!(orders.map(|order| world.status(order)), [OrderStatus::Completed; 2]);
 }

@@ -1032,7 +1032,12 @@ impl Core {
                     self.shared.settlements.remove(&key);
                 }
                 if let Some(device_id) = device_id {
-                    self.with_device(now, device_id, effects, Device::job_failed);
+                    self.with_device(now, device_id, effects, |device, cx| {
+                        if key.is_some() {
+                            device.record_refused(cx);
+                        }
+                        device.job_failed(cx);
+                    });
                 }
             }
             Outcome::Created(_)

@@ -559,8 +559,19 @@ impl Device {
     pub(super) fn end_reported(&mut self, cx: &Cx<'_>, port_no: u16, about: About) {
         let report = PortReport { about, ..PortReport::of_port(port_no) };
         let order_no = self.order_of(&report);
-        for track in self.tracks.iter_mut().filter(|track| Some(track.order_no) == order_no) {
-            track.end_seen(cx.now);
+        for track in &mut self.tracks {
+            if Some(track.order_no) == order_no {
+                track.end_seen(cx.now);
+            } else {
+                track.record_may_follow(cx.now);
+            }
+        }
+    }
+
+    /// A record of the device was not stored, so it is not acknowledged. An AP3000 device keeps all others behind it.
+    pub(super) fn record_refused(&mut self, cx: &Cx<'_>) {
+        if self.protocol == Protocol::Ap3000 {
+            self.tracks.iter_mut().for_each(|track| track.end_seen(cx.now));
         }
     }
 

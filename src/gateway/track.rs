@@ -164,9 +164,18 @@ impl Track {
         self.status.is_active()
     }
 
-    /// The device reported the end of the charge; the store has the report.
+    /// The device reported the end of the charge, and the store has the report; or its report waits behind one that the store
+    /// did not take.
     pub(super) fn end_seen(&mut self, now: Now) {
         self.end_seen_until = now.mono_ms + END_SEEN_MS;
+    }
+
+    /// The device reported the end of another charge. It keeps its records and sends one a minute (device-server protocol v8.6,
+    /// command 03), so this order's may be behind that one: the wait for it begins anew.
+    pub(super) fn record_may_follow(&mut self, now: Now) {
+        if let Some(at) = &mut self.mismatch {
+            *at = now.mono_ms;
+        }
     }
 
     /// Whether it still matters what its port shows.

@@ -220,7 +220,7 @@ impl World {
                     continue;
                 }
                 let mishap = self.mishap.as_mut().and_then(|mishap| mishap(range.len()));
-                let passes = range.start..range.start + mishap.map_or(range.len(), |(passes, _)| passes);
+                let passes = range.start..range.start + mishap.map_or_else(|| range.len(), |(passes, _)| passes);
                 peer.received.push(tx[passes.clone()].to_vec());
                 peer.device.receive(now_us, &tx[passes]);
                 if let Some((_, back_after_ms)) = mishap {
@@ -428,6 +428,11 @@ impl World {
             (self.now_ms, self.now_ms + BACKSTOP_MS, self.now_ms + POLL_MS);
         self.db = None;
         self.db = Some(open(&self.dir));
+    }
+
+    /// A device without a connection comes back after `ms`.
+    pub(crate) fn stay_away(&mut self, peer: usize, ms: u64) {
+        self.peers[peer].connect_at = self.now_ms + ms;
     }
 
     /// What waits for the store is still committed; the gateway is lost before it hears of it.

@@ -29,7 +29,7 @@ pub(crate) fn records_are_stored_once(sql: &rusqlite::Connection, records: &[Rec
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )
             .unwrap();
-        assert_eq!((count, settled), (1, 1), "{record:?}");
+        assert_eq!((count, settled), (1, 1), "{record:?}\n{}", of_port(sql, record));
     }
     let sums = |query: &str| -> (i64, i64, i64) {
         sql.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
@@ -43,6 +43,30 @@ pub(crate) fn records_are_stored_once(sql: &rusqlite::Connection, records: &[Rec
     assert_eq!(sums("SELECT count(*), sum(duration_seconds), sum(energy_wh) FROM settlements"), seen);
     let orders = "SELECT count(*), sum(duration_seconds), sum(energy_wh) FROM orders WHERE settled_at IS NOT NULL";
     assert_eq!(sums(orders), seen);
+}
+
+/// What is stored of a record's port, for a person to read.
+fn of_port(sql: &rusqlite::Connection, record: &Record) -> String {
+    let place = (&record.device_id, record.port_no);
+    let mut text = String::new();
+    for query in [
+        "SELECT 'order', created_at, order_no, status, failure_reason, business_no, start_written_at, settled_at, \
+         settlement_match, duration_seconds, energy_wh FROM orders WHERE device_id = ?1 AND port_no = ?2 ORDER BY 2",
+        "SELECT 'settlement', at, order_no, business_no, duration_seconds, energy_wh FROM settlements \
+         WHERE device_id = ?1 AND port_no = ?2 ORDER BY 2",
+        "SELECT 'command', c.created_at, c.order_no, c.kind, c.state, c.reason, c.msg_id, c.epoch, c.maybe_written, \
+         c.attempts, c.written_at, c.updated_at FROM outbound_queue c JOIN orders o ON o.order_no = c.order_no \
+         WHERE o.device_id = ?1 AND o.port_no = ?2 ORDER BY 2",
+    ] {
+        let mut statement = sql.prepare(query).unwrap();
+        let columns = statement.column_count();
+        let mut rows = statement.query(place).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let values: Vec<_> = (0..columns).map(|at| row.get::<_, rusqlite::types::Value>(at).unwrap()).collect();
+            text += &format!("{values:?}\n");
+        }
+    }
+    text.replace("Integer", "").replace("Text", "")
 }
 
 /// Positions, and the numbers of each key.

@@ -2,7 +2,7 @@
 //!
 //! - AP3000: by order number; a record without an order makes one, already ended. A record's key is stored once.
 //! - BKV/GN, whose numbers repeat: the open order with the number; else the newest unsettled one with it in 24 h; else the newest
-//!   with a written start and no number whose times fit; else an orphan row and an alarm.
+//!   with a start that was (or may have been) written and no number whose times fit; else an orphan row and an alarm.
 
 use super::{
     apply::Tx,
@@ -148,13 +148,18 @@ impl Tx<'_> {
             }
         }
         let duration_ms = i64::from(settlement.duration_seconds) * 1000;
+        // A crash may come between the write of a start and the record of it: one that was claimed, and is not known to have
+        // stayed unwritten, may have been written from its creation on.
         let inferred = one(
             self.conn,
             concat!(
                 "SELECT ",
                 order_columns!(),
                 " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no IS NULL \
-                 AND settled_at IS NULL AND start_written_at <= ?3 ORDER BY created_at DESC, order_no DESC LIMIT 1"
+                 AND settled_at IS NULL AND coalesce(start_written_at, (SELECT min(q.created_at) \
+                 FROM outbound_queue q WHERE q.order_no = orders.order_no AND q.kind = 'start' AND q.epoch IS NOT NULL \
+                 AND coalesce(q.reason, '') NOT IN ('not_written_in_time', 'stopped_before_start'))) <= ?3 \
+                 ORDER BY created_at DESC, order_no DESC LIMIT 1"
             ),
             (
                 &device_id,
