@@ -596,3 +596,20 @@ fn now() -> Instant {
 fn millis_since(began: Instant) -> u64 {
     u64::try_from(now().duration_since(began).as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_the_built_in_ones() {
+        let config = Config::default();
+        assert_eq!(order_times(&config), OrderTimes::default());
+        assert_eq!(store_limits(&config), sqlite::Limits::default());
+        let options = Options::new("");
+        assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));
+        assert_eq!(usize::try_from(config.store.flush_rows_max), Ok(options.latest_rows_max));
+        assert_eq!(usize::try_from(config.store.batch_jobs_max), Ok(options.batch_jobs_max));
+        assert_eq!(ms(config.store.flush_interval), Timeouts::default().flush);
+    }
+}

@@ -3,7 +3,7 @@
 use crate::gateway::OrderTimes;
 
 /// Time limits, in milliseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// What the owner of an order acts on.
     pub orders: OrderTimes,
