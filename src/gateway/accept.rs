@@ -2,8 +2,8 @@
 //!
 //! - Over a connection limit the socket is closed at once. Over the rate nothing is closed: accepting pauses and the kernel's
 //!   backlog queues.
-//! - The breaker counts only local exhaustion, several in a row, and then probes after
-//!   a pause that doubles with each failed one. A failing store never trips it.
+//! - The breaker counts only local exhaustion, several in a row, and then probes after a pause that doubles with each failed one.
+//!   A failing store never trips it.
 
 use std::{
     net::IpAddr,

@@ -27,7 +27,7 @@ impl Tx<'_> {
         self.expire_commands(at)?;
         let mut outcomes = Vec::new();
         if at >= backstop.offline_from {
-            let pending = self.since("status = 0", due(orders.start_total))?;
+            let pending = self.since("status = 0", due(orders.start_total.max(orders.start_ack)))?;
             self.happens(&pending, Event::StartTimedOut, at, &mut outcomes)?;
             let ending = self.since("status IN (8, 9)", due(orders.stop_total))?;
             self.happens(&ending, Event::StopTimedOut, at, &mut outcomes)?;
