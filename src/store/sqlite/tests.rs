@@ -174,7 +174,8 @@ fn store(path: &Path, clock: fn() -> i64) -> (SqliteStore, Arc<Shards>) {
 #[test]
 fn the_backstop_follows_the_limits_it_is_given() {
     let dir = tempfile::tempdir().unwrap();
-    let orders = OrderTimes { start_total: 1_000, duration_least: 60_000, overrun: 0, ..OrderTimes::default() };
+    let orders =
+        OrderTimes { start_ack: 900, start_total: 1_000, duration_least: 60_000, overrun: 0, ..OrderTimes::default() };
     let limits = Limits { orders, backstop_delay: 500, valid_for_order: 700, ..Limits::default() };
     let mut db = open(&dir.path().join("chargegate.db")).unwrap().with_limits(limits);
     let order = NewOrder {
