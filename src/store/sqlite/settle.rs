@@ -1,8 +1,8 @@
 //! Settlements: which order takes one, and what has been stored before.
 //!
 //! - AP3000: by order number; a record without an order makes one, already ended. A record's key is stored once.
-//! - BKV/GN, whose numbers repeat: the open order with the number; else the newest unsettled one with it in `orders.match_window`; else the newest
-//!   with a written start and no number whose times fit; else an orphan row and an alarm.
+//! - BKV/GN, whose numbers repeat: the open order with the number; else the newest unsettled one with it in
+//!   `orders.match_window`; else the newest with a written start and no number whose times fit; else an orphan row and an alarm.
 
 use super::{
     apply::Tx,
