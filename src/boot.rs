@@ -37,7 +37,9 @@ use crate::{
         server::{Server, ServerConfig},
     },
     config::{self, ApiKey, Config, EVENT_TYPES, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
-    gateway::{ConnectionLimits, Core, CoreConfig, Listener, ShardId, Timeouts, directory::Directory},
+    gateway::{
+        Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts, directory::Directory,
+    },
     job::{self, Jobs, Retention, Schedule, database_state},
     model::OrderNumbers,
     protocol::ap3000::Magics,
@@ -47,8 +49,8 @@ use crate::{
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
     store::{
-        Notify, Store,
-        sqlite::{Options, SqliteStore},
+        Notify, Store, StoreError,
+        sqlite::{self, Options, SqliteStore},
     },
     telemetry::{
         self, Health, Metrics,
@@ -57,7 +59,7 @@ use crate::{
     webhook::{self, Endpoint, Pusher},
 };
 
-/// A required dependency cannot be reached at start.
+/// A required dependency cannot be reached at start: the database cannot be opened, or another process has it open.
 pub const EXIT_UNREACHABLE: u8 = 3;
 /// A shard failed: the process must not go on half alive.
 const EXIT_SHARD_FAILED: i32 = 70;
@@ -72,6 +74,15 @@ const STORE_SALT: u64 = 0x200;
 struct StageFailed {
     stage: &'static str,
     cause: anyhow::Error,
+}
+
+impl StageFailed {
+    fn exit_code(&self) -> ExitCode {
+        match self.cause.downcast_ref() {
+            Some(StoreError::Unavailable(_)) => ExitCode::from(EXIT_UNREACHABLE),
+            Some(StoreError::Statement(_) | StoreError::Corrupt(_)) | None => ExitCode::FAILURE,
+        }
+    }
 }
 
 /// Runs the server until it is told to stop. `source` is read again at each SIGHUP.
@@ -93,7 +104,7 @@ pub fn serve(config: Config, source: Source) -> ExitCode {
         }
         Err(failed) => {
             log::error!(target: "chargegate::boot", stage = failed.stage; "{:#}", failed.cause);
-            ExitCode::FAILURE
+            failed.exit_code()
         }
     }
 }
@@ -150,7 +161,8 @@ impl Gateway {
 
         // The shards' threads wait from here on; their mailboxes are what the store's answers are routed to.
         let prepared = stages.run("engines", || Ok(launch::prepare(engine(config.shard.engine), shards)?))?;
-        let directory = Arc::new(Directory::default());
+        let directory =
+            Arc::new(Directory::new(signed(config.session.heartbeat_timeout), signed(config.session.penalty_window)));
         let mailboxes = prepared.mailboxes().to_vec();
         let router = Arc::new(Router::new(Arc::clone(&directory), Arc::clone(&metrics), mailboxes));
 
@@ -161,6 +173,9 @@ impl Gateway {
             };
             let mut options = Options::new(path);
             options.batch_jobs_max = usize::try_from(config.store.batch_jobs_max).unwrap_or(256);
+            options.queue_jobs_max = usize::try_from(config.store.waiting_jobs_max).unwrap_or(16_384);
+            options.latest_rows_max = usize::try_from(config.store.flush_rows_max).unwrap_or(500);
+            options.limits = store_limits(config);
             options.order_prefix = *config.orders.prefix.as_bytes();
             options.order_salt = salt | STORE_SALT;
             let notify: Arc<dyn Notify> = Arc::clone(&router) as Arc<dyn Notify>;
@@ -406,17 +421,23 @@ const fn engine(engine: config::Engine) -> EngineChoice {
 
 fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) -> anyhow::Result<CoreConfig> {
     let share = |all: u64| (all / u64::from(shards)).max(1);
-    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     Ok(CoreConfig {
         shard,
         magics: Magics::new(&config.ap3000.magics.0)?,
         known_only: config.devices.admission == config::Admission::Known,
+        stranger_frames_max: config.devices.unknown_frames_max,
         accept_rate_per_s: share(u64::from(config.limits.accept_rate_per_s)),
         accept_burst: share(u64::from(config.limits.accept_burst)),
+        breaker: Breaker {
+            failures: config.limits.breaker_failures,
+            probe_min: ms(config.limits.breaker_probe_min),
+            probe_max: ms(config.limits.breaker_probe_max),
+        },
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
         progress_events: pusher.subscribes("charging.progress"),
         heartbeat_events: pusher.subscribes("device.heartbeat"),
+        log_heartbeats: config.store.cmd_log_heartbeats,
+        orders: order_times(config),
         timeouts: Timeouts {
             detect: ms(config.device.detect_timeout),
             frame: ms(config.device.detect_timeout),
@@ -429,8 +450,48 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
             session_shared: signed(config.session.timeout_shared),
             port_sync: ms(config.jobs.port_sync_interval),
             command_gap: ms(config.ap3000.command_interval),
+            flush: ms(config.store.flush_interval),
         },
     })
+}
+
+fn order_times(config: &Config) -> OrderTimes {
+    let orders = &config.orders;
+    OrderTimes {
+        start_ack: ms(orders.confirm_timeout),
+        start_total: ms(orders.create_timeout),
+        start_resend: ms(orders.start_resend),
+        no_load: ms(orders.no_load_timeout),
+        interrupted: ms(orders.interrupt_timeout),
+        settlement: ms(orders.settlement_timeout),
+        stop_total: ms(orders.stop_timeout),
+        stop_resend: ms(orders.stop_resend),
+        overrun: ms(orders.overrun),
+        duration_least: ms(orders.duration_max_least),
+        duration_open: ms(orders.duration_max_open),
+        end_stops_max: orders.end_pending_stops_max,
+    }
+}
+
+fn store_limits(config: &Config) -> sqlite::Limits {
+    let session = &config.session;
+    let own = session.timeout_ap3000.max(session.timeout_bkv).max(session.timeout_gn).max(session.timeout_shared);
+    sqlite::Limits {
+        orders: order_times(config),
+        backstop_delay: signed(config.orders.backstop_delay),
+        silent: signed(own + config.store.flush_interval),
+        late_after: signed(config.orders.late_after),
+        match_window: signed(config.orders.match_window),
+        valid_for_order: signed(config.commands.valid_for_order),
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn signed(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn guard_config(config: &Config) -> GuardConfig {
@@ -556,4 +617,21 @@ fn now() -> Instant {
 
 fn millis_since(began: Instant) -> u64 {
     u64::try_from(now().duration_since(began).as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_the_built_in_ones() {
+        let config = Config::default();
+        assert_eq!(order_times(&config), OrderTimes::default());
+        assert_eq!(store_limits(&config), sqlite::Limits::default());
+        let options = Options::new("");
+        assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));
+        assert_eq!(usize::try_from(config.store.flush_rows_max), Ok(options.latest_rows_max));
+        assert_eq!(usize::try_from(config.store.batch_jobs_max), Ok(options.batch_jobs_max));
+        assert_eq!(ms(config.store.flush_interval), Timeouts::default().flush);
+    }
 }

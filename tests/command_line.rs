@@ -67,6 +67,13 @@ fn usage_errors_have_exit_code_2() {
 }
 
 #[test]
+fn a_database_that_cannot_be_opened_has_exit_code_3() {
+    let output = chargegate(&["serve"], &[("CHARGEGATE_STORE_URL", "sqlite:/dev/null/chargegate.db")]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("/dev/null/chargegate.db"), "{}", stderr(&output));
+}
+
+#[test]
 fn sign_makes_the_documented_headers() {
     let output = chargegate(
         &[

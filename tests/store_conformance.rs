@@ -651,11 +651,13 @@ fn the_backstop_ends_what_nobody_owns_and_respects_grace() {
     assert_eq!(statuses(), [7, 1, 2, 10, 9]);
     backstop(&bench, T0 + 90 * SECOND);
     assert_eq!(statuses(), [7, 1, 2, 6, 5]);
-    // The device has been silent for five minutes.
-    backstop(&bench, T0 + 300 * SECOND);
+    // The device has been silent for longer than any session lasts: 390 s, a flush of 3 s, and 30 s behind the owner.
+    backstop(&bench, T0 + 422 * SECOND);
+    assert_eq!(statuses(), [7, 1, 2, 6, 5]);
+    backstop(&bench, T0 + 423 * SECOND);
     assert_eq!(statuses(), [7, 1, 10, 6, 5]);
-    assert_eq!(bench.order(orders[2].order_no).status_at, T0 + 300 * SECOND);
-    backstop(&bench, T0 + 400 * SECOND);
+    assert_eq!(bench.order(orders[2].order_no).status_at, T0 + 423 * SECOND);
+    backstop(&bench, T0 + 513 * SECOND);
     assert_eq!(statuses(), [7, 1, 6, 6, 5]);
     // A confirmed order ends by its maximum: 60 + 10 min, but at least 2 h, and 30 s behind the owner.
     backstop(&bench, T0 + 2 * HOUR + 29 * SECOND);

@@ -1,6 +1,7 @@
 //! The command line.
 //!
-//! Exit codes: 0 clean, 2 usage or configuration error, 3 a required dependency is unreachable at start, 1 anything else.
+//! Exit codes: 0 clean, 2 usage or configuration error, 3 a required dependency is unreachable at start (the database cannot
+//! be opened, or another process has it open), 70 a shard failed while running, 1 anything else.
 //! Results go to standard output, everything else to standard error.
 
 mod check_config;

@@ -164,15 +164,11 @@ settings! {
     store: Store {
         /// "sqlite:PATH" (with "embedded" as queue) or a PostgreSQL URL (with Redis). "<data.dir>" stands for data.dir.
         url: StoreUrl = "sqlite:<data.dir>/chargegate.db", Kind::StoreUrl, Restart;
-        /// Lanes that devices are spread over. Writes of a lane keep their order, one transaction at a time.
-        lanes: u32 = 8, Int(1, 64), Restart;
         /// Most jobs in one transaction. More raises throughput, and the time a job waits for its neighbours.
-        batch_jobs_max: u32 = 256, Int(1, 10_000), Restart;
-        /// Longest wait for a batch to fill. It adds to the latency of every durable write.
-        batch_wait: Duration = "2ms", span(0, SEC), Restart;
-        /// Reports waiting for their commit, per shard. A report beyond is dropped, counted, and sent again by its device.
-        waiting_jobs_max: u32 = 8192, Int(64, 1_000_000), Restart;
-        /// How often last-seen times, port snapshots and progress are written. A crash loses at most this much of them.
+        batch_jobs_max: u32 = 256, Int(1, 256), Restart;
+        /// Changes waiting for their commit. A report beyond is dropped, counted, and sent again by its device.
+        waiting_jobs_max: u32 = 16_384, Int(64, 1_000_000), Restart;
+        /// How often last-seen times and port snapshots are written. A crash loses at most this much of them.
         flush_interval: Duration = "3s", span(100 * MS, 5 * MIN), Restart;
         /// Most rows of them in one transaction.
         flush_rows_max: u32 = 500, Int(1, 10_000), Restart;
@@ -183,13 +179,13 @@ settings! {
     /// How long finished rows are kept.
     retention: Retention {
         /// Frames in cmd_log.
-        cmd_log: Duration = "30d", span(HOUR, 3650 * DAY), Live;
+        cmd_log: Duration = "30d", span(HOUR, 3650 * DAY), Restart;
         /// Events that all endpoints have received. Undelivered ones past this age are dropped and counted as lost.
-        events: Duration = "30d", span(HOUR, 3650 * DAY), Live;
+        events: Duration = "30d", span(HOUR, 3650 * DAY), Restart;
         /// Commands that were given up.
-        dead_commands: Duration = "7d", span(HOUR, 3650 * DAY), Live;
+        dead_commands: Duration = "7d", span(HOUR, 3650 * DAY), Restart;
         /// Answers to requests that carried an `Idempotency-Key`.
-        idempotency_keys: Duration = "24h", span(HOUR, 30 * DAY), Live;
+        idempotency_keys: Duration = "24h", span(HOUR, 30 * DAY), Restart;
     }
 
     /// Commands waiting for devices.
@@ -208,7 +204,7 @@ settings! {
 
     /// When a device counts as online.
     session: Session {
-        /// Silence after which a device of a protocol without a timeout of its own is offline.
+        /// Silence after which a device of a protocol without a timeout of its own is offline. Every protocol of today has one.
         heartbeat_timeout: Duration = "60s", span(SEC, HOUR), Restart;
         /// The same for AP3000: twice the 30 s of its `link`, and a grace.
         timeout_ap3000: Duration = "70s", span(SEC, HOUR), Restart;
@@ -229,19 +225,19 @@ settings! {
     /// Accepting device connections.
     limits: Limits {
         /// Open connections, above which new ones are closed. Lowered at start to the descriptor limit less 512.
-        max_connections: u32 = 60_000, Int(1, 1_000_000), Live;
+        max_connections: u32 = 60_000, Int(1, 1_000_000), Restart;
         /// Open connections from one address. Behind a TCP load balancer all come from its address.
-        max_connections_per_ip: u32 = 60_000, Int(1, 1_000_000), Live;
+        max_connections_per_ip: u32 = 60_000, Int(1, 1_000_000), Restart;
         /// Connections accepted per second; the others wait in the kernel.
-        accept_rate_per_s: u32 = 10_000, Int(1, 1_000_000), Live;
+        accept_rate_per_s: u32 = 10_000, Int(1, 1_000_000), Restart;
         /// Connections accepted at once after a quiet time.
-        accept_burst: u32 = 20_000, Int(1, 1_000_000), Live;
+        accept_burst: u32 = 20_000, Int(1, 1_000_000), Restart;
         /// Failures in a row for want of descriptors or memory after which accepting pauses.
-        breaker_failures: u32 = 5, Int(1, 1000), Live;
+        breaker_failures: u32 = 5, Int(1, 1000), Restart;
         /// First pause; each failed probe doubles it.
-        breaker_probe_min: Duration = "1s", span(100 * MS, 10 * MIN), Live;
-        /// Longest pause.
-        breaker_probe_max: Duration = "30s", span(100 * MS, 10 * MIN), Live;
+        breaker_probe_min: Duration = "1s", span(100 * MS, 10 * MIN), Restart;
+        /// Longest pause, if it is longer than the first.
+        breaker_probe_max: Duration = "30s", span(100 * MS, 10 * MIN), Restart;
     }
 
     /// The AP3000 protocol.
@@ -268,7 +264,8 @@ settings! {
         confirm_timeout: Duration = "10s", span(SEC, 10 * MIN), Restart;
         /// From creation to the device's acknowledgement.
         create_timeout: Duration = "15s", span(SEC, 10 * MIN), Restart;
-        /// From the written start to its one repetition (AP3000) or the question for the hole's state (BKV, GN).
+        /// From the written start to its one repetition (AP3000) or the question for the hole's state (BKV, GN). Neither comes at
+        /// or after confirm_timeout.
         start_resend: Duration = "5s", span(SEC, MIN), Restart;
         /// From acknowledgement to charging; then the order fails with `no_load`.
         no_load_timeout: Duration = "10m", span(10 * SEC, DAY), Restart;
@@ -282,7 +279,7 @@ settings! {
         stop_resend: Duration = "10s", span(SEC, HOUR), Restart;
         /// An order may run this much longer than ordered before it is stopped.
         overrun: Duration = "10m", span(0, DAY), Restart;
-        /// An order is never stopped for its age before this.
+        /// An order with an ordered duration is never stopped for its age before this.
         duration_max_least: Duration = "2h", span(MIN, 7 * DAY), Restart;
         /// Longest run of an order without an ordered duration.
         duration_max_open: Duration = "10h", span(MIN, 7 * DAY), Restart;
@@ -298,18 +295,8 @@ settings! {
 
     /// Commands to devices.
     commands: Commands {
-        /// Wait for a device's reply. Half of it later, a repeatable command is sent once more.
-        ack_timeout: Duration = "10s", span(SEC, 10 * MIN), Restart;
-        /// The same for AP3000 parameters, which the device writes to flash first.
-        ack_timeout_params: Duration = "15s", span(SEC, 10 * MIN), Restart;
-        /// Attempts of a query, parameter or OTA command.
-        attempts_max: u32 = 3, Int(1, 20), Restart;
-        /// Pause between them.
-        attempt_interval: Duration = "60s", span(SEC, HOUR), Restart;
         /// A start or stop is not sent any more at this age.
         valid_for_order: Duration = "30s", span(SEC, HOUR), Restart;
-        /// Any other command is not sent any more at this age, unless the request says otherwise.
-        valid_for: Duration = "5m", span(SEC, 7 * DAY), Restart;
     }
 
     /// Access to the REST API.
@@ -336,8 +323,6 @@ settings! {
         order_backstop_interval: Duration = "10s", span(SEC, HOUR), Restart;
         /// How often each online device is asked for its ports, spread over the time.
         port_sync_interval: Duration = "300s", span(10 * SEC, DAY), Restart;
-        /// How often the store is searched for events whose notification was lost.
-        outbox_interval: Duration = "10s", span(SEC, HOUR), Restart;
         /// How often the store is searched for commands whose notification was lost.
         command_interval: Duration = "5s", span(SEC, HOUR), Restart;
         /// How often rows past their retention are deleted.

@@ -333,10 +333,13 @@ fn changes_say_what_needs_a_restart() {
     let old = Config::default();
     let mut new = old.clone();
     assert_eq!(old.changes(&new), []);
-    new.limits.accept_burst = 1;
+    new.queue.per_device_max = 1;
     new.http.workers = 1;
     let named = |key: &str, reload| Change { key: key.to_owned(), reload };
-    assert_eq!(old.changes(&new), [named("http.workers", Reload::Restart), named("limits.accept_burst", Reload::Live)]);
+    assert_eq!(
+        old.changes(&new),
+        [named("http.workers", Reload::Restart), named("queue.per_device_max", Reload::Live)]
+    );
 }
 
 #[test]

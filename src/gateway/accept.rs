@@ -2,7 +2,8 @@
 //!
 //! - Over a connection limit the socket is closed at once. Over the rate nothing is closed: accepting pauses and the kernel's
 //!   backlog queues.
-//! - The breaker counts only local exhaustion, five in a row, and then probes after 1 s, rising to 30 s. A failing store never trips it.
+//! - The breaker counts only local exhaustion, several in a row, and then probes after a pause that doubles with each failed one.
+//!   A failing store never trips it.
 
 use std::{
     net::IpAddr,
@@ -14,11 +15,25 @@ use rustc_hash::FxHashMap;
 
 use super::effects::AcceptRefused;
 
-const BREAKER_FAILURES: u32 = 5;
-const PROBE_MS_MIN: u64 = 1_000;
-const PROBE_MS_MAX: u64 = 30_000;
 /// Connections a shard accepts in one turn, so that a storm does not starve the connected.
 const ACCEPTS_PER_TURN: u64 = 64;
+
+/// When accepting pauses because the machine has no more descriptors or memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Breaker {
+    /// Failures in a row after which it pauses.
+    pub failures: u32,
+    /// The first pause, ms.
+    pub probe_min: u64,
+    /// The longest pause, ms; no pause is shorter than the first.
+    pub probe_max: u64,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self { failures: 5, probe_min: 1_000, probe_max: 30_000 }
+    }
+}
 
 /// Connection counts of the whole process.
 #[derive(Debug)]
@@ -88,6 +103,7 @@ pub(super) struct AcceptGate {
     burst_milli: u64,
     tokens_milli: u64,
     filled_at: u64,
+    breaker: Breaker,
     failures: u32,
     probe_ms: u64,
     closed_until: u64,
@@ -95,15 +111,16 @@ pub(super) struct AcceptGate {
 
 impl AcceptGate {
     /// `rate_per_s` and `burst` are this shard's share.
-    pub(super) const fn new(rate_per_s: u64, burst: u64) -> Self {
+    pub(super) const fn new(rate_per_s: u64, burst: u64, breaker: Breaker) -> Self {
         let burst_milli = burst.saturating_mul(1000);
         Self {
             per_ms_milli: rate_per_s,
             burst_milli,
             tokens_milli: burst_milli,
             filled_at: 0,
+            breaker,
             failures: 0,
-            probe_ms: PROBE_MS_MIN,
+            probe_ms: breaker.probe_min,
             closed_until: 0,
         }
     }
@@ -117,7 +134,7 @@ impl AcceptGate {
         self.filled_at = now_ms;
         self.tokens_milli =
             self.tokens_milli.saturating_add(elapsed.saturating_mul(self.per_ms_milli)).min(self.burst_milli);
-        let probing = if self.failures >= BREAKER_FAILURES { 1 } else { ACCEPTS_PER_TURN };
+        let probing = if self.failures >= self.breaker.failures { 1 } else { ACCEPTS_PER_TURN };
         usize::try_from((self.tokens_milli / 1000).min(probing)).unwrap_or(usize::MAX)
     }
 
@@ -132,19 +149,19 @@ impl AcceptGate {
     pub(super) fn accepted(&mut self) {
         self.tokens_milli = self.tokens_milli.saturating_sub(1000);
         self.failures = 0;
-        self.probe_ms = PROBE_MS_MIN;
+        self.probe_ms = self.breaker.probe_min;
     }
 
     /// Accepting failed for want of descriptors or memory. Returns whether the breaker is open now.
     pub(super) fn exhausted(&mut self, now_ms: u64) -> bool {
         self.failures = self.failures.saturating_add(1);
-        if self.failures < BREAKER_FAILURES {
+        if self.failures < self.breaker.failures {
             // A short pause: trying again at once would spin.
             self.closed_until = now_ms.saturating_add(10);
             return false;
         }
         self.closed_until = now_ms.saturating_add(self.probe_ms);
-        self.probe_ms = (self.probe_ms * 2).min(PROBE_MS_MAX);
+        self.probe_ms = (self.probe_ms * 2).min(self.breaker.probe_max).max(self.probe_ms);
         true
     }
 }
@@ -157,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_rate_pauses_and_refills() {
-        let mut gate = AcceptGate::new(100, 2);
+        let mut gate = AcceptGate::new(100, 2, Breaker::default());
         assert_eq!(gate.allowance(1000), 2);
         gate.accepted();
         gate.accepted();
@@ -168,7 +185,7 @@ mod tests {
 
     #[test]
     fn five_exhaustions_open_the_breaker_and_probes_back_off() {
-        let mut gate = AcceptGate::new(1000, 1000);
+        let mut gate = AcceptGate::new(1000, 1000, Breaker::default());
         let mut now = 0;
         for _ in 0..4 {
             assert!(!gate.exhausted(now));

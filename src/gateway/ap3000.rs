@@ -74,7 +74,7 @@ impl Core {
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, settlement, epoch, frame.raw);
         }
-        if !matches!(frame.command, 0x01 | 0x21 | 0x22 | 0x12) {
+        if self.config().log_heartbeats || !matches!(frame.command, 0x01 | 0x21 | 0x22 | 0x12) {
             effects.log.push(CommandLogRow {
                 at: now.unix_ms,
                 device_id,

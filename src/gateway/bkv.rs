@@ -80,7 +80,7 @@ impl Core {
             let event = exception_event(device_id, exception, now);
             Cx { now, shared: self.shared_mut(), effects }.report(waiting, event);
         }
-        if frame.command != 0 {
+        if self.config().log_heartbeats || frame.command != 0 {
             effects.log.push(CommandLogRow {
                 at: now.unix_ms,
                 device_id,

@@ -10,8 +10,6 @@ use super::{effects::Listener, slots::Key};
 pub(super) const DEVICES_MAX: usize = 64;
 /// Bytes held back while the store decides whether a device is admitted.
 pub(super) const HELD_BYTES_MAX: usize = 8 * 1024;
-/// Frames of a device that is not admitted, until the connection is closed.
-pub(super) const STRANGER_FRAMES_MAX: u8 = 5;
 /// Bytes received before the share of garbage is judged.
 pub(super) const GARBAGE_JUDGED_BYTES: u64 = 1024;
 
@@ -32,7 +30,7 @@ pub(super) enum Admission {
     /// The store is being asked; bytes wait.
     Asked,
     /// Frames are counted and not answered.
-    Stranger(u8),
+    Stranger(u32),
 }
 
 #[derive(Debug)]

@@ -11,9 +11,10 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use rustc_hash::FxHashMap;
 
 use super::{
-    AcceptRefused, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, ShardId,
+    AcceptRefused, Breaker, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, OrderTimes,
+    ShardId,
     accept::AcceptGate,
-    conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX, STRANGER_FRAMES_MAX},
+    conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
     device::Device,
     directory::Directory,
     lane::Waits,
@@ -38,7 +39,6 @@ use crate::{
 
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
-const FLUSH_MS: u64 = 5_000;
 /// Command of an AP3000 settlement and of its acknowledgement.
 const SETTLEMENT_ACK: u8 = 0x03;
 
@@ -67,6 +67,8 @@ pub struct Timeouts {
     pub port_sync: u64,
     /// AP3000: from command to command.
     pub command_gap: u64,
+    /// From a change to the flush of latest values.
+    pub flush: u64,
 }
 
 impl Default for Timeouts {
@@ -83,6 +85,7 @@ impl Default for Timeouts {
             session_shared: 390_000,
             port_sync: 300_000,
             command_gap: 500,
+            flush: 3_000,
         }
     }
 }
@@ -96,18 +99,26 @@ pub struct CoreConfig {
     pub magics: Magics,
     /// Refuse devices that have no row.
     pub known_only: bool,
+    /// Frames of a refused device after which its connection is closed.
+    pub stranger_frames_max: u32,
     /// This shard's share of the accept rate, per second.
     pub accept_rate_per_s: u64,
     /// This shard's share of the accept burst.
     pub accept_burst: u64,
+    /// When accepting pauses.
+    pub breaker: Breaker,
     /// Share of garbage, in percent of the bytes received, above which a connection is closed.
     pub garbage_percent_max: u64,
     /// Whether some endpoint wants `charging.progress`.
     pub progress_events: bool,
     /// Whether some endpoint wants `device.heartbeat`.
     pub heartbeat_events: bool,
+    /// Whether the command log gets heartbeats and time requests too.
+    pub log_heartbeats: bool,
     /// Time limits.
     pub timeouts: Timeouts,
+    /// Time limits of orders.
+    pub orders: OrderTimes,
 }
 
 impl CoreConfig {
@@ -117,12 +128,16 @@ impl CoreConfig {
             shard,
             magics: Magics::default(),
             known_only: false,
+            stranger_frames_max: 5,
             accept_rate_per_s: 10_000,
             accept_burst: 20_000,
+            breaker: Breaker::default(),
             garbage_percent_max: 50,
             progress_events: false,
             heartbeat_events: false,
+            log_heartbeats: false,
             timeouts: Timeouts::default(),
+            orders: OrderTimes::default(),
         }
     }
 }
@@ -318,7 +333,7 @@ impl Core {
         limits: Arc<ConnectionLimits>,
         metrics: ShardWriter,
     ) -> Self {
-        let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst);
+        let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst, config.breaker);
         let shared = Shared {
             config,
             directory,
@@ -499,7 +514,11 @@ impl Core {
             }
         }
         if !self.shared.dirty.is_empty() {
-            self.shared.timers.arm(&mut self.flush_armed, now.mono_ms + FLUSH_MS, Timer::Flush);
+            self.shared.timers.arm(
+                &mut self.flush_armed,
+                now.mono_ms + self.shared.config.timeouts.flush,
+                Timer::Flush,
+            );
         }
     }
 
@@ -903,7 +922,7 @@ impl Core {
     fn arm_device(&mut self, now: Now, device_key: Key) {
         if let Some(device) = self.devices.get_mut(device_key) {
             // What is due now was done now; anything else would turn the timer loop for ever.
-            let at = device.deadline(now).max(now.mono_ms + 1);
+            let at = device.deadline(now, &self.shared.config.orders).max(now.mono_ms + 1);
             self.shared.timers.arm(&mut device.armed, at, Timer::Device(device_key));
         }
     }
@@ -928,13 +947,13 @@ impl Core {
         self.arm_device(now, device_key);
     }
 
-    /// Counts a frame of a device that may not speak; closes the connection at the fifth.
+    /// Counts a frame of a device that may not speak; closes the connection when there were too many.
     pub(super) fn stranger(&mut self, now: Now, key: Key, effects: &mut Effects) -> bool {
         let Some(conn) = self.conns.get_mut(key) else { return true };
         let Admission::Stranger(frames) = &mut conn.admission else { return false };
         *frames += 1;
         self.shared.metrics.events[ShardEvent::Stranger].inc();
-        if *frames >= STRANGER_FRAMES_MAX {
+        if *frames >= self.shared.config.stranger_frames_max {
             self.close(now, key, CloseReason::NotAdmitted, effects);
         }
         true
@@ -971,6 +990,10 @@ impl Core {
 
     pub(super) fn listener(&self, key: Key) -> Listener {
         self.conns.get(key).map_or(Listener::Devices, |conn| conn.listener)
+    }
+
+    pub(super) const fn config(&self) -> &CoreConfig {
+        &self.shared.config
     }
 
     pub(super) const fn shared_mut(&mut self) -> &mut Shared {

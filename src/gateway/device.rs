@@ -10,7 +10,7 @@ use serde_json::json;
 use smallvec::SmallVec;
 
 use super::{
-    Now, ap3000, bkv,
+    Now, OrderTimes, ap3000, bkv,
     core::Cx,
     directory::{Entry, Owner, PortCell, PortState},
     lane::{InFlight, Lane, Outgoing, Pushed, ReplyKey, Waits},
@@ -259,10 +259,10 @@ impl Device {
         let known: Vec<PortState> = bound.ports.iter().map(PortState::of_record).collect();
         self.add_ports(&known);
         let absent = if self.absent_since == 0 { 0 } else { cx.now.mono_ms.saturating_sub(self.absent_since) };
-        let situation = self.situation(cx.now);
+        let situation = self.situation(cx.now, &cx.shared.config.orders);
         for order in &bound.orders {
             let taken_over = !self.tracks.iter().any(|track| track.order_no == order.order_no);
-            self.follow(order, cx.now, taken_over);
+            self.follow(cx, order, taken_over);
         }
         let actions: Vec<_> =
             self.tracks.iter_mut().map(|track| (track.order_no, track.bound(situation.now, absent))).collect();
@@ -302,7 +302,7 @@ impl Device {
             cx.shared.dirty.push(key);
         }
         if self.tracks.iter().any(|track| track.status == crate::model::OrderStatus::Interrupted) {
-            let situation = self.situation(cx.now);
+            let situation = self.situation(cx.now, &cx.shared.config.orders);
             let returned: SmallVec<[(OrderNo, Action); 1]> = self
                 .tracks
                 .iter_mut()
@@ -341,12 +341,13 @@ impl Device {
             && !self.tracks.iter().any(Track::is_active)
     }
 
-    pub(super) fn situation(&self, now: Now) -> Situation {
+    pub(super) fn situation(&self, now: Now, times: &OrderTimes) -> Situation {
         Situation {
             now,
             connected: self.conn.is_some(),
             streak: self.streak,
             resend_blindly: self.protocol == Protocol::Ap3000,
+            times: *times,
         }
     }
 
@@ -437,7 +438,7 @@ impl Device {
 
     fn orders_report(&mut self, cx: &mut Cx<'_>, report: &PortReport) {
         let port_no = report.port_no;
-        let situation = self.situation(cx.now);
+        let situation = self.situation(cx.now, &cx.shared.config.orders);
         if report.offline {
             let offline: SmallVec<[_; 1]> = self
                 .tracks
@@ -500,7 +501,7 @@ impl Device {
 
     fn evidence(&mut self, cx: &mut Cx<'_>, report: &PortReport) {
         let port_no = report.port_no;
-        let situation = self.situation(cx.now);
+        let situation = self.situation(cx.now, &cx.shared.config.orders);
         let mut business_no = None;
         let index = match report.about {
             About::Order(order_no) => {
@@ -541,7 +542,7 @@ impl Device {
             business_no.is_some() && track.business_no.is_none() && track.status == crate::model::OrderStatus::Pending;
         if answers {
             track.business_no = business_no;
-            let acked = track.start_acked(cx.now);
+            let acked = track.start_acked(cx.now, &cx.shared.config.orders);
             if let Some(in_flight) = self.lane.take_start(order_no) {
                 self.command_done(cx, &in_flight, CommandState::Acked, None);
             }
@@ -590,16 +591,17 @@ impl Device {
         }
     }
 
-    fn follow(&mut self, order: &Order, now: Now, taken_over: bool) {
+    fn follow(&mut self, cx: &Cx<'_>, order: &Order, taken_over: bool) {
+        let (now, times) = (cx.now, &cx.shared.config.orders);
         match self.tracks.iter_mut().find(|track| track.order_no == order.order_no) {
-            Some(track) => track.update(order, now),
+            Some(track) => track.update(order, now, times),
             None => {
                 if order.status.is_active() {
                     // The port belongs to this order now.
                     self.tracks.retain(|track| track.port_no != order.port_no || track.is_active());
                     self.note_contrary(order.port_no, false);
                 }
-                self.tracks.push(Track::new(order, now, taken_over));
+                self.tracks.push(Track::new(order, now, taken_over, times));
             }
         }
         self.tracks.retain(|track| !track.is_over());
@@ -616,7 +618,7 @@ impl Device {
 
     /// An order was created or changed, and is committed.
     pub(super) fn order_changed(&mut self, cx: &mut Cx<'_>, order: &Order, commands: Vec<Command>, withdrawn: &[i64]) {
-        self.follow(order, cx.now, false);
+        self.follow(cx, order, false);
         let before = self.lane.waiting();
         self.lane.withdraw(withdrawn);
         self.waiting_changed(cx, &before);
@@ -715,7 +717,7 @@ impl Device {
             }
             let left = u64::try_from(command.not_after.saturating_sub(cx.now.unix_ms)).unwrap_or(0);
             let is_start = matches!(command.body, CommandBody::Start { .. });
-            let left = if is_start { left.min(track::START_TOTAL_MS) } else { left };
+            let left = if is_start { left.min(cx.shared.config.orders.start_total) } else { left };
             let maybe_written = command.maybe_written && is_start && self.protocol != Protocol::Ap3000;
             let outgoing = Outgoing::Command(Box::new(command));
             if maybe_written {
@@ -923,7 +925,7 @@ impl Device {
                     let event = match self.tracks.iter_mut().find(|track| track.order_no == order_no) {
                         Some(track) => {
                             track.business_no = track.business_no.or(business_no);
-                            track.start_acked(cx.now)
+                            track.start_acked(cx.now, &cx.shared.config.orders)
                         }
                         None => Some(Action::Tell(Event::StartAckedLate)),
                     };
@@ -978,7 +980,7 @@ impl Device {
                 self.act(cx, order_no, action);
             }
         }
-        let situation = self.situation(now);
+        let situation = self.situation(now, &cx.shared.config.orders);
         let due: SmallVec<[_; 2]> =
             self.tracks.iter_mut().map(|track| (track.order_no, track.poll(situation))).collect();
         for (order_no, actions) in due {
@@ -1003,7 +1005,7 @@ impl Device {
     }
 
     /// When [`Device::poll`] or [`Device::pump`] has something to do, monotonic ms; `u64::MAX`: nothing is due.
-    pub(super) fn deadline(&self, now: Now) -> u64 {
+    pub(super) fn deadline(&self, now: Now, times: &OrderTimes) -> u64 {
         let left = u64::try_from(self.entry.offline_at().saturating_sub(now.unix_ms)).unwrap_or(0);
         let offline = if self.entry.declared_online() || left > 0 {
             now.mono_ms + left
@@ -1013,7 +1015,7 @@ impl Device {
         } else {
             u64::MAX
         };
-        let situation = self.situation(now);
+        let situation = self.situation(now, times);
         let tracks = self.tracks.iter().map(|track| track.deadline(situation)).min().unwrap_or(u64::MAX);
         let lane = self.lane.deadline(self.is_live());
         offline.min(tracks).min(lane).min(self.bind_at.unwrap_or(u64::MAX)).min(self.sync_at)

@@ -29,8 +29,6 @@ use crate::{
 
 const STRIPES: usize = 64;
 const NO_SHARD: u16 = u16::MAX;
-/// A TCP close or an ACK timeout counts against the score for this long.
-pub const PENALTY_MS: i64 = 5 * 60 * 1000;
 
 type Stripe = RwLock<FxHashMap<DeviceId, Arc<Entry>>>;
 
@@ -39,15 +37,24 @@ type Stripe = RwLock<FxHashMap<DeviceId, Arc<Entry>>>;
 pub struct Directory {
     stripes: Box<[Stripe]>,
     online: AtomicI64,
+    timeout_ms: i64,
+    penalty_ms: i64,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { stripes: (0..STRIPES).map(|_| RwLock::default()).collect(), online: AtomicI64::new(0) }
+        Self::new(60_000, 300_000)
     }
 }
 
 impl Directory {
+    /// An empty directory. `timeout_ms`: silence after which a device is offline, until its shard sets its protocol's own.
+    /// `penalty_ms`: how long a TCP close or an ACK timeout counts against the score.
+    pub fn new(timeout_ms: i64, penalty_ms: i64) -> Self {
+        let stripes = (0..STRIPES).map(|_| RwLock::default()).collect();
+        Self { stripes, online: AtomicI64::new(0), timeout_ms, penalty_ms }
+    }
+
     fn stripe(&self, device_id: DeviceId) -> &Stripe {
         let hash = FxBuildHasher.hash_one(device_id);
         &self.stripes[(hash >> 58) as usize % STRIPES]
@@ -71,7 +78,9 @@ impl Directory {
         accepted: u64,
     ) -> Result<Taken, NewerConnection> {
         let mut stripe = self.stripe(device_id).write();
-        let entry = stripe.entry(device_id).or_insert_with(|| Arc::new(Entry::new(device_id, protocol)));
+        let entry = stripe
+            .entry(device_id)
+            .or_insert_with(|| Arc::new(Entry::new(device_id, protocol, self.timeout_ms, self.penalty_ms)));
         if entry.connected() && entry.accepted.load(Ordering::Relaxed) > accepted {
             return Err(NewerConnection);
         }
@@ -147,6 +156,7 @@ pub struct Entry {
     /// 0 while the store has not answered the bind.
     epoch: AtomicI64,
     timeout_ms: AtomicI64,
+    penalty_ms: i64,
     networked: AtomicBool,
     fallback_id: AtomicBool,
     last_seen: AtomicI64,
@@ -161,7 +171,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn new(device_id: DeviceId, protocol: Protocol) -> Self {
+    fn new(device_id: DeviceId, protocol: Protocol, timeout_ms: i64, penalty_ms: i64) -> Self {
         Self {
             device_id,
             protocol: AtomicU16::new(protocol as u16),
@@ -170,7 +180,8 @@ impl Entry {
             online: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             epoch: AtomicI64::new(0),
-            timeout_ms: AtomicI64::new(60_000),
+            timeout_ms: AtomicI64::new(timeout_ms),
+            penalty_ms,
             networked: AtomicBool::new(false),
             fallback_id: AtomicBool::new(false),
             last_seen: AtomicI64::new(0),
@@ -297,7 +308,7 @@ impl Entry {
 
     /// The score and its parts at `at` (Unix ms).
     pub fn score(&self, at: i64) -> Score {
-        let recent = |then: i64| then != 0 && at.saturating_sub(then) < PENALTY_MS;
+        let recent = |then: i64| then != 0 && at.saturating_sub(then) < self.penalty_ms;
         let seen = self.last_seen();
         Score {
             alive: seen != 0 && at.saturating_sub(seen) < self.timeout_ms.load(Ordering::Relaxed),
@@ -405,9 +416,9 @@ impl Entry {
 pub struct Score {
     /// Seen within its protocol's timeout: 100, else 0.
     pub alive: bool,
-    /// TCP went down in the last 5 min: −20.
+    /// TCP went down within the penalty window: −20.
     pub tcp_down: bool,
-    /// An ACK timed out in the last 5 min: −30.
+    /// An ACK timed out within the penalty window: −30.
     pub ack_timeout: bool,
 }
 

@@ -16,11 +16,13 @@ pub mod order;
 pub mod settlement;
 mod slots;
 mod timers;
+mod times;
 mod track;
 
 pub use self::core::{Core, CoreConfig, Timeouts};
-pub use accept::ConnectionLimits;
+pub use accept::{Breaker, ConnectionLimits};
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
+pub use times::OrderTimes;
 
 /// Index of a shard, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -8,32 +8,22 @@
 
 use smallvec::SmallVec;
 
-use super::{Now, order::Event};
-use crate::model::{ChargeMode, Order, OrderNo, OrderStatus};
+use super::{Now, OrderTimes, order::Event};
+use crate::model::{Order, OrderNo, OrderStatus};
 
-/// From the first write of a start to its acknowledgement.
-pub(super) const START_ACK_MS: u64 = 10_000;
-/// From an order's creation to its acknowledgement, where the start was not written.
-pub(super) const START_TOTAL_MS: u64 = 15_000;
-const START_HALF_MS: u64 = START_ACK_MS / 2;
-const NO_LOAD_MS: u64 = 10 * 60_000;
-const NO_LOAD_ASK_MS: u64 = NO_LOAD_MS - 30_000;
-const RETURN_MS: u64 = 60_000;
+/// So long before an order fails for want of a load, its port is asked.
+const NO_LOAD_ASK_BEFORE_MS: u64 = 30_000;
 const RETURN_UNCLEAR_MS: u64 = 5 * 60_000;
 /// Inbound items in a row that make a return credible.
 const RETURN_STREAK: u32 = 3;
-const MISMATCH_MS: u64 = 90_000;
-const STOP_RESEND_MS: [u64; 2] = [10_000, 20_000];
-const STOP_TOTAL_MS: u64 = 30_000;
+const STOP_RESENDS_MAX: u64 = 2;
+/// The last one repeats.
 const END_STOP_BACKOFF_MS: [u64; 5] = [10_000, 30_000, 60_000, 120_000, 300_000];
 /// The device reported the end, and the store has not taken the report yet: it comes again, after 30 min at the latest
 /// (device-server protocol v8.6, command 03).
 const END_SEEN_MS: u64 = 45 * 60_000;
 /// An event the store did not take is told again.
 const RETELL_MS: u64 = 2_000;
-const HOUR_MS: u64 = 3_600_000;
-/// Maximum duration of modes without one.
-const OPEN_DURATION_MS: u64 = 10 * HOUR_MS;
 
 /// What a track asks its device to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +56,7 @@ pub(super) struct Situation {
     pub(super) streak: u32,
     /// A start may be resent without asking (AP3000).
     pub(super) resend_blindly: bool,
+    pub(super) times: OrderTimes,
 }
 
 #[derive(Debug)]
@@ -88,8 +79,8 @@ pub(super) struct Track {
     end_seen_until: u64,
     away: bool,
     evidence: bool,
-    stop_resends: usize,
-    end_stops: usize,
+    stop_resends: u64,
+    end_stops: u32,
     end_stop_at: u64,
     told: Option<(Event, u64)>,
 }
@@ -97,7 +88,7 @@ pub(super) struct Track {
 impl Track {
     /// Follows an order from its committed state. `taken_over`: it was not followed by this shard before, so its clocks start
     /// now: nothing times out on account of our own absence.
-    pub(super) fn new(order: &Order, now: Now, taken_over: bool) -> Self {
+    pub(super) fn new(order: &Order, now: Now, taken_over: bool, times: &OrderTimes) -> Self {
         let created = mono_of(now, order.created_at);
         let mut track = Self {
             order_no: order.order_no,
@@ -112,7 +103,7 @@ impl Track {
             start_written: order.start_written_at.map(|at| mono_of(now, at)),
             start_asked: false,
             start_resent: false,
-            limit: limit(order, now),
+            limit: limit(order, now, times),
             asked: false,
             mismatch: None,
             end_seen_until: 0,
@@ -132,7 +123,7 @@ impl Track {
     }
 
     /// Takes over the committed state after a change.
-    pub(super) fn update(&mut self, order: &Order, now: Now) {
+    pub(super) fn update(&mut self, order: &Order, now: Now, times: &OrderTimes) {
         if self.status != order.status {
             self.status = order.status;
             self.since = now.mono_ms;
@@ -142,7 +133,7 @@ impl Track {
             self.stop_resends = 0;
             if order.status == OrderStatus::Charging {
                 self.away = false;
-                self.limit = limit(order, now);
+                self.limit = limit(order, now, times);
             }
         }
         if order.device_end_pending && !self.end_pending {
@@ -200,8 +191,8 @@ impl Track {
     }
 
     /// The device acknowledged the start.
-    pub(super) fn start_acked(&mut self, now: Now) -> Option<Action> {
-        let in_time = self.start_written.is_some_and(|at| now.mono_ms.saturating_sub(at) <= START_ACK_MS);
+    pub(super) fn start_acked(&mut self, now: Now, times: &OrderTimes) -> Option<Action> {
+        let in_time = self.start_written.is_some_and(|at| now.mono_ms.saturating_sub(at) <= times.start_ack);
         self.tell(if in_time { Event::StartAcked } else { Event::StartAckedLate }, now)
     }
 
@@ -305,7 +296,7 @@ impl Track {
 
     /// What is due.
     pub(super) fn poll(&mut self, situation: Situation) -> Actions {
-        let now = situation.now;
+        let (now, times) = (situation.now, situation.times);
         let mut actions = Actions::new();
         if let Some((event, at)) = self.told {
             if at > now.mono_ms {
@@ -323,14 +314,14 @@ impl Track {
             OrderStatus::Pending => {
                 let written = self.start_written.map(|at| now.mono_ms.saturating_sub(at));
                 match written {
-                    None if now.mono_ms.saturating_sub(self.created) >= START_TOTAL_MS => {
+                    None if now.mono_ms.saturating_sub(self.created) >= times.start_total => {
                         actions.extend(self.tell(Event::StartTimedOut, now));
                     }
-                    Some(waited) if waited >= START_ACK_MS => {
+                    Some(waited) if waited >= times.start_ack => {
                         actions.push(Action::AckTimedOut);
                         actions.extend(self.tell(Event::StartTimedOut, now));
                     }
-                    Some(waited) if waited >= START_HALF_MS && situation.connected => {
+                    Some(waited) if waited >= times.start_resend && situation.connected => {
                         if situation.resend_blindly && !self.start_resent {
                             self.start_resent = true;
                             actions.push(Action::ResendStart);
@@ -343,21 +334,21 @@ impl Track {
                 }
             }
             OrderStatus::Confirmed if situation.connected => {
-                if since >= NO_LOAD_MS {
+                if since >= times.no_load {
                     actions.extend(self.tell(Event::NoLoad, now));
-                } else if since >= NO_LOAD_ASK_MS && !self.asked {
+                } else if since >= no_load_ask(&times) && !self.asked {
                     self.asked = true;
                     actions.push(Action::Ask);
                 }
             }
             OrderStatus::Charging | OrderStatus::Interrupted => {
-                if self.mismatch.is_some_and(|at| now.mono_ms >= self.mismatch_until(at)) {
+                if self.mismatch.is_some_and(|at| now.mono_ms >= self.mismatch_until(at, &times)) {
                     actions.extend(self.tell(Event::PortMismatch, now));
                 } else if self.status == OrderStatus::Charging && now.mono_ms >= self.limit {
                     actions.extend(self.tell(Event::Stop, now));
                 } else if self.status == OrderStatus::Interrupted {
                     let gone = self.away || !situation.connected;
-                    if gone && since >= RETURN_MS {
+                    if gone && since >= times.interrupted {
                         actions.extend(self.tell(Event::ReturnTimedOut, now));
                     } else if !gone && since >= RETURN_UNCLEAR_MS {
                         actions.extend(self.tell(Event::PortMismatch, now));
@@ -365,9 +356,9 @@ impl Track {
                 }
             }
             OrderStatus::Cancelling | OrderStatus::Stopping => {
-                if since >= STOP_TOTAL_MS {
+                if since >= times.stop_total {
                     actions.extend(self.tell(Event::StopTimedOut, now));
-                } else if STOP_RESEND_MS.get(self.stop_resends).is_some_and(|after| since >= *after) {
+                } else if self.stop_resend_after(&times).is_some_and(|after| since >= after) {
                     if self.stop_resends == 0 && situation.connected {
                         actions.push(Action::AckTimedOut);
                     }
@@ -376,16 +367,14 @@ impl Track {
                 }
             }
             status if status.is_final() && self.stops_on_end(situation) && now.mono_ms >= self.end_stop_at => {
-                match END_STOP_BACKOFF_MS.get(self.end_stops) {
-                    Some(wait) => {
-                        self.end_stops += 1;
-                        self.end_stop_at = now.mono_ms + wait;
-                        actions.push(Action::Stop);
-                    }
-                    None => {
-                        self.end_stop_at = u64::MAX;
-                        actions.push(Action::Alarm("stop_ignored"));
-                    }
+                if self.end_stops < times.end_stops_max {
+                    let step = usize::try_from(self.end_stops).unwrap_or(usize::MAX);
+                    self.end_stops += 1;
+                    self.end_stop_at = now.mono_ms + END_STOP_BACKOFF_MS[step.min(END_STOP_BACKOFF_MS.len() - 1)];
+                    actions.push(Action::Stop);
+                } else {
+                    self.end_stop_at = u64::MAX;
+                    actions.push(Action::Alarm("stop_ignored"));
                 }
             }
             _ => {}
@@ -398,26 +387,29 @@ impl Track {
         if let Some((_, at)) = self.told {
             return at;
         }
+        let times = situation.times;
         match self.status {
             OrderStatus::Pending => match self.start_written {
-                None => self.created + START_TOTAL_MS,
+                None => self.created + times.start_total,
                 Some(at) => {
                     let half_done = !situation.connected
                         || if situation.resend_blindly { self.start_resent } else { self.start_asked };
-                    at + if half_done { START_ACK_MS } else { START_HALF_MS }
+                    at + if half_done { times.start_ack } else { times.start_ack.min(times.start_resend) }
                 }
             },
             OrderStatus::Confirmed if situation.connected => {
-                self.since + if self.asked { NO_LOAD_MS } else { NO_LOAD_ASK_MS }
+                self.since + if self.asked { times.no_load } else { no_load_ask(&times) }
             }
-            OrderStatus::Charging => self.limit.min(self.mismatch.map_or(u64::MAX, |at| self.mismatch_until(at))),
+            OrderStatus::Charging => {
+                self.limit.min(self.mismatch.map_or(u64::MAX, |at| self.mismatch_until(at, &times)))
+            }
             OrderStatus::Interrupted => {
                 let gone = self.away || !situation.connected;
-                let clear = self.since + if gone { RETURN_MS } else { RETURN_UNCLEAR_MS };
-                clear.min(self.mismatch.map_or(u64::MAX, |at| self.mismatch_until(at)))
+                let clear = self.since + if gone { times.interrupted } else { RETURN_UNCLEAR_MS };
+                clear.min(self.mismatch.map_or(u64::MAX, |at| self.mismatch_until(at, &times)))
             }
             OrderStatus::Cancelling | OrderStatus::Stopping => {
-                self.since + STOP_RESEND_MS.get(self.stop_resends).copied().unwrap_or(STOP_TOTAL_MS)
+                self.since + self.stop_resend_after(&times).unwrap_or(u64::MAX).min(times.stop_total)
             }
             status if status.is_final() && self.stops_on_end(situation) => self.end_stop_at,
             _ => u64::MAX,
@@ -425,8 +417,13 @@ impl Track {
     }
 
     /// When a port that stopped charging at `at` makes the order fail, if no settlement comes.
-    fn mismatch_until(&self, at: u64) -> u64 {
-        (at + MISMATCH_MS).max(self.end_seen_until)
+    fn mismatch_until(&self, at: u64, times: &OrderTimes) -> u64 {
+        (at + times.settlement).max(self.end_seen_until)
+    }
+
+    /// From the wish to stop to the next repetition of the stop, if one is left.
+    fn stop_resend_after(&self, times: &OrderTimes) -> Option<u64> {
+        (self.stop_resends < STOP_RESENDS_MAX).then(|| times.stop_resend * (self.stop_resends + 1))
     }
 
     fn stops_on_end(&self, situation: Situation) -> bool {
@@ -468,15 +465,14 @@ fn mono_of(now: Now, unix_ms: i64) -> u64 {
     now.mono_ms.saturating_sub(ago).max(1)
 }
 
-/// When the charge has lasted too long: ordered duration and 10 min, at least 2 h; 10 h for modes without a duration.
-fn limit(order: &Order, now: Now) -> u64 {
+/// From acknowledgement to the question for the port.
+const fn no_load_ask(times: &OrderTimes) -> u64 {
+    times.no_load.saturating_sub(NO_LOAD_ASK_BEFORE_MS)
+}
+
+/// When the charge has lasted too long.
+fn limit(order: &Order, now: Now, times: &OrderTimes) -> u64 {
     let Some(start) = order.start_time else { return u64::MAX };
-    let allowed = match order.spec.mode {
-        ChargeMode::Time { minutes } => (u64::from(minutes) + 10).saturating_mul(60_000).max(2 * HOUR_MS),
-        ChargeMode::Full | ChargeMode::Energy { .. } | ChargeMode::Power { .. } | ChargeMode::ServiceFee { .. } => {
-            OPEN_DURATION_MS
-        }
-    };
     let elapsed = u64::try_from(now.unix_ms.saturating_sub(start)).unwrap_or(0);
-    now.mono_ms.saturating_add(allowed.saturating_sub(elapsed))
+    now.mono_ms.saturating_add(times.duration_max(&order.spec.mode).saturating_sub(elapsed))
 }

@@ -7,7 +7,7 @@
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::row::run;
+use super::{limits::Limits, row::run};
 use crate::{
     model::{DeviceId, OrderNumbers},
     store::{Job, Latest, Outcome, SettlementKey, StoreError},
@@ -17,6 +17,7 @@ use crate::{
 pub(super) struct Tx<'a> {
     pub(super) conn: &'a Connection,
     pub(super) numbers: &'a OrderNumbers,
+    pub(super) limits: Limits,
     /// The store's clock, Unix ms.
     pub(super) now: i64,
     /// Devices that commands were queued for without a claim.
@@ -43,8 +44,8 @@ pub struct Applied {
 }
 
 /// Applies jobs in one transaction and commits it.
-pub(super) fn apply(conn: &Connection, numbers: &OrderNumbers, now: i64, jobs: &[Job]) -> Applied {
-    let mut tx = Tx { conn, numbers, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
+pub(super) fn apply(conn: &Connection, numbers: &OrderNumbers, limits: Limits, now: i64, jobs: &[Job]) -> Applied {
+    let mut tx = Tx { conn, numbers, limits, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
     let result = in_transaction(conn, || jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>());
     match result {
         Ok(outcomes) => {

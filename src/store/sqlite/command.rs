@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{
     apply::Tx,
     event::json,
+    limits::signed,
     row::{active, all, command, command_columns, one, run, scalar},
 };
 use crate::{
@@ -20,13 +21,9 @@ use crate::{
     store::{CommandUpdate, StoreError},
 };
 
-/// A start or stop is not written later than this after it was asked for.
-pub(super) const NOT_AFTER_MS: i64 = 30_000;
-/// A start that is not claimed within this time is not claimed at all: the owner times the order out.
-const START_CLAIM_MS: i64 = 15_000;
-/// Stops sent for an order that is final while its device still charges.
-const END_PENDING_STOPS_MAX: u32 = 5;
 const END_PENDING_BACKOFF_MS: i64 = 10_000;
+/// Doublings of it at most: 320 s.
+const END_PENDING_DOUBLINGS_MAX: u32 = 5;
 
 pub(super) struct NewCommand {
     pub(super) device_id: DeviceId,
@@ -56,7 +53,7 @@ impl Tx<'_> {
     ) -> Result<Option<Command>, StoreError> {
         let epoch = new.epoch.filter(|epoch| *epoch == session_epoch);
         let state = if epoch.is_some() { CommandState::Claimed } else { CommandState::Queued };
-        let not_after = new.at + NOT_AFTER_MS;
+        let not_after = new.at + self.limits.valid_for_order;
         let msg_id = msg_id as u32;
         run(
             self.conn,
@@ -190,7 +187,8 @@ impl Tx<'_> {
                 ")))) ELSE 1 END)) RETURNING ",
                 command_columns!()
             ),
-            (device_id.to_string(), epoch, at, START_CLAIM_MS, named_by_hole),
+            // A start that is not claimed in time is not claimed at all: the owner times the order out.
+            (device_id.to_string(), epoch, at, signed(self.limits.orders.start_total), named_by_hole),
             command,
         )
     }
@@ -258,11 +256,12 @@ impl Tx<'_> {
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?
         .unwrap_or_default();
-        if stops >= END_PENDING_STOPS_MAX || last + (END_PENDING_BACKOFF_MS << stops) > at {
+        let stops_max = self.limits.orders.end_stops_max;
+        if stops >= stops_max || last + (END_PENDING_BACKOFF_MS << stops.min(END_PENDING_DOUBLINGS_MAX)) > at {
             return Ok(None);
         }
         let command = self.queue_stop(order, Priority::Emergency, at, Some(epoch))?;
-        if command.is_some() && stops + 1 == END_PENDING_STOPS_MAX {
+        if command.is_some() && stops + 1 == stops_max {
             self.order_alarm(order, "device_end_pending", at)?;
         }
         Ok(command)

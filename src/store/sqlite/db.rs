@@ -13,6 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{
     apply::{Applied, apply, apply_latest},
+    limits::Limits,
     row::{one, scalar},
 };
 use crate::{
@@ -49,6 +50,7 @@ const CACHE_KIB: i64 = 16 * 1024;
 pub struct Db {
     conn: Connection,
     numbers: OrderNumbers,
+    limits: Limits,
     /// Row changes up to the last checkpoint.
     checkpointed: u64,
     _lock: File,
@@ -69,10 +71,17 @@ impl Db {
             .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", path.display())))?;
         conn.pragma_update(None, "foreign_keys", true)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        let db = Self { conn, numbers, checkpointed: 0, _lock: lock };
+        let db = Self { conn, numbers, limits: Limits::default(), checkpointed: 0, _lock: lock };
         // Numbers go on behind those of the process before, also if the clock has stepped back since.
         db.numbers.next(db.newest()?.saturating_add(1));
         Ok(db)
+    }
+
+    /// Puts other time limits in force than the defaults.
+    #[must_use]
+    pub const fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// Highest schema version this build knows.
@@ -82,7 +91,7 @@ impl Db {
 
     /// Applies jobs in one transaction, each in its own savepoint, and commits it. `now` is the store's clock, Unix ms.
     pub fn apply(&mut self, now: i64, jobs: &[Job]) -> Applied {
-        apply(&self.conn, &self.numbers, now, jobs)
+        apply(&self.conn, &self.numbers, self.limits, now, jobs)
     }
 
     /// Writes latest values in one transaction.

@@ -4,22 +4,14 @@ use super::{
     apply::Tx,
     command::NewCommand,
     event::json,
+    limits::signed,
     row::{active, one, order, order_columns, run, scalar},
 };
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
-    model::{ChargeMode, Command, CommandBody, CommandState, EventType, Order, OrderNo, OrderStatus, Origin, Priority},
+    model::{Command, CommandBody, CommandState, EventType, Order, OrderNo, OrderStatus, Origin, Priority},
     store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, StoreError, payload::Alarm},
 };
-
-/// A settlement older than this when its order became final is `late`.
-const LATE_MS: i64 = 60_000;
-
-/// The longest a charge may last, ms: what was ordered and 10 min, at least 2 h; 10 h without an ordered duration.
-pub(super) fn duration_max_ms(mode: &ChargeMode) -> i64 {
-    const MINUTE_MS: i64 = 60_000;
-    mode.minutes().map_or(600 * MINUTE_MS, |minutes| ((i64::from(minutes) + 10) * MINUTE_MS).max(120 * MINUTE_MS))
-}
 
 /// Whether a paid charge was lost from sight and may still run to its end.
 pub(super) fn is_lost(order: &Order) -> bool {
@@ -114,7 +106,7 @@ impl Tx<'_> {
                 order.sequence_no,
                 order.request_id,
                 order.created_at,
-                duration_max_ms(&order.spec.mode),
+                signed(self.limits.orders.duration_max(&order.spec.mode)),
             ],
         )
     }
@@ -283,7 +275,7 @@ impl Tx<'_> {
         order.device_end_pending = step.end_pending;
         order.updated_at = at;
         if let Some(totals) = cause.totals.as_ref().filter(|_| step.store_totals) {
-            late = Some(from.is_final() && order.end_time.is_some_and(|end| at - end > LATE_MS));
+            late = Some(from.is_final() && order.end_time.is_some_and(|end| at - end > self.limits.late_after));
             order.duration_seconds = Some(totals.duration_seconds);
             order.energy_wh = Some(totals.energy_wh);
             order.amount_cent = totals.amount_cent;

@@ -1,8 +1,9 @@
 //! Settlements: which order takes one, and what has been stored before.
 //!
 //! - AP3000: by order number; a record without an order makes one, already ended. A record's key is stored once.
-//! - BKV/GN, whose numbers repeat: the open order with the number; else the newest unsettled one with it in 24 h; else the newest
-//!   with a start that was (or may have been) written and no number whose times fit; else an orphan row and an alarm.
+//! - BKV/GN, whose numbers repeat: the open order with the number; else the newest unsettled one with it in
+//!   `orders.match_window`; else the newest with a start that was (or may have been) written and no number whose times fit;
+//!   else an orphan row and an alarm.
 
 use super::{
     apply::Tx,
@@ -19,8 +20,6 @@ use crate::{
     store::{Settled, Settlement, SettlementEnd, SettlementKey, StoreError, payload::Alarm},
 };
 
-/// How far back a BKV/GN number is looked for.
-const NUMBER_LIFE_MS: i64 = 24 * 3_600_000;
 /// A charge may seem this much longer than the time since its start was written: minutes are rounded.
 const FIT_SLACK_MS: i64 = 120_000;
 /// Order numbers tried for a record without an order.
@@ -100,7 +99,7 @@ impl Tx<'_> {
 
     fn match_bkv(&self, settlement: &Settlement, business_no: u16) -> Result<Match, StoreError> {
         let device_id = settlement.device_id.to_string();
-        let place = (&device_id, settlement.port_no, business_no, settlement.at - NUMBER_LIFE_MS);
+        let place = (&device_id, settlement.port_no, business_no, settlement.at - self.limits.match_window);
         if business_no != 0 {
             let open = one(
                 self.conn,
@@ -165,7 +164,7 @@ impl Tx<'_> {
                 &device_id,
                 settlement.port_no,
                 settlement.at - (duration_ms - FIT_SLACK_MS).max(0),
-                settlement.at - NUMBER_LIFE_MS,
+                settlement.at - self.limits.match_window,
             ),
             order,
         )?;
@@ -183,7 +182,7 @@ impl Tx<'_> {
                 business_no,
                 settlement.duration_seconds,
                 settlement.energy_wh,
-                settlement.at - NUMBER_LIFE_MS,
+                settlement.at - self.limits.match_window,
             ),
         )?;
         Ok(id.is_some())

@@ -14,11 +14,11 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::{
-    gateway::ShardId,
-    model::{Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
+    gateway::{OrderTimes, ShardId},
+    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
     store::{
-        Bind, CommandLogRow, Job, Notify, Outcome, Prune, Reply, Settlement, SettlementEnd, SettlementKey, Store,
-        StoreError,
+        Backstop, Bind, CommandLogRow, Created, Job, NewOrder, Notify, Outcome, Prune, Reply, Settlement,
+        SettlementEnd, SettlementKey, Store, StoreError,
     },
 };
 
@@ -169,6 +169,38 @@ fn store(path: &Path, clock: fn() -> i64) -> (SqliteStore, Arc<Shards>) {
     let shards = Arc::new(Shards::default());
     let options = Options { clock, ..Options::new(path) };
     (SqliteStore::open(options, Arc::clone(&shards) as Arc<dyn Notify>).unwrap(), shards)
+}
+
+#[test]
+fn the_backstop_follows_the_limits_it_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let orders =
+        OrderTimes { start_ack: 900, start_total: 1_000, duration_least: 60_000, overrun: 0, ..OrderTimes::default() };
+    let limits = Limits { orders, backstop_delay: 500, valid_for_order: 700, ..Limits::default() };
+    let mut db = open(&dir.path().join("chargegate.db")).unwrap().with_limits(limits);
+    let order = NewOrder {
+        order_no: OrderNo::new(*b"XYZ", 1),
+        device_id: device(1),
+        port_no: 1,
+        spec: ChargeSpec { mode: ChargeMode::Time { minutes: 3 }, paid_cent: None, stop_when_full: true },
+        epoch: Some(1),
+        at: T0,
+        deadline: T0,
+        request_id: String::new(),
+        idempotency: None,
+    };
+    let mut apply = |job| db.apply(T0, &[job]).outcomes.remove(0);
+    apply(bind(1));
+    let Outcome::Created(created) = apply(Job::CreateOrder(Box::new(order))) else { panic!("not created") };
+    let Created::Order { command: Some(start), .. } = *created else { panic!("{created:?}") };
+    assert_eq!(start.not_after, T0 + 700);
+    let mut ended = |at| match apply(Job::Backstop(Backstop { at, interrupts_from: 0, offline_from: 0 })) {
+        Outcome::Backstop(outcomes) => outcomes.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([ended(T0 + 1_499), ended(T0 + 1_500)], [0, 1]);
+    let longest: i64 = db.connection().query_row("SELECT duration_max_ms FROM orders", (), |row| row.get(0)).unwrap();
+    assert_eq!(longest, 180_000);
 }
 
 #[test]

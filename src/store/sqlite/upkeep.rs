@@ -2,6 +2,7 @@
 
 use super::{
     apply::Tx,
+    limits::{Limits, signed},
     order::Cause,
     row::{all, order_no, run},
 };
@@ -13,15 +14,6 @@ use crate::{
 
 /// Orders and commands looked at per rule and call: the backstop must not hold up the durable jobs behind it.
 const ROWS_MAX: u32 = 200;
-/// How far each deadline lies behind the owner's.
-const BEHIND_MS: i64 = 30_000;
-const PENDING_MS: i64 = 15_000 + BEHIND_MS;
-const INTERRUPTED_MS: i64 = 60_000 + BEHIND_MS;
-const STOPPING_MS: i64 = 30_000 + BEHIND_MS;
-/// Longer than every protocol's own timeout (AP3000 behind a host: 210 s) and the flush of `last_seen_at`.
-const SILENT_MS: i64 = 300_000;
-/// No charge's maximum is shorter.
-const DURATION_MAX_MS_MIN: i64 = 2 * 3_600_000;
 /// A written command is answered, sent again or dead long before this.
 const WRITTEN_MS: i64 = 600_000;
 
@@ -30,27 +22,29 @@ impl Tx<'_> {
     /// knows; the maximum duration ends them.
     pub(super) fn backstop(&mut self, backstop: &Backstop) -> Result<Vec<OrderOutcome>, StoreError> {
         let at = backstop.at;
+        let Limits { orders, backstop_delay: behind, silent, .. } = self.limits;
+        let due = |owner_after: u64| at - signed(owner_after) - behind;
         self.expire_commands(at)?;
         let mut outcomes = Vec::new();
         if at >= backstop.offline_from {
-            let pending = self.since("status = 0", at - PENDING_MS)?;
+            let pending = self.since("status = 0", due(orders.start_total.max(orders.start_ack)))?;
             self.happens(&pending, Event::StartTimedOut, at, &mut outcomes)?;
-            let ending = self.since("status IN (8, 9)", at - STOPPING_MS)?;
+            let ending = self.since("status IN (8, 9)", due(orders.stop_total))?;
             self.happens(&ending, Event::StopTimedOut, at, &mut outcomes)?;
             let longest = self.orders_where(
                 "SELECT order_no FROM orders WHERE status IN (1, 2, 10) AND status_at <= ?1 \
                  AND coalesce(start_time, created_at) + duration_max_ms <= ?2 LIMIT ?3",
-                (at - DURATION_MAX_MS_MIN, at - BEHIND_MS, ROWS_MAX),
+                (at - signed(orders.duration_least.min(orders.duration_open)), due(0), ROWS_MAX),
             )?;
             self.happens(&longest, Event::Stop, at, &mut outcomes)?;
         }
         if at >= backstop.interrupts_from {
-            let interrupted = self.since("status = 10", at - INTERRUPTED_MS)?;
+            let interrupted = self.since("status = 10", due(orders.interrupted))?;
             self.happens(&interrupted, Event::ReturnTimedOut, at, &mut outcomes)?;
             let silent = self.orders_where(
                 "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id \
                  WHERE o.status = 2 AND o.status_at <= ?1 AND coalesce(d.last_seen_at, 0) <= ?1 LIMIT ?2",
-                (at - SILENT_MS, ROWS_MAX),
+                (at - silent - behind, ROWS_MAX),
             )?;
             self.happens(&silent, Event::Offline, at, &mut outcomes)?;
         }
@@ -93,7 +87,7 @@ impl Tx<'_> {
 
     /// Ends rows whose owner never told: unwritten ones behind their `not_after`, written ones after a long silence.
     fn expire_commands(&mut self, at: i64) -> Result<(), StoreError> {
-        for (state, before) in [("queued", at), ("claimed", at - BEHIND_MS)] {
+        for (state, before) in [("queued", at), ("claimed", at - self.limits.backstop_delay)] {
             run(
                 self.conn,
                 "UPDATE outbound_queue SET state = 'expired', reason = 'not_after', updated_at = ?2 WHERE id IN \

@@ -17,6 +17,7 @@ use super::{
     cmd_log::{self, LogMessage},
     counters::{StoreCounters, add, kind},
     db::{Db, open_reader},
+    limits::Limits,
     read::SqliteReader,
 };
 use crate::{
@@ -35,8 +36,6 @@ const DELIVERIES_MAX: usize = 64;
 const LATEST_MAX: usize = 64;
 /// Hand-overs of command-log rows that may wait.
 const LOG_MAX: usize = 1024;
-/// Latest values per transaction.
-const LATEST_ROWS_MAX: usize = 500;
 /// Under a stream of jobs, one transaction of latest values goes in between this often.
 const LATEST_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle writer looks around.
@@ -58,12 +57,16 @@ pub struct Options {
     pub queue_jobs_max: usize,
     /// Durable jobs per transaction, 1..=256.
     pub batch_jobs_max: usize,
+    /// Latest values per transaction, 1..=10_000.
+    pub latest_rows_max: usize,
     /// Queries that may wait.
     pub reads_max: usize,
     /// Prefix of order numbers the store makes itself.
     pub order_prefix: [u8; 3],
     /// Tells those numbers apart from the ones other parts of the process make.
     pub order_salt: u64,
+    /// Time limits that the store applies.
+    pub limits: Limits,
     /// The store's clock, Unix ms.
     pub clock: fn() -> i64,
 }
@@ -75,9 +78,11 @@ impl Options {
             path: path.into(),
             queue_jobs_max: 16_384,
             batch_jobs_max: 256,
+            latest_rows_max: 500,
             reads_max: 1024,
             order_prefix: *b"THD",
             order_salt: 0x3FF,
+            limits: Limits::default(),
             clock: now,
         }
     }
@@ -117,7 +122,8 @@ struct Queues {
 impl SqliteStore {
     /// Opens the database, migrates it and starts the threads.
     pub fn open(options: Options, notify: Arc<dyn Notify>) -> Result<Self, StoreError> {
-        let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?;
+        let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?
+            .with_limits(options.limits);
         let log_db = cmd_log::open(&cmd_log::path_beside(&options.path))?;
         let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path)).collect::<Result<_, _>>()?;
         let health = Arc::new(StoreHealth::default());
@@ -133,6 +139,7 @@ impl SqliteStore {
             db,
             clock: options.clock,
             batch_jobs_max: options.batch_jobs_max.clamp(1, 256),
+            latest_rows_max: options.latest_rows_max.clamp(1, 10_000),
             jobs: jobs_out,
             latest_in: latest_out,
             latest: VecDeque::new(),
@@ -316,6 +323,7 @@ struct Writer {
     db: Db,
     clock: fn() -> i64,
     batch_jobs_max: usize,
+    latest_rows_max: usize,
     jobs: Receiver<(Job, Reply)>,
     latest_in: Receiver<Vec<Latest>>,
     latest: VecDeque<Latest>,
@@ -423,11 +431,11 @@ impl Writer {
     /// Writes one transaction of latest values; false: there are none.
     fn write_latest(&mut self) -> bool {
         self.latest_at = instant();
-        while self.latest.len() < LATEST_ROWS_MAX {
+        while self.latest.len() < self.latest_rows_max {
             let Ok(rows) = self.latest_in.try_recv() else { break };
             self.latest.extend(rows);
         }
-        let rows: Vec<Latest> = self.latest.drain(..self.latest.len().min(LATEST_ROWS_MAX)).collect();
+        let rows: Vec<Latest> = self.latest.drain(..self.latest.len().min(self.latest_rows_max)).collect();
         if rows.is_empty() {
             return false;
         }
