@@ -8,10 +8,12 @@ WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --bin chargegate && mkdir -p /out/data && cp target/release/chargegate /out/
 
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM debian:bookworm-slim
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin chargegate
 COPY --from=build /out/chargegate /usr/local/bin/chargegate
 # The volume takes its owner from here, so that the unprivileged user can write to it.
-COPY --from=build --chown=nonroot:nonroot /out/data /data
+COPY --from=build --chown=chargegate:chargegate /out/data /data
+USER chargegate
 # Docker's default seccomp profile refuses io_uring, so engine "glommio" does not start here; "auto" uses epoll.
 ENV CHARGEGATE_DATA_DIR=/data \
     CHARGEGATE_HTTP_LISTEN=0.0.0.0:7055
