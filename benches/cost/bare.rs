@@ -22,7 +22,9 @@ pub(crate) fn run(port: u16) -> anyhow::Result<()> {
         add(epoll, listener.as_raw_fd(), libc::EPOLLIN)?;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         let mut frame = [0_u8; FRAME_LEN];
-        let reply = [0_u8; REPLY_LEN];
+        // Magic and length: the load tells frames apart.
+        let mut reply = [0_u8; REPLY_LEN];
+        reply[..4].copy_from_slice(&[0xFC, 0xFF, 0x00, 0x18]);
         loop {
             let count = libc::epoll_wait(epoll, events.as_mut_ptr(), EVENTS as i32, -1);
             for event in &events[..usize::try_from(count).unwrap_or(0)] {

@@ -1,4 +1,5 @@
-//! Devices: each sends a 50-byte BKV heartbeat and waits for its 28-byte reply before it sends the next.
+//! Devices: each sends a 50-byte BKV heartbeat and waits for its 28-byte reply before it sends the next. What else the gateway
+//! writes (a new device is asked for its sockets) is read and not answered.
 
 use std::{
     collections::VecDeque,
@@ -20,8 +21,21 @@ const REPLY_DEADLINE: Duration = Duration::from_secs(10);
 struct Device {
     stream: TcpStream,
     frame: [u8; FRAME_LEN],
-    /// Bytes of the reply that have come.
-    got: usize,
+    /// Start of a frame whose end has not come.
+    partial: Vec<u8>,
+}
+
+impl Device {
+    /// Takes one whole frame off what has come; whether it is the reply to a heartbeat.
+    fn take_frame(&mut self) -> Option<bool> {
+        let [_, _, l1, l0, c1, c0, ..] = self.partial[..] else { return None };
+        let len = usize::from(u16::from_be_bytes([l1, l0])) + 4;
+        if self.partial.len() < len {
+            return None;
+        }
+        self.partial.drain(..len);
+        Some([c1, c0] == [0, 0] && len == REPLY_LEN)
+    }
 }
 
 /// Connected devices.
@@ -47,7 +61,7 @@ impl Load {
             socket.set_nonblocking(true)?;
             let mut stream = TcpStream::from_std(socket.into());
             poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-            devices.push(Device { stream, frame: heartbeat(index), got: 0 });
+            devices.push(Device { stream, frame: heartbeat(index), partial: Vec::new() });
         }
         Ok(Self { poll, devices, idle: (0..count).collect() })
     }
@@ -72,12 +86,12 @@ impl Load {
                 let device = &mut self.devices[index];
                 let count = device.stream.read(&mut buffer).with_context(|| format!("device {index}"))?;
                 ensure!(count > 0, "the server closed device {index}");
-                device.got += count;
-                ensure!(device.got <= REPLY_LEN, "device {index} got {} bytes", device.got);
-                if device.got == REPLY_LEN {
-                    device.got = 0;
-                    answered += 1;
-                    self.idle.push_back(index);
+                device.partial.extend_from_slice(&buffer[..count]);
+                while let Some(reply) = device.take_frame() {
+                    if reply {
+                        answered += 1;
+                        self.idle.push_back(index);
+                    }
                 }
             }
         }
