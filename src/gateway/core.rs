@@ -716,9 +716,8 @@ impl Core {
             conn.garbage += 1;
             self.shared.metrics.decode_failures[DecodeFailure::Noise].inc();
             let used = self.drain(now, key, &held, effects);
-            let moved = used.max(1);
             self.return_tail(now, key, held, used, effects);
-            if let Some(conn) = self.conns.get_mut(key).filter(|_| moved > 0) {
+            if let Some(conn) = self.conns.get_mut(key) {
                 conn.tail_since = now.mono_ms;
             }
         }
