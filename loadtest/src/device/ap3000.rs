@@ -66,7 +66,7 @@ const AMBIENT_TEMP: u8 = 85;
 pub const fn phy_id(index: u32) -> PhyId {
     match PhyId::from_parts(RECOGNITION_CODE, FIRST_NUMBER + index % DEVICES_MAX) {
         Some(phy_id) => phy_id,
-        None => unreachable!(),
+        None => panic!("the first number and the number of devices fit 24 bits"),
     }
 }
 
