@@ -1,0 +1,208 @@
+//! Connections: bytes in, frames out, deadlines, end.
+
+use super::*;
+
+impl Core {
+    pub(super) fn drain(&mut self, now: Now, key: Key, buf: &[u8], effects: &mut Effects) -> usize {
+        let mut used = 0;
+        loop {
+            let Some(conn) = self.conns.get_mut(key) else { return buf.len() };
+            if conn.admission == Admission::Asked {
+                return used;
+            }
+            let rest = buf.get(used..).unwrap_or_default();
+            let skipped = match conn.codec {
+                Codec::Detecting => match detect(rest, &self.shared.config.magics) {
+                    Detection::Known(detected) => {
+                        conn.codec = match detected {
+                            Detected::Ap3000 => Codec::Ap3000,
+                            Detected::Bkv => Codec::Bkv,
+                        };
+                        continue;
+                    }
+                    Detection::NeedMore => return used,
+                    Detection::Unknown => {
+                        let shown = rest.get(..rest.len().min(16)).unwrap_or_default();
+                        log::info!(
+                            target: "chargegate::conn",
+                            peer:% = conn.peer, first_bytes:% = crate::protocol::Hex(shown);
+                            "unknown protocol"
+                        );
+                        self.close(now, key, CloseReason::UnknownProtocol, effects);
+                        return buf.len();
+                    }
+                },
+                Codec::Ap3000 => match ap3000::deframe(rest, &self.shared.config.magics) {
+                    Step::Item { item, consumed } => {
+                        match item {
+                            ap3000::Item::Frame(frame) => self.ap3000_frame(now, key, &frame, effects),
+                            ap3000::Item::Iccid(iccid) => self.iccid(key, iccid),
+                            ap3000::Item::Link => {}
+                        }
+                        // The frame that made the store be asked is read again when it has answered.
+                        if self.is_asked(key) {
+                            return used;
+                        }
+                        used += consumed;
+                        continue;
+                    }
+                    Step::Skip { consumed, reason } => (consumed, reason),
+                    Step::NeedMore => return used,
+                },
+                Codec::Bkv => match bkv::deframe(rest) {
+                    Step::Item { item, consumed } => {
+                        self.bkv_frame(now, key, &item, effects);
+                        if self.is_asked(key) {
+                            return used;
+                        }
+                        used += consumed;
+                        continue;
+                    }
+                    Step::Skip { consumed, reason } => (consumed, reason),
+                    Step::NeedMore => return used,
+                },
+            };
+            let (consumed, reason) = skipped;
+            used += consumed;
+            self.shared.metrics.decode_failures[DecodeFailure::from(reason)].add(consumed as u64);
+            conn.garbage += consumed as u64;
+            let percent = self.shared.config.garbage_percent_max;
+            if conn.garbage > GARBAGE_JUDGED_BYTES && conn.garbage * 100 > conn.received * percent {
+                self.close(now, key, CloseReason::Garbage, effects);
+                return buf.len();
+            }
+        }
+    }
+
+    pub(super) fn keep_tail(&mut self, now: Now, key: Key, rest: &[u8], effects: &mut Effects) {
+        if rest.is_empty() {
+            return;
+        }
+        if rest.len() > HELD_BYTES_MAX {
+            self.close(now, key, CloseReason::Garbage, effects);
+            return;
+        }
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.tail = rest.to_vec();
+            conn.tail_since = now.mono_ms;
+            self.arm_conn(now, key);
+        }
+    }
+
+    pub(super) fn return_tail(&mut self, now: Now, key: Key, mut held: Vec<u8>, used: usize, effects: &mut Effects) {
+        let left = held.len().saturating_sub(used);
+        if left > HELD_BYTES_MAX {
+            self.close(now, key, CloseReason::Garbage, effects);
+            return;
+        }
+        if let Some(conn) = self.conns.get_mut(key)
+            && left > 0
+        {
+            held.drain(..used.min(held.len()));
+            conn.tail = held;
+            if used > 0 {
+                conn.tail_since = now.mono_ms;
+            }
+            self.arm_conn(now, key);
+        }
+    }
+
+    pub(super) fn conn_deadline(&self, conn: &Conn) -> u64 {
+        let timeouts = &self.shared.config.timeouts;
+        let silence = match conn.codec {
+            Codec::Detecting => conn.opened_at + timeouts.detect,
+            Codec::Ap3000 => conn.last_rx + timeouts.idle_ap3000,
+            Codec::Bkv => conn.last_rx + timeouts.idle_bkv,
+        };
+        let frame = if conn.tail.is_empty() || conn.admission == Admission::Asked {
+            u64::MAX
+        } else {
+            conn.tail_since + timeouts.frame
+        };
+        let write = if conn.blocked_since == 0 { u64::MAX } else { conn.blocked_since + timeouts.write };
+        silence.min(frame).min(write)
+    }
+
+    pub(super) fn arm_conn(&mut self, now: Now, key: Key) {
+        let Some(at) = self.conns.get(key).map(|conn| self.conn_deadline(conn)) else { return };
+        let at = at.max(now.mono_ms + 1);
+        if let Some(conn) = self.conns.get_mut(key) {
+            self.shared.timers.arm(&mut conn.armed, at, Timer::Conn(key));
+        }
+    }
+
+    pub(super) fn conn_timeout(&mut self, now: Now, key: Key, at: u64, effects: &mut Effects) {
+        let timeouts = self.shared.config.timeouts;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.armed != at {
+            return;
+        }
+        conn.armed = u64::MAX;
+        let late = |since: u64, limit: u64| now.mono_ms >= since.saturating_add(limit);
+        if conn.blocked_since != 0 && late(conn.blocked_since, timeouts.write) {
+            return self.close(now, key, CloseReason::WriteStalled, effects);
+        }
+        match conn.codec {
+            Codec::Detecting if late(conn.opened_at, timeouts.detect) => {
+                return self.close(now, key, CloseReason::DetectTimeout, effects);
+            }
+            Codec::Ap3000 if late(conn.last_rx, timeouts.idle_ap3000) => {
+                return self.close(now, key, CloseReason::Idle, effects);
+            }
+            Codec::Bkv if late(conn.last_rx, timeouts.idle_bkv) => {
+                return self.close(now, key, CloseReason::Idle, effects);
+            }
+            Codec::Detecting | Codec::Ap3000 | Codec::Bkv => {}
+        }
+        let stale =
+            !conn.tail.is_empty() && conn.admission != Admission::Asked && late(conn.tail_since, timeouts.frame);
+        if stale && conn.codec != Codec::Detecting {
+            // The frame that began here never ended: what looked like its start was not one.
+            let mut held = std::mem::take(&mut conn.tail);
+            held.remove(0);
+            conn.garbage += 1;
+            self.shared.metrics.decode_failures[DecodeFailure::Noise].inc();
+            let used = self.drain(now, key, &held, effects);
+            self.return_tail(now, key, held, used, effects);
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.tail_since = now.mono_ms;
+            }
+        }
+        self.arm_conn(now, key);
+    }
+
+    /// Ends a connection from our side.
+    pub(super) fn close(&mut self, now: Now, key: Key, reason: CloseReason, effects: &mut Effects) {
+        if self.forget_conn(now, key, reason, effects) {
+            effects.closes.push(key.into());
+        }
+    }
+
+    pub(super) fn forget_conn(&mut self, now: Now, key: Key, reason: CloseReason, effects: &mut Effects) -> bool {
+        let Some(conn) = self.conns.remove(key) else { return false };
+        self.limits.leave(conn.peer);
+        self.shared.metrics.closed[reason].inc();
+        self.shared.metrics.connections.dec();
+        for device_key in conn.devices {
+            let mut cx = Cx { now, shared: &mut self.shared, effects };
+            if let Some(device) = self.devices.get_mut(device_key)
+                && device.conn == Some(key)
+            {
+                device.unbound(&mut cx);
+            }
+            self.arm_device(now, device_key);
+        }
+        true
+    }
+
+    pub(super) fn iccid(&mut self, key: Key, iccid: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let text = String::from_utf8_lossy(iccid);
+        for device in &conn.devices {
+            if let Some(device) = self.devices.get(*device) {
+                device.entry.set_iccid(&text);
+            }
+        }
+        conn.iccid = Some(text.into());
+    }
+}

@@ -1,0 +1,243 @@
+//! Devices of the shard: binding, take-over, admission.
+
+use super::*;
+
+impl Core {
+    /// The device a frame belongs to: bound before, or bound now. `None`: it has no say here (a newer connection owns it, it is
+    /// not admitted yet, or the socket carries too many).
+    pub(in crate::gateway) fn device_of(
+        &mut self,
+        now: Now,
+        key: Key,
+        device_id: DeviceId,
+        protocol: Protocol,
+        effects: &mut Effects,
+    ) -> Option<Key> {
+        let conn = self.conns.get(key)?;
+        for device_key in &conn.devices {
+            if self.devices.get(*device_key).is_some_and(|device| device.id == device_id && device.conn == Some(key)) {
+                return Some(*device_key);
+            }
+        }
+        self.bind(now, key, device_id, protocol, effects)
+    }
+
+    pub(super) fn bind(
+        &mut self,
+        now: Now,
+        key: Key,
+        device_id: DeviceId,
+        protocol: Protocol,
+        effects: &mut Effects,
+    ) -> Option<Key> {
+        let conn = self.conns.get_mut(key)?;
+        if conn.devices.len() >= DEVICES_MAX || self.draining {
+            return None;
+        }
+        // Judged once: a stranger's connection binds nothing more until it is closed.
+        if matches!(conn.admission, Admission::Stranger(_)) {
+            return None;
+        }
+        // A BKV/GN connection belongs to the first id seen on it.
+        if conn.codec == Codec::Bkv && !conn.devices.is_empty() {
+            return None;
+        }
+        let shard = self.shared.config.shard;
+        let taken = self.shared.directory.bind(device_id, protocol, shard, conn.accepted).ok()?;
+        self.shared.metrics.events[ShardEvent::Bind].inc();
+        if let Some(previous) = taken.previous {
+            self.shared.metrics.events[ShardEvent::Takeover].inc();
+            if previous.shard != shard {
+                let message = Message::Superseded { device_id, generation: previous.generation };
+                effects.tells.push((previous.shard, message));
+            }
+        }
+        let device_key = match self.by_id.get(&device_id) {
+            Some(device_key) => *device_key,
+            None => {
+                let device_key = self.devices.insert(Device::new(device_id, protocol, Arc::clone(&taken.entry)));
+                self.by_id.insert(device_id, device_key);
+                device_key
+            }
+        };
+        let old = self.devices.get(device_key).and_then(|device| device.conn);
+        if let Some(old) = old.filter(|old| *old != key) {
+            self.detach(now, old, device_key, effects);
+        }
+        let conn = self.conns.get_mut(key)?;
+        conn.devices.push(device_key);
+        if self.shared.config.known_only {
+            conn.admission = Admission::Asked;
+        }
+        if let Some(iccid) = &conn.iccid {
+            taken.entry.set_iccid(iccid);
+        }
+        let shares = conn.devices.len() > 1;
+        if conn.devices.len() == 2 {
+            // The socket turned out to be shared: its first device speaks for itself from now on, too.
+            if let Some(first) = conn.devices.first().and_then(|first| self.devices.get(*first)) {
+                first.entry.set_timeout(self.shared.config.timeouts.session_shared);
+            }
+        }
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        self.devices.get_mut(device_key)?.bound(&mut cx, key, device_key, taken.owner, shares);
+        self.arm_device(now, device_key);
+        Some(device_key)
+    }
+
+    /// A newer connection took the device: a BKV/GN connection is closed, an AP3000 socket only loses the id.
+    pub(super) fn detach(&mut self, now: Now, conn_key: Key, device_key: Key, effects: &mut Effects) {
+        let Some(conn) = self.conns.get_mut(conn_key) else { return };
+        conn.devices.retain(|key| *key != device_key);
+        if conn.codec == Codec::Bkv {
+            self.close(now, conn_key, CloseReason::Replaced, effects);
+        }
+    }
+
+    pub(super) fn superseded(&mut self, now: Now, device_id: DeviceId, generation: u64, effects: &mut Effects) {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let Some(device) = self.devices.get(device_key).filter(|device| device.owner.generation <= generation) else {
+            return;
+        };
+        if let Some(conn) = device.conn {
+            self.detach(now, conn, device_key, effects);
+        }
+        self.drop_device(device_key);
+    }
+
+    /// Forgets a device that is not admitted: it is no device of this gateway, however often it speaks.
+    pub(super) fn turn_away(&mut self, conn_key: Key, device_id: DeviceId) {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        if let Some(conn) = self.conns.get_mut(conn_key) {
+            conn.devices.retain(|key| *key != device_key);
+        }
+        if let Some(device) = self.devices.get(device_key)
+            && device.entry.release(device.owner)
+        {
+            self.shared.directory.forget(device_id);
+        }
+        self.drop_device(device_key);
+    }
+
+    pub(super) fn drop_device(&mut self, device_key: Key) {
+        if let Some(device) = self.devices.remove(device_key) {
+            self.shared.count_waiting(&device.commands_waiting(), &Waits::default());
+            self.by_id.remove(&device.id);
+        }
+    }
+
+    pub(super) fn with_device(
+        &mut self,
+        now: Now,
+        device_id: DeviceId,
+        effects: &mut Effects,
+        act: impl FnOnce(&mut Device, &mut Cx<'_>),
+    ) {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        if let Some(device) = self.devices.get_mut(device_key) {
+            act(device, &mut cx);
+            device.pump(&mut cx);
+        }
+        self.arm_device(now, device_key);
+    }
+
+    /// Runs `act` on a device a frame came for, then writes what its lane has ready.
+    pub(in crate::gateway) fn on_frame(
+        &mut self,
+        now: Now,
+        device_key: Key,
+        effects: &mut Effects,
+        act: impl FnOnce(&mut Device, &mut Cx<'_>),
+    ) {
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        let Some(device) = self.devices.get_mut(device_key) else { return };
+        device.item_came(&mut cx);
+        act(device, &mut cx);
+        if device.has_work() {
+            device.pump(&mut cx);
+            self.arm_device(now, device_key);
+        }
+    }
+
+    pub(super) fn arm_device(&mut self, now: Now, device_key: Key) {
+        if let Some(device) = self.devices.get_mut(device_key) {
+            // What is due now was done now; anything else would turn the timer loop for ever.
+            let at = device.deadline(now, &self.shared.config.orders).max(now.mono_ms + 1);
+            self.shared.timers.arm(&mut device.armed, at, Timer::Device(device_key));
+        }
+    }
+
+    pub(super) fn device_timeout(&mut self, now: Now, device_key: Key, at: u64, effects: &mut Effects) {
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        let Some(device) = self.devices.get_mut(device_key) else { return };
+        if device.armed != at {
+            return;
+        }
+        device.armed = u64::MAX;
+        device.poll(&mut cx);
+        device.pump(&mut cx);
+        if device.is_gone(now) {
+            let device_id = device.id;
+            if device.entry.release(device.owner) {
+                self.shared.directory.forget(device_id);
+            }
+            self.drop_device(device_key);
+            return;
+        }
+        self.arm_device(now, device_key);
+    }
+
+    /// Counts a frame of a device that may not speak; closes the connection when there were too many.
+    pub(in crate::gateway) fn stranger(&mut self, now: Now, key: Key, effects: &mut Effects) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else { return true };
+        let Admission::Stranger(frames) = &mut conn.admission else { return false };
+        *frames += 1;
+        self.shared.metrics.events[ShardEvent::Stranger].inc();
+        if *frames >= self.shared.config.stranger_frames_max {
+            self.close(now, key, CloseReason::NotAdmitted, effects);
+        }
+        true
+    }
+
+    /// Whether the store is being asked if the connection's device may speak.
+    pub(in crate::gateway) fn is_asked(&self, key: Key) -> bool {
+        self.conns.get(key).is_some_and(|conn| conn.admission == Admission::Asked)
+    }
+
+    pub(in crate::gateway) fn device(&self, key: Key) -> Option<&Device> {
+        self.devices.get(key)
+    }
+
+    /// A sound frame whose body cannot be read, or whose command is in no table: counted, logged, and the connection stays.
+    #[expect(clippy::too_many_arguments, reason = "one row of the command log")]
+    pub(in crate::gateway) fn refused_body(
+        &mut self,
+        device_id: DeviceId,
+        command: u16,
+        error: DecodeError,
+        now: Now,
+        raw: &[u8],
+        msg_id: u32,
+        effects: &mut Effects,
+    ) {
+        self.shared.metrics.decode_failures[DecodeFailure::from(error)].inc();
+        if now.mono_ms >= self.body_log_at {
+            self.body_log_at = now.mono_ms + 1000;
+            log::info!(target: "chargegate::frame", device_id:% = device_id, error:% = error; "frame not understood");
+        }
+        effects.log.push(CommandLogRow { at: now.unix_ms, device_id, up: true, command, msg_id, raw: raw.to_vec() });
+    }
+
+    pub(in crate::gateway) fn listener(&self, key: Key) -> Listener {
+        self.conns.get(key).map_or(Listener::Devices, |conn| conn.listener)
+    }
+
+    pub(in crate::gateway) const fn config(&self) -> &CoreConfig {
+        &self.shared.config
+    }
+
+    pub(in crate::gateway) const fn shared_mut(&mut self) -> &mut Shared {
+        &mut self.shared
+    }
+}

@@ -1,0 +1,92 @@
+//! The store's answers.
+
+use super::*;
+
+impl Core {
+    pub(super) fn outcome(&mut self, now: Now, outcome: Outcome, effects: &mut Effects) {
+        match outcome {
+            Outcome::Bound(bound) => {
+                let device_id = bound.device_id;
+                let conn =
+                    self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn);
+                if bound.admitted {
+                    self.with_device(now, device_id, effects, |device, cx| device.registered(cx, *bound));
+                }
+                if let Some(key) = conn {
+                    self.admitted(now, key, device_id, effects);
+                }
+            }
+            Outcome::Order(outcome) => {
+                let OrderOutcome { order, commands, withdrawn, .. } = *outcome;
+                if let Some(order) = order {
+                    self.with_device(now, order.device_id, effects, |device, cx| {
+                        device.order_changed(cx, &order, commands, &withdrawn);
+                    });
+                }
+            }
+            Outcome::Settled(settled) => {
+                if let Some(waiting) = self.shared.settlements.remove(&settled.key) {
+                    let mut cx = Cx { now, shared: &mut self.shared, effects };
+                    cx.acknowledge(waiting);
+                    if let (Ack::BkvEnd { gateway_id, socket, replay: Some(sub), .. }, false) =
+                        (waiting.ack, settled.stored)
+                    {
+                        let ack = Ack::BkvEnd { gateway_id, sub, socket, replay: None };
+                        cx.acknowledge(WaitingAck { ack, ..waiting });
+                    }
+                }
+                if let Some(order) = &settled.order {
+                    self.with_device(now, order.device_id, effects, |device, cx| {
+                        device.order_changed(cx, order, Vec::new(), &settled.withdrawn);
+                    });
+                }
+            }
+            Outcome::Reported { ticket, .. } => {
+                if let Some(waiting) = self.shared.reports.remove(&ticket) {
+                    Cx { now, shared: &mut self.shared, effects }.acknowledge(waiting);
+                }
+            }
+            Outcome::Claimed { device_id, commands } => {
+                self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
+            }
+            Outcome::Failed { device_id, key, error } => {
+                self.shared.metrics.events[ShardEvent::JobFailed].inc();
+                log::debug!(target: "chargegate::store", error:% = error; "a job was not committed");
+                if let Some(key) = key {
+                    self.shared.settlements.remove(&key);
+                }
+                if let Some(device_id) = device_id {
+                    self.with_device(now, device_id, effects, |device, cx| {
+                        if key.is_some() {
+                            device.record_refused(cx);
+                        }
+                        device.job_failed(cx);
+                    });
+                }
+            }
+            Outcome::Created(_)
+            | Outcome::Repeated(_)
+            | Outcome::Backstop(_)
+            | Outcome::Pruned { .. }
+            | Outcome::Done => {}
+        }
+    }
+
+    /// The store answered a bind on this connection: go on with the bytes that waited.
+    pub(super) fn admitted(&mut self, now: Now, key: Key, device_id: DeviceId, effects: &mut Effects) {
+        let admitted = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).is_some_and(Device::is_live);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.admission != Admission::Asked {
+            return;
+        }
+        conn.admission = if admitted { Admission::Open } else { Admission::Stranger(0) };
+        let held = std::mem::take(&mut conn.tail);
+        if !admitted {
+            self.turn_away(key, device_id);
+        }
+        if !held.is_empty() {
+            let used = self.drain(now, key, &held, effects);
+            self.return_tail(now, key, held, used, effects);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Ports: what reports say of them.
+
+use super::*;
+
+impl Device {
+    /// Adds ports that are not known yet.
+    pub(in crate::gateway) fn add_ports(&mut self, states: &[PortState]) {
+        let missing = |state: &&PortState| self.ports.iter().all(|cell| cell.port_no != state.port_no);
+        if !states.iter().any(|state| missing(&state)) {
+            return;
+        }
+        let mut all: Vec<PortState> = self.ports.iter().map(PortCell::load).collect();
+        all.extend(states.iter().filter(missing));
+        all.truncate(PORTS_MAX);
+        all.sort_by_key(|state| state.port_no);
+        self.entry.set_ports(all.iter().map(PortCell::new).collect());
+        self.ports = self.entry.ports();
+    }
+
+    /// Makes AP3000 ports 1 to `count` known.
+    pub(in crate::gateway) fn add_numbered_ports(&mut self, count: u8) {
+        if usize::from(count) > self.ports.len() {
+            let states: Vec<_> = (1..=u16::from(count)).map(|no| PortState::unknown(no, None, None)).collect();
+            self.add_ports(&states);
+        }
+    }
+
+    /// Whether a report would change nothing: same status and voltage, and no order follows the port.
+    pub(in crate::gateway) fn port_unchanged(
+        &self,
+        port_no: u16,
+        status: PortStatus,
+        raw: u8,
+        voltage_dv: u16,
+    ) -> bool {
+        self.tracks.is_empty()
+            && self.ports.iter().any(|cell| cell.port_no == port_no && cell.shows(status, raw, voltage_dv))
+    }
+
+    /// Takes a report of one port.
+    pub(in crate::gateway) fn port_report(&mut self, cx: &mut Cx<'_>, report: &PortReport) {
+        let Some(cell) = self.ports.iter().find(|cell| cell.port_no == report.port_no) else {
+            if self.ports.len() < PORTS_MAX && report.port_no > 0 {
+                self.add_ports(&[PortState::unknown(report.port_no, report.socket, report.hole)]);
+                if self.ports.iter().any(|cell| cell.port_no == report.port_no) {
+                    self.port_report(cx, report);
+                }
+            }
+            return;
+        };
+        let before = cell.load();
+        let mut state = before;
+        if let Some((status, raw)) = report.status {
+            state.status = status;
+            state.raw_status = raw;
+        }
+        state.voltage_dv = report.voltage_dv.unwrap_or(state.voltage_dv);
+        state.power_dw = report.power_dw.unwrap_or(state.power_dw);
+        state.current_ma = report.current_ma.unwrap_or(state.current_ma);
+        state.energy_wh = report.energy_wh.unwrap_or(state.energy_wh);
+        state.charged_seconds = report.charged_seconds.unwrap_or(state.charged_seconds);
+        state.updated_at = cx.now.unix_ms;
+        cell.store(&state);
+        if !self.ports_dirty.contains(&report.port_no) {
+            self.ports_dirty.push(report.port_no);
+        }
+        if before.status != state.status && before.updated_at != 0 {
+            let port = PortObject::new(&state.record(self.id), state.order_no);
+            let mut data = serde_json::to_value(port).unwrap_or_default();
+            if let Some(object) = data.as_object_mut() {
+                object.insert("device_id".into(), self.id.to_string().into());
+                object.insert("old_status".into(), before.status.code().into());
+                object.insert("new_status".into(), state.status.code().into());
+            }
+            cx.event(self.id, EventType::PortStatusChanged, data);
+        }
+        if !self.tracks.is_empty() || matches!(report.about, About::Order(_)) {
+            self.orders_report(cx, report);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Binding and presence: who carries the device, and whether it is online.
+
+use super::*;
+
+impl Device {
+    /// A connection carries the device from now on; the store is asked for its epoch.
+    pub(in crate::gateway) fn bound(
+        &mut self,
+        cx: &mut Cx<'_>,
+        conn: Key,
+        key: Key,
+        owner: Owner,
+        shares_socket: bool,
+    ) {
+        let timeouts = &cx.shared.config.timeouts;
+        let timeout = match self.protocol {
+            Protocol::Ap3000 if shares_socket => timeouts.session_shared,
+            Protocol::Ap3000 => timeouts.session_ap3000,
+            Protocol::Bkv => timeouts.session_bkv,
+            Protocol::Gn => timeouts.session_gn,
+        };
+        self.key = Some(key);
+        self.conn = Some(conn);
+        self.owner = owner;
+        self.epoch = 0;
+        self.streak = 0;
+        self.bound_at = cx.now.mono_ms;
+        // Spread by the id, so that a fleet that came back at once is not asked at once.
+        let spread =
+            u64::from(self.id.to_string().bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(byte)));
+        self.sync_at = cx.now.mono_ms + timeouts.port_sync + spread % timeouts.port_sync.max(1);
+        self.entry.set_timeout(timeout);
+        self.entry.set_connected_at(cx.now.unix_ms);
+        self.entry.seen(cx.now.unix_ms);
+        if let DeviceId::Ap3000(phy_id) = self.id
+            && phy_id.is_fallback()
+        {
+            self.entry.set_fallback();
+        }
+        self.submit_bind(cx);
+    }
+
+    pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
+        let printed_no = if let DeviceId::Ap3000(phy_id) = self.id { Some(phy_id.printed_number()) } else { None };
+        let bind = Bind {
+            device_id: self.id,
+            protocol: self.protocol,
+            printed_no,
+            known_only: cx.shared.config.known_only,
+            generation: self.owner.generation,
+            at: cx.now.unix_ms,
+        };
+        let submitted = cx.job(Job::Bind(bind));
+        self.bind_at = if submitted { None } else { Some(cx.now.mono_ms + BIND_RETRY_MS) };
+    }
+
+    /// The connection is gone.
+    pub(in crate::gateway) fn unbound(&mut self, cx: &mut Cx<'_>) {
+        self.conn = None;
+        self.streak = 0;
+        self.epoch = 0;
+        self.bind_at = None;
+        self.absent_since = cx.now.mono_ms;
+        self.sync_at = u64::MAX;
+        if self.entry.owner() == Some(self.owner) {
+            self.entry.set_disconnected(cx.now.unix_ms);
+        }
+        let before = self.lane.waiting();
+        // The rows stay claimed for an epoch that is over: the next bind claims them again.
+        self.lane.clear_waiting();
+        cx.count_waiting(&before, &Waits::default());
+        self.entry.set_waiting(0);
+    }
+
+    /// The store answered the bind.
+    pub(in crate::gateway) fn registered(&mut self, cx: &mut Cx<'_>, bound: Bound) {
+        // The answer to an earlier binding says nothing of this one.
+        let current = bound.generation == self.owner.generation && self.entry.owner() == Some(self.owner);
+        if self.conn.is_none() || !current {
+            return;
+        }
+        self.epoch = bound.epoch;
+        self.protocol = bound.protocol;
+        self.msg_id_first = bound.msg_id_first;
+        self.msg_id_used = 0;
+        self.entry.set_protocol(bound.protocol);
+        if bound.networked {
+            self.entry.set_networked();
+        }
+        self.entry.set_epoch(bound.epoch);
+        let known: Vec<PortState> = bound.ports.iter().map(PortState::of_record).collect();
+        self.add_ports(&known);
+        let absent = if self.absent_since == 0 { 0 } else { cx.now.mono_ms.saturating_sub(self.absent_since) };
+        let situation = self.situation(cx.now, &cx.shared.config.orders);
+        for order in &bound.orders {
+            let taken_over = !self.tracks.iter().any(|track| track.order_no == order.order_no);
+            self.follow(cx, order, taken_over);
+        }
+        let actions: Vec<_> =
+            self.tracks.iter_mut().map(|track| (track.order_no, track.bound(situation.now, absent))).collect();
+        for (order_no, actions) in actions {
+            self.act_all(cx, order_no, actions);
+        }
+        self.commands_claimed(cx, bound.commands);
+        if self.ports.is_empty() && self.protocol != Protocol::Ap3000 {
+            // A standalone device says nothing of its holes until it is asked.
+            let hole = |hole| PortState::unknown(u16::from(hole) + 1, Some(0), Some(hole));
+            if !self.entry.networked() {
+                self.add_ports(&[hole(0), hole(1)]);
+            }
+            self.ask(cx, 1);
+        }
+        self.declare_online(cx);
+    }
+
+    pub(super) fn declare_online(&mut self, cx: &mut Cx<'_>) {
+        if self.epoch > 0 && self.entry.score(cx.now.unix_ms).online() && self.entry.declare(true) {
+            cx.shared.directory.count_online(1);
+            cx.event(self.id, EventType::DeviceOnline, self.status_json(cx.now));
+        }
+    }
+
+    /// An inbound item came for the device.
+    pub(in crate::gateway) fn item_came(&mut self, cx: &mut Cx<'_>) {
+        self.entry.seen(cx.now.unix_ms);
+        self.streak = self.streak.saturating_add(1);
+        if !self.entry.declared_online() {
+            self.declare_online(cx);
+        }
+        if !self.dirty
+            && let Some(key) = self.key
+        {
+            self.dirty = true;
+            cx.shared.dirty.push(key);
+        }
+        if self.tracks.iter().any(|track| track.status == crate::model::OrderStatus::Interrupted) {
+            let situation = self.situation(cx.now, &cx.shared.config.orders);
+            let returned: SmallVec<[(OrderNo, Action); 1]> = self
+                .tracks
+                .iter_mut()
+                .filter_map(|track| track.returned(situation).map(|action| (track.order_no, action)))
+                .collect();
+            for (order_no, action) in returned {
+                self.act(cx, order_no, action);
+            }
+        }
+    }
+
+    /// A heartbeat came: told where some endpoint wants to hear of each.
+    pub(in crate::gateway) fn heartbeat(&self, cx: &mut Cx<'_>) {
+        if cx.shared.config.heartbeat_events {
+            let score = self.entry.score(cx.now.unix_ms).total();
+            let data = json!({ "device_id": self.id, "signal": self.entry.signal(), "score": score });
+            cx.event(self.id, EventType::DeviceHeartbeat, data);
+        }
+    }
+
+    /// A binding whose epoch is known.
+    pub(in crate::gateway) fn is_live(&self) -> bool {
+        self.conn.is_some() && self.epoch > 0
+    }
+
+    pub(in crate::gateway) fn live_epoch(&self) -> Option<i64> {
+        self.is_live().then_some(self.epoch)
+    }
+
+    /// Offline, unbound, and nothing to follow.
+    pub(in crate::gateway) fn is_gone(&self, now: Now) -> bool {
+        self.conn.is_none()
+            && !self.dirty
+            && !self.entry.declared_online()
+            && !self.entry.score(now.unix_ms).alive
+            && !self.tracks.iter().any(Track::is_active)
+    }
+
+    pub(in crate::gateway) fn situation(&self, now: Now, times: &OrderTimes) -> Situation {
+        Situation {
+            now,
+            connected: self.conn.is_some(),
+            streak: self.streak,
+            resend_blindly: self.protocol == Protocol::Ap3000,
+            times: *times,
+        }
+    }
+
+    pub(super) fn status_json(&self, now: Now) -> serde_json::Value {
+        let score = self.entry.score(now.unix_ms);
+        json!({
+            "device_id": self.id,
+            "protocol": self.protocol,
+            "online": score.online(),
+            "score": score.total(),
+            "last_seen_at": Rfc3339(self.entry.last_seen()),
+        })
+    }
+}
