@@ -217,6 +217,7 @@ impl Gateway {
                 backlog,
                 in_progress: Arc::default(),
                 instance: server_id.clone(),
+                cards: Arc::default(),
                 store_timeout: config.http.store_timeout,
                 start,
             }))
@@ -437,6 +438,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         progress_events: pusher.subscribes("charging.progress"),
         heartbeat_events: pusher.subscribes("device.heartbeat"),
         log_heartbeats: config.store.cmd_log_heartbeats,
+        cards: crate::gateway::card::CardMode::Local,
         orders: order_times(config),
         timeouts: Timeouts {
             detect: ms(config.device.detect_timeout),

@@ -18,10 +18,10 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{DeviceId, Order, OrderNo},
+    model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderNo},
     store::{
-        CommandLogRow, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, Job, Latest,
-        OrderFilter, Outcome, Page, ParkedDelivery, PortRecord, ReadCall, Reader, Reply, Store, StoreError,
+        CardFilter, CommandLogRow, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, Job,
+        Latest, OrderFilter, Outcome, Page, ParkedDelivery, PortRecord, ReadCall, Reader, Reply, Store, StoreError,
         StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
@@ -218,6 +218,15 @@ impl Reader for FakeReader {
         absent()
     }
     fn earlier(&mut self, _: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+        absent()
+    }
+    fn card(&mut self, _: &CardNo) -> Result<Option<Card>, StoreError> {
+        absent()
+    }
+    fn cards(&mut self, _: &CardFilter, _: u32, _: u32) -> Result<Page<Card>, StoreError> {
+        absent()
+    }
+    fn card_transactions(&mut self, _: &CardNo, _: u32, _: u32) -> Result<Page<CardTransaction>, StoreError> {
         absent()
     }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {

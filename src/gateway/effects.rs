@@ -4,8 +4,8 @@ use std::{collections::VecDeque, ops::Range};
 
 use super::ShardId;
 use crate::{
-    model::{Command, DeviceId, Order},
-    store::{CommandLogRow, Job, Latest, Outcome},
+    model::{CardNo, Command, DeviceId, Order, Protocol},
+    store::{CardVerdict, CommandLogRow, Job, Latest, Outcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -128,8 +128,38 @@ pub enum Message {
         /// The generation that lost it.
         generation: u64,
     },
+    /// A third party answered what a swiped card may do. Dropped: the device is not answered, and the holder swipes again.
+    CardAnswer {
+        /// The device.
+        device_id: DeviceId,
+        /// As asked.
+        ticket: u64,
+        /// `None`: no answer, or none that can be understood.
+        verdict: Option<CardVerdict>,
+    },
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
+}
+
+/// A question to a third party: what may this card do? Dropped: the card is refused.
+#[derive(Clone, Debug)]
+pub struct CardAsk {
+    /// Who asks.
+    pub shard: ShardId,
+    /// Comes back with the answer.
+    pub ticket: u64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The card.
+    pub card_no: CardNo,
+    /// From 1; `None`: only the balance is asked for.
+    pub port_no: Option<u16>,
+    /// The device's number for the order to come (BKV/GN).
+    pub business_no: Option<u16>,
+    /// When it was swiped, Unix ms.
+    pub at: i64,
 }
 
 /// What an input made necessary. One per shard, reused: in the steady state nothing in it allocates.
@@ -147,6 +177,8 @@ pub struct Effects {
     pub log: Vec<CommandLogRow>,
     /// Latest values.
     pub latest: Vec<Latest>,
+    /// Questions to the third party that keeps the cards.
+    pub asks: Vec<CardAsk>,
     /// Messages for other shards.
     pub tells: Vec<(ShardId, Message)>,
 }

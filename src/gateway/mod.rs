@@ -5,6 +5,7 @@
 mod accept;
 mod ap3000;
 mod bkv;
+pub mod card;
 pub mod charge;
 mod conn;
 mod core;
@@ -21,7 +22,7 @@ mod track;
 
 pub use self::core::{Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
-pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
+pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, Effects, Listener, Message};
 pub use times::OrderTimes;
 
 /// Index of a shard, from 0.

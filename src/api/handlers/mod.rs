@@ -15,6 +15,7 @@
 
 mod body;
 mod call;
+mod cards;
 mod charge;
 mod devices;
 mod events;
@@ -34,8 +35,9 @@ use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
+use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
-use crate::model::{DeviceId, OrderNo, OrderNumbers};
+use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
 use call::{Access, Call, Next, read};
@@ -66,6 +68,8 @@ pub struct Api {
     pub in_progress: Arc<InProgress>,
     /// Name of this instance, shown with the devices it holds.
     pub instance: String,
+    /// Who keeps the cards, and the tariffs there are.
+    pub cards: Arc<CardRules>,
     /// An order that is not committed this long after its request is not created any more.
     pub store_timeout: Duration,
     /// Start of the process's monotonic milliseconds, the same for all shards.
@@ -197,6 +201,12 @@ impl Api {
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
+            RouteId::CardList => cards::list(&matched.query),
+            RouteId::CardRegister => cards::register(self, request),
+            RouteId::Card => Ok(cards::one(card_of(matched)?)),
+            RouteId::CardUpdate => cards::update(self, card_of(matched)?, request),
+            RouteId::CardRecharge => cards::recharge(card_of(matched)?, request),
+            RouteId::CardTransactions => cards::transactions(card_of(matched)?, &matched.query),
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);
                 Ok(Box::new(|call| call.respond(answer)))
@@ -211,6 +221,10 @@ fn device_of(matched: &Matched<'_>) -> Result<DeviceId, ApiError> {
 
 fn order_of(matched: &Matched<'_>) -> Result<OrderNo, ApiError> {
     body::order_no("order number in the path", matched.order().unwrap_or_default())
+}
+
+fn card_of(matched: &Matched<'_>) -> Result<CardNo, ApiError> {
+    body::card_no("card number in the path", matched.card().unwrap_or_default())
 }
 
 fn no_device(device_id: DeviceId) -> ApiError {

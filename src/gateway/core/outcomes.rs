@@ -64,7 +64,12 @@ impl Core {
                     });
                 }
             }
+            Outcome::Swiped(swiped) => {
+                let device_id = swiped.device_id;
+                self.with_device(now, device_id, effects, |device, cx| device.swipe_decided(cx, *swiped));
+            }
             Outcome::Created(_)
+            | Outcome::Card(_)
             | Outcome::Repeated(_)
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }

@@ -11,7 +11,10 @@ use super::{
 use crate::{
     gateway::order::Verdict,
     model::Order,
-    store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, StoreError, payload},
+    store::{
+        CardChange, CardJob, CardOutcome, Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, StoreError,
+        payload,
+    },
 };
 
 /// What a request of this key, method and path was answered.
@@ -52,19 +55,37 @@ impl Tx<'_> {
         Ok(Outcome::Order(Box::new(outcome)))
     }
 
+    /// Changes a card, or repeats what was answered.
+    pub(super) fn card_job_once(&mut self, job: &CardJob) -> Result<Outcome, StoreError> {
+        if let Some(earlier) = self.earlier(job.idempotency.as_ref())? {
+            return Ok(Outcome::Repeated(earlier));
+        }
+        let outcome = self.card_job(job)?;
+        if let (Some(asked), CardOutcome::Done { card, transaction }) = (&job.idempotency, &outcome) {
+            let registered = matches!(job.change, CardChange::Register { .. });
+            let answer = payload::card_answer(card, transaction.as_ref(), registered, &job.request_id, job.at);
+            self.keep_answer(asked, answer)?;
+        }
+        Ok(Outcome::Card(Box::new(outcome)))
+    }
+
     fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
         asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
     }
 
-    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
     fn answered(&self, asked: &Idempotency, order: &Order, request_id: &str, at: i64) -> Result<(), StoreError> {
-        let body = payload::accepted(order, request_id, at)
-            .map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
+        self.keep_answer(asked, payload::accepted(order, request_id, at).map(|body| (payload::ACCEPTED, body)))
+    }
+
+    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
+    fn keep_answer(&self, asked: &Idempotency, answer: serde_json::Result<(u16, Vec<u8>)>) -> Result<(), StoreError> {
+        let (status, body) =
+            answer.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
         run(
             self.conn,
             "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, payload::ACCEPTED, body, self.now),
+            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, status, body, self.now),
         )?;
         Ok(())
     }

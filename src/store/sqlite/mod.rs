@@ -17,6 +17,7 @@
 //! a job tries again).
 
 mod apply;
+mod card;
 mod cmd_log;
 mod command;
 mod counters;

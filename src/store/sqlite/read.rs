@@ -7,15 +7,15 @@ use super::{
     event::json,
     idempotency::earlier,
     row::{
-        active, all, device, device_columns, device_id, event, event_columns, one, order, order_columns, port,
-        port_columns, scalar,
+        active, all, card, card_columns, device, device_columns, device_id, event, event_columns, one, order,
+        order_columns, port, port_columns, scalar, transaction, transaction_columns,
     },
 };
 use crate::{
-    model::{DeviceId, Order, OrderNo},
+    model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderNo},
     store::{
-        DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page, ParkedDelivery, PortRecord,
-        Reader, StoreError,
+        CardFilter, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page, ParkedDelivery,
+        PortRecord, Reader, StoreError,
     },
 };
 
@@ -190,6 +190,27 @@ impl Reader for SqliteReader {
 
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
         earlier(&self.conn, asked)
+    }
+
+    fn card(&mut self, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+        super::card::find_card(&self.conn, card_no)
+    }
+
+    fn cards(&mut self, filter: &CardFilter, page: u32, size: u32) -> Result<Page<Card>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("state = ?", filter.state.map(|state| i64::from(state.code())));
+        self.page(card_columns!(), "cards", "card_no", &sql, (page, size), card)
+    }
+
+    fn card_transactions(
+        &mut self,
+        card_no: &CardNo,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CardTransaction>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("card_no = ?", Some(card_no.as_str().to_owned()));
+        self.page(transaction_columns!(), "card_transactions", "id DESC", &sql, (page, size), transaction)
     }
 
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {
