@@ -21,6 +21,7 @@ pub mod clock;
 pub mod command;
 pub mod device;
 pub mod encode;
+pub mod fields;
 pub mod frame;
 pub mod packet;
 pub mod records;
