@@ -17,7 +17,6 @@
 //! Only the charge bookkeeping is absent: which order a report belongs to is decided by its consumer.
 
 pub mod body;
-pub mod clock;
 pub mod command;
 pub mod device;
 pub mod encode;
@@ -32,6 +31,7 @@ pub mod tlv;
 #[cfg(test)]
 mod tests;
 
+pub use super::clock;
 pub use body::{Body, decode_body};
 pub use frame::{Frame, GatewayId, deframe};
 pub use report::{EndReport, HoleState, SocketState};
