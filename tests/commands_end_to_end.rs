@@ -311,6 +311,13 @@ fn what_a_protocol_cannot_do_is_said(engine: Engine) {
         let message = answer.refused(status, code);
         assert!(message.contains(named), "{body}: {message}");
     }
+    let code = gateway.get(&of(CHARGER, "verification-code?port_no=1"));
+    assert_eq!(code.status, 200, "{}", code.text);
+    let typed: u32 = code.data()["code"].as_str().filter(|code| code.len() == 6).expect("6 digits").parse().unwrap();
+    let now = code.data()["valid_until"].as_str().expect("a time");
+    assert!(typed < 1_000_000 && now > code.data()["valid_from"].as_str().expect("a time"));
+    gateway.get(&of(GATEWAY, "verification-code?port_no=1")).refused(400, "NOT_SUPPORTED");
+    gateway.get(&of(CHARGER, "verification-code?port_no=0")).refused(400, "INVALID_PARAMETER");
     gateway.get(&of(CHARGER, "commands/99")).refused(404, "NOT_FOUND");
     gateway.get(&of(CHARGER, "commands/x")).refused(400, "INVALID_PARAMETER");
 }
