@@ -20,9 +20,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderNo},
     store::{
-        CardFilter, CommandLogRow, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, Job,
-        Latest, OrderFilter, Outcome, Page, ParkedDelivery, PortRecord, ReadCall, Reader, Reply, Store, StoreError,
-        StoreHealth,
+        CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
+        Idempotency, Job, Latest, OrderFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, ReadCall,
+        Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -227,6 +227,15 @@ impl Reader for FakeReader {
         absent()
     }
     fn card_transactions(&mut self, _: &CardNo, _: u32, _: u32) -> Result<Page<CardTransaction>, StoreError> {
+        absent()
+    }
+    fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
+        absent()
+    }
+    fn commands(&mut self, _: DeviceId, _: u32, _: u32) -> Result<Page<CommandRecord>, StoreError> {
+        absent()
+    }
+    fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
         absent()
     }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {

@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::{
-    ConnId, Core, Effects, Listener, Now,
+    BkvReadings, ConnId, Core, Effects, Listener, Now, call,
     core::{Ack, Cx, WaitingAck},
     device::{About, Answer, Asked, Charging, Device, PortReport},
     lane::{Outgoing, ReplyKey},
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     model::{
-        CardNo, CardStart, ChargeMode, CommandBody, DeviceId, EventType, PortStatus, PowerTier, Protocol,
-        port_of_socket,
+        CardNo, CardStart, ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus,
+        PowerTier, Protocol, port_of_socket,
     },
     protocol::{
         Direction,
@@ -23,7 +23,7 @@ use crate::{
             Body, Frame, GatewayId,
             body::{Level, Start},
             clock::TimeOfDay,
-            command::{CONTROL, PACKET, packet_sub, sub},
+            command::{CONTROL, NETWORK, PACKET, packet_sub, sub},
             decode_body,
             encode::{self, CardTerms, FeeOrder, PowerOrder},
             packet::{Exception, FeeTier},
@@ -71,7 +71,7 @@ impl Core {
         }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
         if let Some(report) = body.end_report() {
-            let ack = end_ack(frame.gateway_id, &body, &report);
+            let ack = end_ack(frame.gateway_id, &body, &report, self.config().bkv.charge_end_ack);
             let waiting = WaitingAck { conn: conn.into(), ack };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
@@ -117,12 +117,15 @@ fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, now: Now, effect
     }
 }
 
-fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport) -> Ack {
+fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport, charge_end_ack: u8) -> Ack {
     let socket = report.socket;
     match body {
         Body::FeeEnd(end) => Ack::BkvFeeEnd { gateway_id, header: end.packet.header, socket, hole: report.hole },
         Body::PowerEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::POWER_END, socket, replay: None },
-        Body::ChargeEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: Some(sub::CHARGE_END) },
+        Body::ChargeEnd(..) => {
+            let other = if charge_end_ack == sub::CHARGE_END { sub::CARD_END } else { sub::CHARGE_END };
+            Ack::BkvEnd { gateway_id, sub: charge_end_ack, socket, replay: Some(other) }
+        }
         _ => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: None },
     }
 }
@@ -194,6 +197,11 @@ impl Device {
                 for socket in body.sockets().into_iter().flatten() {
                     let Some(number) = socket.socket else { continue };
                     self.saw_socket(number);
+                    if self.awaits_reply() {
+                        let asked = GatewayCall::QuerySocket { socket: number };
+                        let answers = |call: &DeviceCall| matches!(call, DeviceCall::Gateway(call) if *call == asked);
+                        self.call_reported(cx, answers, || serde_json::to_value(body).ok());
+                    }
                     for hole in socket.holes() {
                         self.hole_state(cx, number, &hole);
                     }
@@ -224,6 +232,18 @@ impl Device {
                 let key = ReplyKey { command: (CONTROL, u16::from(sub::CARD_CONFIRM)), msg_id: frame.sequence };
                 let result = confirm.result;
                 self.reply(cx, key, |_| started(result, None));
+            }
+            Body::PacketReply(reply) if reply.packet.command != packet_sub::FEE_START => {
+                let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
+                self.call_replied(cx, key, refusal(reply.ack), || serde_json::to_value(body).ok());
+            }
+            Body::NetworkResult(inner, reply) => {
+                let key = ReplyKey { command: (NETWORK, u16::from(inner.sub)), msg_id: frame.sequence };
+                self.call_replied(cx, key, refusal(reply.result), || serde_json::to_value(body).ok());
+            }
+            Body::VoiceReply(inner, reply) => {
+                let key = ReplyKey { command: (CONTROL, u16::from(inner.sub)), msg_id: frame.sequence };
+                self.call_replied(cx, key, refusal(reply.result), || serde_json::to_value(body).ok());
             }
             Body::PacketReply(reply) => {
                 let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
@@ -285,6 +305,11 @@ const fn started(result: u8, business_no: Option<u16>) -> Answer {
     if result == 1 { Answer::Ok { business_no } } else { Answer::No { code: result, relay_may_be_on: false } }
 }
 
+/// BKV/GN say 1 for done and 0 for not done.
+const fn refusal(result: u8) -> u8 {
+    if result == 1 { 0 } else { 1 }
+}
+
 /// How the reply to a command will name it; `None` for what has no reply of its own.
 pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
     let (command, msg_id) = match what {
@@ -302,7 +327,7 @@ pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
                 ChargeMode::ServiceFee { .. } => ((PACKET, packet_sub::FEE_START), command.msg_id),
             },
             CommandBody::Stop { .. } => ((CONTROL, u16::from(sub::START)), command.msg_id),
-            CommandBody::Query { .. } => return None,
+            CommandBody::Query { .. } | CommandBody::Call { .. } => return None,
         },
         Outgoing::Ask { .. } | Outgoing::Stop { .. } => return None,
     };
@@ -317,6 +342,7 @@ pub(super) fn encode(
     hole: u8,
     what: &Outgoing,
     msg_id: u32,
+    readings: &BkvReadings,
 ) -> Option<ReplyKey> {
     let stop = |out: &mut Vec<u8>| {
         encode::start(out, gateway_id, msg_id, &Start::stop(socket, hole));
@@ -331,6 +357,10 @@ pub(super) fn encode(
         Outgoing::Stop { .. } => stop(out),
         Outgoing::Command(command) => match &command.body {
             CommandBody::Query { .. } => query(out),
+            CommandBody::Call { call: DeviceCall::Gateway(call) } => {
+                call::encode_gateway(out, gateway_id, msg_id, call)
+            }
+            CommandBody::Call { call: DeviceCall::Ap3000(_) } => None,
             CommandBody::Stop { .. } => stop(out),
             CommandBody::Start { spec, card, .. } => {
                 let paid = u16::try_from(spec.paid_cent.unwrap_or(0)).ok()?;
@@ -360,7 +390,7 @@ pub(super) fn encode(
                     ChargeMode::Power { tiers } => {
                         let levels = levels_of(tiers);
                         let order = PowerOrder { socket, hole, on: true, paid_cent: paid, levels: &levels };
-                        encode::power_start(out, gateway_id, msg_id, CONTROL, &order);
+                        encode::power_start(out, gateway_id, msg_id, readings.power_start_command, &order);
                     }
                     ChargeMode::ServiceFee { periods, by_energy } => {
                         let tiers: Vec<FeeTier> = periods

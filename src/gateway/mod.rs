@@ -5,6 +5,7 @@
 mod accept;
 mod ap3000;
 mod bkv;
+mod call;
 pub mod card;
 pub mod charge;
 mod conn;
@@ -14,13 +15,15 @@ pub mod directory;
 mod effects;
 mod lane;
 pub mod order;
+pub mod params;
 pub mod settlement;
 mod slots;
 mod timers;
 mod times;
 mod track;
 
-pub use self::core::{Core, CoreConfig, Timeouts};
+pub use self::call::FIRMWARE_FILE_MAX;
+pub use self::core::{BkvReadings, Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
 pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, Effects, Listener, Message};
 pub use times::OrderTimes;

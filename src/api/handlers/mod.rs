@@ -17,6 +17,7 @@ mod body;
 mod call;
 mod cards;
 mod charge;
+mod commands;
 mod devices;
 mod events;
 mod health;
@@ -207,6 +208,12 @@ impl Api {
             RouteId::CardUpdate => cards::update(self, card_of(matched)?, request),
             RouteId::CardRecharge => cards::recharge(card_of(matched)?, request),
             RouteId::CardTransactions => cards::transactions(card_of(matched)?, &matched.query),
+            RouteId::CommandCreate => commands::create(self, device_of(matched)?, request),
+            RouteId::CommandList => commands::list(device_of(matched)?, &matched.query),
+            RouteId::Command => Ok(commands::one(device_of(matched)?, matched.id.unwrap_or_default())),
+            RouteId::Params => Ok(commands::params(device_of(matched)?)),
+            RouteId::VerificationCode => commands::verification_code(device_of(matched)?, &matched.query),
+            RouteId::ParamsSet => commands::set_params(self, device_of(matched)?, request),
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);
                 Ok(Box::new(|call| call.respond(answer)))

@@ -146,10 +146,7 @@ impl Tx<'_> {
                 self.report(&report.event)?;
                 Outcome::Reported { device_id: report.event.device_id, ticket: report.ticket }
             }
-            Job::Command(update) => {
-                self.update_command(update)?;
-                Outcome::Done
-            }
+            Job::Command(update) => self.update_command(update)?,
             Job::Claim { device_id, epoch, at } => {
                 let commands = self.claim_live(*device_id, *epoch, *at)?;
                 Outcome::Claimed { device_id: *device_id, commands }
@@ -162,6 +159,8 @@ impl Tx<'_> {
             Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
             Job::Swipe(swipe) => Outcome::Swiped(Box::new(self.swipe(swipe)?)),
             Job::Card(job) => self.card_job_once(job)?,
+            Job::Call(new) => self.call_once(new)?,
+            Job::SetParams(wanted) => self.set_params_once(wanted)?,
         })
     }
 }
@@ -184,6 +183,8 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Report(report) => Some(report.event.device_id),
         Job::Claim { device_id, .. } => Some(*device_id),
         Job::Swipe(swipe) => Some(swipe.device_id),
+        Job::Call(new) => Some(new.device_id),
+        Job::SetParams(wanted) => Some(wanted.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }

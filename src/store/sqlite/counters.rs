@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 15] = [
     "bind",
     "create_order",
     "order",
@@ -20,6 +20,8 @@ pub const KINDS: [&str; 13] = [
     "prune",
     "swipe",
     "card",
+    "call",
+    "set_params",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -40,6 +42,8 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Prune(_) => 10,
         Job::Swipe(_) => 11,
         Job::Card(_) => 12,
+        Job::Call(_) => 13,
+        Job::SetParams(_) => 14,
     }
 }
 

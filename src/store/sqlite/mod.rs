@@ -17,6 +17,7 @@
 //! a job tries again).
 
 mod apply;
+mod call;
 mod card;
 mod cmd_log;
 mod command;
@@ -27,6 +28,7 @@ mod event;
 mod idempotency;
 mod limits;
 mod order;
+mod params;
 mod read;
 mod row;
 mod settle;

@@ -205,11 +205,14 @@ impl Tx<'_> {
             .ok_or_else(|| StoreError::Statement(format!("device {} has no row", order.device_id)))?;
         let start = NewCommand {
             device_id: order.device_id,
-            order_no: order.order_no,
+            order_no: Some(order.order_no),
             body: CommandBody::Start { port_no: order.port_no, spec: order.spec.clone(), card },
             priority: Priority::Normal,
+            attempts_max: 1,
             at,
+            not_after: at + self.limits.valid_for_order,
             epoch,
+            request_id: order.request_id.clone(),
         };
         let command = self.insert_command(start, counters)?;
         Ok(Some((order, command)))
