@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 
+mod fleet;
 mod order_no;
 mod ports;
 
+pub use fleet::{DeviceDetails, HostValues, SubDevice};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
 

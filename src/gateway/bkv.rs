@@ -6,14 +6,15 @@
 use serde_json::json;
 
 use super::{
-    ConnId, Core, Effects, Listener, Now,
+    ConnId, Core, Effects, Now,
     core::{Ack, Cx, WaitingAck},
     device::{About, Answer, Charging, Device, PortReport},
+    gn,
     lane::{Outgoing, ReplyKey},
     slots::Key,
 };
 use crate::{
-    model::{ChargeMode, CommandBody, DeviceId, EventType, PortStatus, Protocol, port_of_socket},
+    model::{ChargeMode, CommandBody, DeviceId, EventType, PortStatus, port_of_socket},
     protocol::{
         Direction,
         bkv::{
@@ -33,7 +34,7 @@ use crate::{
 
 impl Core {
     pub(super) fn bkv_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
-        let protocol = if self.listener(conn) == Listener::Gn { Protocol::Gn } else { Protocol::Bkv };
+        let protocol = gn::protocol_of(self.listener(conn));
         if frame.direction == Direction::Down {
             self.shared_mut().metrics.events[ShardEvent::WrongDirection].inc();
             return;
@@ -44,7 +45,7 @@ impl Core {
             return;
         }
         self.shared_mut().metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
-        if self.stranger(now, conn, effects) {
+        if self.stranger(now, conn, device_id, effects) {
             return;
         }
         let body = match decode_body(frame) {
@@ -56,7 +57,7 @@ impl Core {
                     effects.write(conn.into(), |out| encode::heartbeat_reply(out, frame.gateway_id, seconds));
                     self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, 0);
                 }
-                self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, effects);
+                self.gn_unread(now, device, frame, error, effects);
                 return;
             }
         };
@@ -163,6 +164,7 @@ fn settle(
 
 fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> DeviceEvent {
     let data = json!({
+        "device_id": device_id,
         "reason": "exception",
         "socket": exception.socket,
         "states": exception.states,
@@ -234,8 +236,9 @@ impl Device {
             Some(_) | None => Charging::Unclear,
         };
         let about = match state.business_no {
-            Some(no) if no != 0 => About::Business(no),
-            Some(_) | None => About::Nothing,
+            Some(0) => About::NoOrder,
+            Some(no) => About::Business(no),
+            None => About::Nothing,
         };
         self.port_report(
             cx,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::PortRecord;
+use super::{PortRecord, SettingsOutcome};
 use crate::api::envelope;
 use crate::model::{DeviceId, Order, OrderNo, OrderStatus};
 use crate::time::Rfc3339;
@@ -17,6 +17,28 @@ pub const ACCEPTED: u16 = 202;
 /// None in practice: the data are numbers and text.
 pub fn accepted(order: &Order, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
     let data = Accepted { order_no: order.order_no, status: order.status.code(), status_text: order.status.as_str() };
+    let mut body = Vec::with_capacity(256);
+    envelope::write_success(&mut body, &data, request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// HTTP status of [`settings`].
+pub const OK: u16 = 200;
+
+/// The whole answer to settings of a device, as [`accepted`].
+///
+/// # Errors
+/// None in practice: the data are numbers and text.
+pub fn settings(outcome: &SettingsOutcome, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let SettingsOutcome { device_id, registered, protocol, details } = outcome;
+    let data = serde_json::json!({
+        "device_id": device_id,
+        "protocol": protocol,
+        "name": details.name,
+        "extensions": details.extensions,
+        "fsk_frequency": details.fsk_frequency,
+        "registered": registered,
+    });
     let mut body = Vec::with_capacity(256);
     envelope::write_success(&mut body, &data, request_id, unix_ms)?;
     Ok(body)

@@ -151,6 +151,7 @@ impl Tx<'_> {
                 Outcome::Done
             }
             Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
+            Job::Settings(settings) => self.settings_once(settings)?,
         })
     }
 }
@@ -172,6 +173,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Device(event) => Some(event.device_id),
         Job::Report(report) => Some(report.event.device_id),
         Job::Claim { device_id, .. } => Some(*device_id),
+        Job::Settings(settings) => Some(settings.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
     }
 }
