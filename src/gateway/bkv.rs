@@ -221,7 +221,7 @@ impl Device {
 
     fn saw_socket(&mut self, socket: u8) {
         if socket >= 1 && !self.entry.networked() {
-            self.entry.set_networked();
+            self.becomes_networked();
         }
     }
 

@@ -126,12 +126,12 @@ impl Device {
         self.msg_id_first = bound.msg_id_first;
         self.msg_id_used = 0;
         self.entry.set_protocol(bound.protocol);
-        if bound.networked {
-            self.entry.set_networked();
-        }
         self.entry.set_epoch(bound.epoch);
         let known: Vec<PortState> = bound.ports.iter().map(PortState::of_record).collect();
         self.add_ports(&known);
+        if bound.networked {
+            self.becomes_networked();
+        }
         let absent = if self.absent_since == 0 { 0 } else { cx.now.mono_ms.saturating_sub(self.absent_since) };
         let situation = self.situation(cx.now, &cx.shared.config.orders);
         for order in &bound.orders {
