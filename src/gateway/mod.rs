@@ -5,6 +5,7 @@
 mod accept;
 mod ap3000;
 mod bkv;
+mod call;
 pub mod charge;
 mod conn;
 mod core;
@@ -14,12 +15,14 @@ mod effects;
 mod gn;
 mod lane;
 pub mod order;
+pub mod params;
 pub mod settlement;
 mod slots;
 mod timers;
 mod times;
 mod track;
 
+pub use self::call::FIRMWARE_FILE_MAX;
 pub use self::core::{Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};

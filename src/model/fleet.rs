@@ -68,12 +68,12 @@ pub struct HostValues {
     pub frequency: Option<u16>,
     /// The device with the oldest firmware of each type behind the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub sub_devices: Vec<SubDevice>,
+    pub sub_devices: Vec<SubDeviceKind>,
 }
 
 /// Oldest firmware among the sub-devices of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SubDevice {
+pub struct SubDeviceKind {
     /// As in the registration.
     pub device_type: u8,
     /// `V1.05`.

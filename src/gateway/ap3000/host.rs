@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     gateway::{ConnId, Core, Effects, Now, core::Cx, device::Device, slots::Key},
-    model::{DeviceId, EventType, HostValues, OrderNo, SubDevice},
+    model::{DeviceId, EventType, HostValues, OrderNo, SubDeviceKind},
     protocol::{
         Direction, Hex,
         ap3000::{
@@ -235,7 +235,7 @@ impl Device {
     }
 
     pub(super) fn sub_devices(&mut self, versions: &SubDeviceVersions<'_>) {
-        let sub_devices = versions.types.iter().map(|kind| SubDevice {
+        let sub_devices = versions.types.iter().map(|kind| SubDeviceKind {
             device_type: kind.device_type,
             firmware: version_text(kind.min_version),
             device_id: PhyId(kind.phy_id.to_le_bytes()).to_string(),

@@ -69,6 +69,8 @@ impl Core {
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }
             | Outcome::Settings(_)
+            | Outcome::Called(_)
+            | Outcome::Params(_)
             | Outcome::Done => {}
         }
     }

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 14] = [
     "bind",
     "create_order",
     "order",
@@ -18,6 +18,8 @@ pub const KINDS: [&str; 12] = [
     "backstop",
     "delivery",
     "prune",
+    "call",
+    "set_params",
     "settings",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
@@ -37,7 +39,9 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Backstop(_) => 8,
         Job::Delivery(_) => 9,
         Job::Prune(_) => 10,
-        Job::Settings(_) => 11,
+        Job::Call(_) => 11,
+        Job::SetParams(_) => 12,
+        Job::Settings(_) => 13,
     }
 }
 

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     gateway::order::Verdict,
-    model::Order,
     store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, Settings, StoreError, payload},
 };
 
@@ -34,7 +33,7 @@ impl Tx<'_> {
         }
         let created = self.create_order(new)?;
         if let (Some(asked), Created::Order { order, .. }) = (&new.idempotency, &created) {
-            self.answered(asked, order, &new.request_id, new.at)?;
+            self.answered(asked, payload::accepted(order, &new.request_id, new.at))?;
         }
         Ok(Outcome::Created(Box::new(created)))
     }
@@ -47,7 +46,7 @@ impl Tx<'_> {
         let outcome = self.order_job(job)?;
         let accepted = outcome.order.as_ref().filter(|_| !matches!(outcome.verdict, Verdict::Refused));
         if let (Some(asked), Some(order)) = (&job.idempotency, accepted) {
-            self.answered(asked, order, job.request_id.as_deref().unwrap_or_default(), job.at)?;
+            self.answered(asked, payload::accepted(order, job.request_id.as_deref().unwrap_or_default(), job.at))?;
         }
         Ok(Outcome::Order(Box::new(outcome)))
     }
@@ -60,21 +59,22 @@ impl Tx<'_> {
         let outcome = self.set_settings(settings)?;
         if let Some(asked) = &settings.idempotency {
             let body = payload::settings(&outcome, &settings.request_id, settings.at);
-            self.keep_answer(asked, payload::OK, body)?;
+            self.answered_with(asked, payload::OK, body)?;
         }
         Ok(Outcome::Settings(Box::new(outcome)))
     }
 
-    fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
+    pub(super) fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
         asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
     }
 
-    fn answered(&self, asked: &Idempotency, order: &Order, request_id: &str, at: i64) -> Result<(), StoreError> {
-        self.keep_answer(asked, payload::ACCEPTED, payload::accepted(order, request_id, at))
+    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
+    pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
+        self.answered_with(asked, payload::ACCEPTED, body)
     }
 
-    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
-    pub(super) fn keep_answer(
+    /// As [`Tx::answered`], with another status.
+    pub(super) fn answered_with(
         &self,
         asked: &Idempotency,
         status: u16,
