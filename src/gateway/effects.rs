@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::Range};
 use super::ShardId;
 use crate::{
     model::{Command, DeviceId, Order},
-    store::{CommandLogRow, Job, Latest, Outcome},
+    store::{CommandLogRow, Job, Latest, Outcome, SettingsOutcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -128,6 +128,8 @@ pub enum Message {
         /// The generation that lost it.
         generation: u64,
     },
+    /// An operator changed what is kept of a device. Dropped: in force from the next bind.
+    SettingsChanged(Box<SettingsOutcome>),
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
 }
