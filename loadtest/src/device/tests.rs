@@ -6,6 +6,7 @@ mod ap3000_commands;
 mod ap3000_firmware;
 mod ap3000_models;
 mod bkv;
+mod bkv_flows;
 
 use super::*;
 

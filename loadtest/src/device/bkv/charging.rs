@@ -4,7 +4,7 @@ use chargegate::protocol::Hex;
 use chargegate::protocol::bkv::body::{CardEnd, ChargeEnd, EndBlock, Level, PowerEnd, StartReply, Tariff, Usage};
 use chargegate::protocol::bkv::packet::FeeStart;
 use chargegate::protocol::bkv::records::Records;
-use chargegate::protocol::bkv::{EndReport, HoleStatus, device};
+use chargegate::protocol::bkv::{EndReport, GatewayId, HoleStatus, device};
 use chargegate::protocol::clock::DeviceTime;
 
 use super::fees::Fees;
@@ -75,7 +75,7 @@ impl Levels {
     /// Number of the tier with this power, and the tier; the last one takes what is above all.
     fn tier(&self, power_dw: u16) -> (u8, Level) {
         let used = || (0..self.count).zip(self.levels);
-        let fits = used().find(|(_, level)| power_dw <= level.power_dw).or_else(|| used().last());
+        let fits = used().find(|(_, level)| power_dw <= level.power_dw).or_else(|| used().next_back());
         fits.unwrap_or((0, self.levels[0]))
     }
 
@@ -325,13 +325,7 @@ impl Record {
         }
     }
 
-    fn write(
-        &self,
-        out: &mut Vec<u8>,
-        id: chargegate::protocol::bkv::GatewayId,
-        block: EndBlock,
-        end_time: DeviceTime,
-    ) {
+    fn write(&self, out: &mut Vec<u8>, id: GatewayId, block: EndBlock, end_time: DeviceTime) {
         let mut buffer = Vec::new();
         if let Some((card, mode)) = self.order.card {
             let usage = self.usage(&mut buffer);

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use chargegate::protocol::Direction;
 use chargegate::protocol::bkv::body::{HoleResult, Ota, SocketEntry, StartReply, VoiceSet};
-use chargegate::protocol::bkv::command::{packet_sub, sub};
+use chargegate::protocol::bkv::command::{CONTROL, NETWORK, packet_sub, sub};
 use chargegate::protocol::bkv::packet::{Exception, Packet, PacketHeader, Params};
 use chargegate::protocol::bkv::{Body, Frame, HoleStatus, decode_body, device};
 use chargegate::protocol::clock::DeviceTime;
@@ -53,6 +53,10 @@ impl BkvDevice {
             return;
         };
         match &body {
+            // The guide's text and its example put 17 under different command words; devices may know either.
+            Body::Unread(inner, _) if frame.command == NETWORK && inner.sub == sub::POWER_START => {
+                self.handle_frame(now_us, &Frame { command: CONTROL, ..*frame });
+            }
             Body::HeartbeatReply(reply) => self.handle_time(now_us, reply.server_time_bcd.0),
             Body::BalanceReply(_, reply) => self.handle_balance(now_us, reply),
             Body::CardOrder(_, order) => self.handle_card_order(now_us, frame.sequence, order),
