@@ -11,11 +11,13 @@ use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 
 mod call;
 mod card;
+mod fleet;
 mod order_no;
 mod ports;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
 pub use card::{Card, CardNo, CardStart, CardState, CardTransaction, OrderCard, TransactionKind};
+pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
 

@@ -9,7 +9,7 @@ use crate::{
     gateway::{Message, ShardId, directory::Directory},
     model::{Command, DeviceId, Order, OrderStatus},
     shard::Mailbox,
-    store::{Notify, Outcome},
+    store::{Notify, Outcome, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
     webhook::Pusher,
 };
@@ -109,6 +109,10 @@ impl Notify for Router {
 
     fn commands_queued(&self, device_id: DeviceId) {
         self.tell_owner(device_id, || Message::CommandsQueued(device_id));
+    }
+
+    fn settings_changed(&self, settings: &SettingsOutcome) {
+        self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
     }
 
     fn events_committed(&self, pos: i64) {

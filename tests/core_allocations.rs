@@ -78,6 +78,7 @@ impl Gateway {
                     ports: Vec::new(),
                     orders: Vec::new(),
                     commands: Vec::new(),
+                    details: Box::default(),
                 };
                 let message = Message::Outcome(Outcome::Bound(Box::new(bound)));
                 self.core.message(self.now, message, &mut self.effects);

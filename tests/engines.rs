@@ -54,6 +54,7 @@ impl Store for Amnesiac {
                 ports: vec![known_port(bind.device_id)],
                 orders: Vec::new(),
                 commands: Vec::new(),
+                details: Box::default(),
             })),
             _ => Outcome::Done,
         };

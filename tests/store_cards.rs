@@ -518,9 +518,9 @@ fn a_recharge_with_a_key_is_made_once() {
     };
     let Outcome::Card(first) = ask(30, "first") else { panic!() };
     let CardOutcome::Done { card, transaction } = *first else { panic!() };
-    let (status, body) = payload::card_answer(&card, transaction.as_ref(), false, "first", T0).unwrap();
+    let body = payload::card_answer(&card, transaction.as_ref(), "first", T0).unwrap();
     let Outcome::Repeated(earlier) = ask(30, "second") else { panic!() };
-    assert_eq!(earlier, Earlier::Answer { status, body });
+    assert_eq!(earlier, Earlier::Answer { status: payload::card_status(false), body });
     assert!(matches!(ask(31, "third"), Outcome::Repeated(Earlier::Mismatch)));
     assert_eq!((bench.card(1).balance_cent, bench.log_sums(1)), (30, (30, 0)));
 }

@@ -6,16 +6,17 @@
 use serde_json::json;
 
 use super::{
-    BkvReadings, ConnId, Core, Effects, Listener, Now, call,
+    BkvReadings, ConnId, Core, Effects, Now, call,
     core::{Ack, Cx, WaitingAck},
     device::{About, Answer, Asked, Charging, Device, PortReport},
+    gn,
     lane::{Outgoing, ReplyKey},
     slots::Key,
 };
 use crate::{
     model::{
         CardNo, CardStart, ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus,
-        PowerTier, Protocol, port_of_socket,
+        PowerTier, port_of_socket,
     },
     protocol::{
         Direction,
@@ -36,7 +37,7 @@ use crate::{
 
 impl Core {
     pub(super) fn bkv_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
-        let protocol = if self.listener(conn) == Listener::Gn { Protocol::Gn } else { Protocol::Bkv };
+        let protocol = gn::protocol_of(self.listener(conn));
         if frame.direction == Direction::Down {
             self.shared_mut().metrics.events[ShardEvent::WrongDirection].inc();
             return;
@@ -47,7 +48,7 @@ impl Core {
             return;
         }
         self.shared_mut().metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
-        if self.stranger(now, conn, effects) {
+        if self.stranger(now, conn, device_id, effects) {
             return;
         }
         let body = match decode_body(frame) {
@@ -59,7 +60,7 @@ impl Core {
                     effects.write(conn.into(), |out| encode::heartbeat_reply(out, frame.gateway_id, seconds));
                     self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, 0);
                 }
-                self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, effects);
+                self.gn_unread(now, device, frame, error, effects);
                 return;
             }
         };
@@ -170,6 +171,7 @@ fn settle(
 
 fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> DeviceEvent {
     let data = json!({
+        "device_id": device_id,
         "reason": "exception",
         "socket": exception.socket,
         "states": exception.states,
@@ -263,7 +265,7 @@ impl Device {
 
     fn saw_socket(&mut self, socket: u8) {
         if socket >= 1 && !self.entry.networked() {
-            self.entry.set_networked();
+            self.becomes_networked();
         }
     }
 
@@ -278,8 +280,9 @@ impl Device {
             Some(_) | None => Charging::Unclear,
         };
         let about = match state.business_no {
-            Some(no) if no != 0 => About::Business(no),
-            Some(_) | None => About::Nothing,
+            Some(0) => About::NoOrder,
+            Some(no) => About::Business(no),
+            None => About::Nothing,
         };
         self.port_report(
             cx,
@@ -367,6 +370,9 @@ pub(super) fn encode(
                 if let Some(business_no) = card.as_ref().and_then(|card| card.business_no) {
                     let levels;
                     let terms = match &spec.mode {
+                        ChargeMode::Time { minutes } if readings.card_time_in_seconds => {
+                            CardTerms::Time(minutes.checked_mul(60)?)
+                        }
                         ChargeMode::Time { minutes } => CardTerms::Time(*minutes),
                         ChargeMode::Energy { wh } => CardTerms::Energy(u16::try_from(*wh).ok()?),
                         ChargeMode::Power { tiers } => {

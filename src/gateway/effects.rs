@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::Range};
 use super::ShardId;
 use crate::{
     model::{CardNo, Command, DeviceId, Order, Protocol},
-    store::{CardVerdict, CommandLogRow, Job, Latest, Outcome},
+    store::{CardVerdict, CommandLogRow, Job, Latest, Outcome, SettingsOutcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -137,6 +137,8 @@ pub enum Message {
         /// `None`: no answer, or none that can be understood.
         verdict: Option<CardVerdict>,
     },
+    /// An operator changed what is kept of a device. Dropped: in force from the next bind.
+    SettingsChanged(Box<SettingsOutcome>),
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
 }

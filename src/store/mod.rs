@@ -27,8 +27,8 @@ use crate::{
         params::Held,
     },
     model::{
-        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceId,
-        EventType, Order, OrderNo, OrderStatus, PortStatus, Priority, Protocol,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall,
+        DeviceDetails, DeviceId, EventType, HostValues, Order, OrderNo, OrderStatus, PortStatus, Priority, Protocol,
     },
 };
 
@@ -75,6 +75,42 @@ pub enum Job {
     Call(Box<NewCall>),
     /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
     SetParams(Box<WantedParams>),
+    /// An operator sets what is kept of a device, and registers it where it was never seen. Dropped: the API answers `NOT_READY`.
+    Settings(Box<Settings>),
+}
+
+/// Settings of a device. `None` leaves the stored value.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The device.
+    pub device_id: DeviceId,
+    /// Protocol of a gateway from now on, whatever its connection says.
+    pub protocol: Option<Protocol>,
+    /// Whether the integrator's extension commands are taken.
+    pub extensions: Option<bool>,
+    /// The operator's name; empty: none.
+    pub name: Option<String>,
+    /// Frequency for the host's sub-devices, MHz; 0: the one it reports.
+    pub fsk_frequency: Option<u16>,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::settings`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What became of settings.
+#[derive(Clone, Debug)]
+pub struct SettingsOutcome {
+    /// The device.
+    pub device_id: DeviceId,
+    /// The job made its row.
+    pub registered: bool,
+    /// Its protocol now.
+    pub protocol: Protocol,
+    /// All its details now.
+    pub details: DeviceDetails,
 }
 
 /// A card at a device: what it may do there, and the order it gets, in one transaction.
@@ -398,6 +434,8 @@ pub struct Bound {
     /// With them, new stops for orders that are final while the device still charges: at each bind, 10 s after the first and
     /// then doubling, five in all, the last with an alarm `device_end_pending`.
     pub commands: Vec<Command>,
+    /// Settings, and what it told of itself.
+    pub details: Box<DeviceDetails>,
 }
 
 impl Bound {
@@ -712,6 +750,8 @@ pub enum Outcome {
     Called(Called),
     /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
     Params(Option<Vec<ParamRecord>>),
+    /// Of [`Job::Settings`].
+    Settings(Box<SettingsOutcome>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -778,6 +818,8 @@ pub trait Notify: Send + Sync {
     fn commands_queued(&self, device_id: DeviceId);
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
+    /// Settings of a device changed. Called after the answer was given.
+    fn settings_changed(&self, _settings: &SettingsOutcome) {}
 }
 
 /// A port as stored.
@@ -830,6 +872,8 @@ pub struct DeviceRecord {
     pub iccid: Option<String>,
     /// Epoch of the last bind.
     pub session_epoch: i64,
+    /// Settings, and what it told of itself.
+    pub details: DeviceDetails,
 }
 
 /// Latest values, written every few seconds.
@@ -862,6 +906,19 @@ pub enum Latest {
         energy_wh: u32,
         /// Unix ms.
         at: i64,
+    },
+    /// What a device told of itself as a host, a cabinet or a module; `None` leaves the stored value.
+    Host {
+        /// The device.
+        device_id: DeviceId,
+        /// Of the communication module.
+        imei: Option<String>,
+        /// Firmware of the communication module.
+        module_version: Option<String>,
+        /// Host type; from a charger its device type.
+        host_type: Option<u8>,
+        /// Latest values.
+        host: Option<Arc<HostValues>>,
     },
 }
 

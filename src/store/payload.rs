@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{CommandRecord, ParamRecord, PortRecord};
+use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
 use crate::model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderCard, OrderNo, OrderStatus};
 use crate::time::Rfc3339;
@@ -131,6 +131,28 @@ impl<'a> ParamsObject<'a> {
             .collect();
         Self { device_id, pending: params.iter().any(|param| param.pending), params }
     }
+}
+
+/// HTTP status of [`settings`].
+pub const OK: u16 = 200;
+
+/// The whole answer to settings of a device, as [`accepted`].
+///
+/// # Errors
+/// None in practice: the data are numbers and text.
+pub fn settings(outcome: &SettingsOutcome, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let SettingsOutcome { device_id, registered, protocol, details } = outcome;
+    let data = serde_json::json!({
+        "device_id": device_id,
+        "protocol": protocol,
+        "name": details.name,
+        "extensions": details.extensions,
+        "fsk_frequency": details.fsk_frequency,
+        "registered": registered,
+    });
+    let mut body = Vec::with_capacity(256);
+    envelope::write_success(&mut body, &data, request_id, unix_ms)?;
+    Ok(body)
 }
 
 /// `data` of [`accepted`]: where the order stands now.
@@ -366,22 +388,25 @@ pub struct CardSwiped<'a> {
     pub order_no: Option<OrderNo>,
 }
 
-/// HTTP status and whole answer to a request that changed a card; the store keeps it for the request's idempotency key, as with
-/// [`accepted`].
+/// HTTP status of [`card_answer`].
+pub const fn card_status(registered: bool) -> u16 {
+    if registered { 201 } else { 200 }
+}
+
+/// The whole answer to a request that changed a card; the store keeps it for the request's idempotency key, as with [`accepted`].
 ///
 /// # Errors
 /// None in practice: the data are numbers and text.
 pub fn card_answer(
     card: &Card,
     transaction: Option<&CardTransaction>,
-    registered: bool,
     request_id: &str,
     unix_ms: i64,
-) -> serde_json::Result<(u16, Vec<u8>)> {
+) -> serde_json::Result<Vec<u8>> {
     let data = Changed { card: card.into(), transaction: transaction.map(Into::into) };
     let mut body = Vec::with_capacity(512);
     envelope::write_success(&mut body, &data, request_id, unix_ms)?;
-    Ok((if registered { 201 } else { 200 }, body))
+    Ok(body)
 }
 
 /// `data` of [`card_answer`]: the card as it is now, and the movement where there was one.

@@ -76,6 +76,14 @@ labels! {
         CardSwipeLost = "card_swipe_lost",
         /// A third party did not say what a card may do.
         CardUnanswered = "card_unanswered",
+        /// A device that asks for firmware.
+        UpdateRequested = "update_requested",
+        /// A frame of an id that found its socket full.
+        SocketFull = "socket_full",
+        /// A command of the integrator's extension, taken.
+        Extension = "extension",
+        /// A payload of a layout that is not known, kept in the command log.
+        Opaque = "opaque",
     }
 
     /// Why an order failed.

@@ -57,7 +57,6 @@ use parameters::Panel;
 
 pub use cards::{BALANCE_ONLY, Card, Swipe, SwipeState};
 pub use model::{Fault, Heartbeats, Model};
-pub use offline::verification_code;
 pub use parameters::{EEPROM_LEN, Parameters};
 
 /// Most ports of a charger.
@@ -201,6 +200,11 @@ impl Ap3000Device {
     /// Its id.
     pub const fn phy_id(&self) -> PhyId {
         self.line.phy_id
+    }
+
+    /// Magic of its frames.
+    pub const fn magic(&self) -> [u8; 3] {
+        self.line.magic
     }
 
     /// State of a port counted from 0.

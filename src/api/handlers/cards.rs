@@ -14,7 +14,7 @@ use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::{Request, Response};
 use crate::api::route::Query;
 use crate::model::{Card, CardNo, CardState, CardTransaction};
-use crate::store::payload::{CardObject, TransactionObject, card_answer};
+use crate::store::payload::{CardObject, TransactionObject, card_answer, card_status};
 use crate::store::{CardChange, CardFilter, CardJob, CardOutcome, Job, Outcome};
 
 /// Characters of the caller's own word for a recharge.
@@ -148,8 +148,8 @@ fn change(request: &Request, card_no: CardNo, change: CardChange) -> Next {
             };
             match outcome {
                 CardOutcome::Done { card, transaction } => {
-                    match card_answer(&card, transaction.as_ref(), registered, call.request_id(), at) {
-                        Ok((status, body)) => call.respond(Response::json(status, body)),
+                    match card_answer(&card, transaction.as_ref(), call.request_id(), at) {
+                        Ok(body) => call.respond(Response::json(card_status(registered), body)),
                         Err(cause) => {
                             log::error!(request_id = call.request_id(); "answer cannot be written as JSON: {cause}");
                             call.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));

@@ -161,6 +161,7 @@ impl Tx<'_> {
             Job::Card(job) => self.card_job_once(job)?,
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
+            Job::Settings(settings) => self.settings_once(settings)?,
         })
     }
 }
@@ -185,6 +186,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Swipe(swipe) => Some(swipe.device_id),
         Job::Call(new) => Some(new.device_id),
         Job::SetParams(wanted) => Some(wanted.device_id),
+        Job::Settings(settings) => Some(settings.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 16] = [
     "bind",
     "create_order",
     "order",
@@ -22,6 +22,7 @@ pub const KINDS: [&str; 15] = [
     "card",
     "call",
     "set_params",
+    "settings",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -44,6 +45,7 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Card(_) => 12,
         Job::Call(_) => 13,
         Job::SetParams(_) => 14,
+        Job::Settings(_) => 15,
     }
 }
 

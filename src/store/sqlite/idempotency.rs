@@ -11,8 +11,8 @@ use super::{
 use crate::{
     gateway::order::Verdict,
     store::{
-        CardChange, CardJob, CardOutcome, Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, StoreError,
-        payload,
+        CardChange, CardJob, CardOutcome, Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, Settings,
+        StoreError, payload,
     },
 };
 
@@ -62,10 +62,23 @@ impl Tx<'_> {
         let outcome = self.card_job(job)?;
         if let (Some(asked), CardOutcome::Done { card, transaction }) = (&job.idempotency, &outcome) {
             let registered = matches!(job.change, CardChange::Register { .. });
-            let answer = payload::card_answer(card, transaction.as_ref(), registered, &job.request_id, job.at);
-            self.keep_answer(asked, answer)?;
+            let body = payload::card_answer(card, transaction.as_ref(), &job.request_id, job.at);
+            self.answered_with(asked, payload::card_status(registered), body)?;
         }
         Ok(Outcome::Card(Box::new(outcome)))
+    }
+
+    /// Sets what is kept of a device, or repeats what was answered.
+    pub(super) fn settings_once(&mut self, settings: &Settings) -> Result<Outcome, StoreError> {
+        if let Some(earlier) = self.earlier(settings.idempotency.as_ref())? {
+            return Ok(Outcome::Repeated(earlier));
+        }
+        let outcome = self.set_settings(settings)?;
+        if let Some(asked) = &settings.idempotency {
+            let body = payload::settings(&outcome, &settings.request_id, settings.at);
+            self.answered_with(asked, payload::OK, body)?;
+        }
+        Ok(Outcome::Settings(Box::new(outcome)))
     }
 
     pub(super) fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
@@ -74,13 +87,17 @@ impl Tx<'_> {
 
     /// Keeps the answer 202.
     pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
-        self.keep_answer(asked, body.map(|body| (payload::ACCEPTED, body)))
+        self.answered_with(asked, payload::ACCEPTED, body)
     }
 
-    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
-    fn keep_answer(&self, asked: &Idempotency, answer: serde_json::Result<(u16, Vec<u8>)>) -> Result<(), StoreError> {
-        let (status, body) =
-            answer.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
+    /// As [`Tx::answered`], with another status.
+    pub(super) fn answered_with(
+        &self,
+        asked: &Idempotency,
+        status: u16,
+        body: serde_json::Result<Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        let body = body.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
         run(
             self.conn,
             "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \

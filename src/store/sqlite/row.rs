@@ -9,8 +9,8 @@ use rusqlite::{Connection, Params, Row, types::FromSql};
 
 use crate::{
     model::{
-        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, DeviceId, Order, OrderCard, OrderNo,
-        OrderStatus, Origin, PortStatus, Priority, Protocol, TransactionKind,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, DeviceDetails, DeviceId, Order, OrderCard,
+        OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol, TransactionKind,
     },
     pricing::Tariff,
     store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
@@ -41,7 +41,8 @@ macro_rules! port_columns {
 /// Columns in the order [`device`] reads them.
 macro_rules! device_columns {
     () => {
-        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch"
+        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch, \
+         name, extensions, fsk_frequency, imei, module_version, host_type, host"
     };
 }
 /// Columns in the order [`event`] reads them.
@@ -302,6 +303,22 @@ pub(super) fn device(row: &Row<'_>) -> Result<DeviceRecord, StoreError> {
         firmware: row.get(6)?,
         iccid: row.get(7)?,
         session_epoch: row.get(8)?,
+        details: details(row, 9)?,
+    })
+}
+
+/// The details of a device from column `first` on, in the order of [`device_columns`].
+pub(super) fn details(row: &Row<'_>, first: usize) -> Result<DeviceDetails, StoreError> {
+    let host = row.get_ref(first + 6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+    let host = host.map(|text| serde_json::from_str(text).map_err(|_| corrupt(row, first + 6, text))).transpose()?;
+    Ok(DeviceDetails {
+        name: row.get(first)?,
+        extensions: row.get(first + 1)?,
+        fsk_frequency: row.get(first + 2)?,
+        imei: row.get(first + 3)?,
+        module_version: row.get(first + 4)?,
+        host_type: row.get(first + 5)?,
+        host,
     })
 }
 

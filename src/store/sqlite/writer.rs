@@ -502,8 +502,12 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
             Reply::Shard(shard) => notify.shard(shard, outcome),
             Reply::Call(call) => {
                 let changes = changes(&outcome);
+                let settings = if let Outcome::Settings(settings) = &outcome { Some(settings.clone()) } else { None };
                 guarded("a reply", || call(outcome));
                 tell(&changes, notify);
+                if let Some(settings) = settings {
+                    notify.settings_changed(&settings);
+                }
             }
             Reply::None => tell(&changes(&outcome), notify),
         }
@@ -550,6 +554,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Claimed { .. }
         | Outcome::Called(_)
         | Outcome::Params(_)
+        | Outcome::Settings(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }
