@@ -159,7 +159,8 @@ impl Device {
     /// Submits a swipe to the store.
     fn decide_swipe(&mut self, cx: &mut Cx<'_>, ticket: u64, verdict: Option<CardVerdict>) {
         let now = cx.now;
-        let Some(swipe) = self.swipes.iter().find(|swipe| swipe.ticket == ticket && swipe.until > now.mono_ms) else {
+        let open = |swipe: &&PendingSwipe| swipe.reply.is_none() && swipe.until > now.mono_ms;
+        let Some(swipe) = self.swipes.iter().filter(open).find(|swipe| swipe.ticket == ticket) else {
             return;
         };
         let port_no = swipe.asked.port_no();
