@@ -148,6 +148,8 @@ pub(super) struct Device {
     host_only: bool,
     /// A deadline may be sooner than the timer is set.
     sooner: bool,
+    /// How often it beats, where it said so.
+    beat_interval_s: Option<u16>,
     key: Option<Key>,
     epoch: i64,
     bind_at: Option<u64>,
@@ -184,6 +186,7 @@ impl Device {
             shares_socket: false,
             host_only: false,
             sooner: false,
+            beat_interval_s: None,
             key: None,
             epoch: 0,
             bind_at: None,
