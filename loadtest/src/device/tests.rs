@@ -7,6 +7,7 @@ mod ap3000_firmware;
 mod ap3000_models;
 mod bkv;
 mod bkv_flows;
+mod host;
 
 use super::*;
 
