@@ -100,7 +100,7 @@ impl Tx<'_> {
         }
         bound.commands.extend(self.params_at_bind(device_id, epoch, bind.at)?);
         if matches!(device_id, DeviceId::Gateway(_)) {
-            bound.commands.extend(self.network_at_bind(device_id, &bound.commands, epoch, bind.at)?);
+            self.network_at_bind(device_id, &mut bound.commands, epoch, bind.at)?;
             let list = super::network::find(self.conn, device_id)?;
             bound.network = list.filter(|list| !list.sockets.is_empty()).map(Box::new);
         }

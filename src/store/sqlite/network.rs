@@ -247,29 +247,33 @@ impl Tx<'_> {
         Ok(command)
     }
 
-    /// What a gateway that is there again lacks. `claimed`: the commands that go to it in any case.
+    /// Puts what a gateway that is there again lacks among the commands claimed for it.
     pub(super) fn network_at_bind(
         &mut self,
         device_id: DeviceId,
-        claimed: &[Command],
+        commands: &mut Vec<Command>,
         epoch: i64,
         at: i64,
-    ) -> Result<Option<Command>, StoreError> {
-        let Some(before) = find(self.conn, device_id)? else { return Ok(None) };
+    ) -> Result<(), StoreError> {
+        let Some(before) = find(self.conn, device_id)? else { return Ok(()) };
         if before.is_confirmed() {
-            return Ok(None);
+            return Ok(());
         }
         if let Some(command) = self.under_way(device_id, at)? {
-            if claimed.iter().any(|claimed| claimed.id == command.id) {
-                return Ok(None);
+            let claimed = commands.iter().any(|claimed| claimed.id == command.id);
+            let wanted = of_network(&command.body).is_some_and(|call| before.still_wants(call));
+            if claimed && wanted {
+                return Ok(());
             }
-            // It was written to a connection that is gone, and so is its answer.
-            self.end_network_command(command.id, CommandState::Dead, "connection_lost", at)?;
+            // Written or not, it went with its connection, and is not what the list wants now.
+            self.end_network_command(command.id, CommandState::Withdrawn, "superseded", at)?;
+            commands.retain(|claimed| claimed.id != command.id);
         }
         let mut list = before.clone();
         list.at_bind();
         self.save(device_id, &before, &list)?;
-        self.network_advance(device_id, &list, Some(epoch), at)
+        commands.extend(self.network_advance(device_id, &list, Some(epoch), at)?);
+        Ok(())
     }
 
     /// A network command came to its end; returns the next, claimed where the device's epoch is live.
