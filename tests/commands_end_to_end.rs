@@ -7,7 +7,7 @@ mod gateway;
 
 use gateway::{
     Engine, Gateway, until,
-    wire::{Ap3000, Bkv, ap3000_frame, hole, wire_no},
+    wire::{Ap3000, Bkv, BkvEnd, ap3000_frame, hole, wire_no},
 };
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ on_both_engines! {
     socket_parameters_are_set_and_read_back
     a_command_waits_for_its_device
     what_a_protocol_cannot_do_is_said
+    readings_of_the_guide_are_configured
 }
 
 /// Queues a command and gives its id.
@@ -320,4 +321,26 @@ fn what_a_protocol_cannot_do_is_said(engine: Engine) {
     gateway.get(&of(CHARGER, "verification-code?port_no=0")).refused(400, "INVALID_PARAMETER");
     gateway.get(&of(CHARGER, "commands/99")).refused(404, "NOT_FOUND");
     gateway.get(&of(CHARGER, "commands/x")).refused(400, "INVALID_PARAMETER");
+}
+
+/// The guide contradicts itself; which of its readings is used is configured.
+fn readings_of_the_guide_are_configured(engine: Engine) {
+    let variables = [("CHARGEGATE_BKV_POWER_START_COMMAND", "0005"), ("CHARGEGATE_BKV_CHARGE_END_ACK", "02")];
+    let Some(gateway) = Gateway::start(engine, &variables) else { return };
+    let mut device = Bkv::standalone(gateway.devices, GATEWAY);
+    gateway.knows_port(GATEWAY, 2);
+    let tier = json!({"power_dw": 2000, "price_cent": 25, "minutes": 60});
+    let body = json!({"port_no": 1, "mode": "power", "paid_cent": 100, "tiers": [tier]});
+    let order_no = gateway.charge(GATEWAY, &body);
+    let sequence = device.expect_command(0x0005, &[0, 12, 0x17, 0, 0, 1, 0, 100, 1, 7, 0xD0, 0, 25, 0, 60]);
+    // The reply may come under either word.
+    reply_bkv(&mut device, 0x0005, sequence, &[0, 5, 0x17, 1, 0, 0, 0, 7]);
+    gateway.order_becomes(&order_no, "confirmed");
+    let end = BkvEnd { socket: 0, hole: 0, status: 0xB0, business_no: 7, energy_wh: 30, minutes: 60 };
+    device.settle(&end);
+    device.expect_answer(0x0015, &[0, 2, 2, 0, 1]);
+    // Again, although it was acknowledged: both forms.
+    device.settle(&end);
+    device.expect_answer(0x0015, &[0, 2, 2, 0, 1]);
+    device.expect_answer(0x0015, &[0, 2, 0x0C, 0, 1]);
 }

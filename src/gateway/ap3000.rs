@@ -257,8 +257,12 @@ impl Device {
             Body::ResultReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
             Body::EepromReadReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
             Body::CabinetStopReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
+            Body::Params11(params) => {
+                self.beats_every(cx, Some(params.heartbeat_interval_s));
+                self.ap3000_replied(cx, frame, 0, body);
+            }
             // Queries are answered by the values alone.
-            Body::Params11(_) | Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
+            Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
                 self.ap3000_replied(cx, frame, 0, body);
             }
             Body::Settlement(settlement) => {

@@ -151,6 +151,8 @@ pub(super) struct Device {
     leaving: Vec<u8>,
     /// A deadline may be sooner than the timer is set.
     sooner: bool,
+    /// How often it beats, where it said so.
+    beat_interval_s: Option<u16>,
     key: Option<Key>,
     epoch: i64,
     bind_at: Option<u64>,
@@ -188,6 +190,7 @@ impl Device {
             host_only: false,
             leaving: Vec::new(),
             sooner: false,
+            beat_interval_s: None,
             key: None,
             epoch: 0,
             bind_at: None,

@@ -356,6 +356,8 @@ pub struct Bound {
     pub protocol: Protocol,
     /// BKV/GN: its record has sockets, or it showed a socket ≥ 1.
     pub networked: bool,
+    /// What the device last reported as its heartbeat interval, seconds (AP3000).
+    pub heartbeat_interval_s: Option<u16>,
     /// First of [`Bound::MSG_IDS`] message ids reserved for the shard's own queries during this epoch.
     pub msg_id_first: u32,
     /// Known ports.

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Beyond two heartbeats, a device that shares its socket is offline after this.
+const BEAT_GRACE_MS: i64 = 30_000;
+
 impl Device {
     /// A connection carries the device from now on; the store is asked for its epoch.
     pub(in crate::gateway) fn bound(
@@ -56,12 +59,20 @@ impl Device {
         }
     }
 
+    /// It said how often it beats, seconds.
+    pub(in crate::gateway) fn beats_every(&mut self, cx: &Cx<'_>, interval_s: Option<u16>) {
+        self.beat_interval_s = interval_s;
+        self.set_timeout(cx);
+    }
+
     fn set_timeout(&self, cx: &Cx<'_>) {
         let timeouts = &cx.shared.config.timeouts;
         self.entry.set_timeout(match self.protocol {
             Protocol::Ap3000 if !self.shares_socket => timeouts.session_ap3000,
             Protocol::Ap3000 if self.host_only && self.conn.is_some() => timeouts.session_host,
-            Protocol::Ap3000 => timeouts.session_shared,
+            Protocol::Ap3000 => self
+                .beat_interval_s
+                .map_or(timeouts.session_shared, |interval_s| 2 * i64::from(interval_s) * 1000 + BEAT_GRACE_MS),
             Protocol::Bkv => timeouts.session_bkv,
             Protocol::Gn => timeouts.session_gn,
         });
@@ -129,6 +140,9 @@ impl Device {
         }
         self.epoch = bound.epoch;
         self.protocol = bound.protocol;
+        if bound.heartbeat_interval_s.is_some() {
+            self.beats_every(cx, bound.heartbeat_interval_s);
+        }
         self.extensions = bound.details.extensions;
         self.fsk_frequency = bound.details.fsk_frequency;
         self.entry.know_details(&bound.details);

@@ -25,6 +25,7 @@ impl Tx<'_> {
             epoch: 0,
             protocol: bind.protocol,
             networked: false,
+            heartbeat_interval_s: None,
             msg_id_first: 0,
             ports: Vec::new(),
             orders: Vec::new(),
@@ -68,6 +69,7 @@ impl Tx<'_> {
         bound.protocol = protocol;
         bound.networked = networked;
         bound.msg_id_first = (msg_counter - i64::from(Bound::MSG_IDS) + 1) as u32;
+        bound.heartbeat_interval_s = self.heartbeat_interval(device_id)?;
         if bound.first_seen {
             let data = registered(bind.device_id, bound.protocol, bind.printed_no, Some(bind.at));
             self.device_event(device_id, EventType::DeviceRegistered, &data, bind.at)?;
