@@ -9,7 +9,7 @@ use crate::{
     gateway::{Message, ShardId, directory::Directory},
     model::{Command, DeviceId, Order, OrderStatus},
     shard::Mailbox,
-    store::{Notify, Outcome, SettingsOutcome},
+    store::{NetworkTold, Notify, Outcome, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
     webhook::Pusher,
 };
@@ -113,6 +113,10 @@ impl Notify for Router {
 
     fn settings_changed(&self, settings: &SettingsOutcome) {
         self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
+    }
+
+    fn network_changed(&self, told: &NetworkTold) {
+        self.tell_owner(told.device_id, || Message::NetworkChanged(Box::new(told.clone())));
     }
 
     fn events_committed(&self, pos: i64) {

@@ -55,6 +55,7 @@ impl Store for Amnesiac {
                 orders: Vec::new(),
                 commands: Vec::new(),
                 details: Box::default(),
+                network: None,
             })),
             _ => Outcome::Done,
         };

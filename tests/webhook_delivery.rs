@@ -229,6 +229,9 @@ impl Reader for FakeReader {
     fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
         absent()
     }
+    fn network(&mut self, _: DeviceId) -> Result<Option<chargegate::gateway::network::NetworkList>, StoreError> {
+        absent()
+    }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {
         absent()
     }

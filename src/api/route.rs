@@ -46,6 +46,7 @@ macro_rules! routes {
 
 const READ: Option<Scope> = Some(Scope::Read);
 const CONTROL: Option<Scope> = Some(Scope::Control);
+const ADMIN: Option<Scope> = Some(Scope::Admin);
 /// No key needed.
 const OPEN: Option<Scope> = None;
 const PAGED: bool = true;
@@ -80,6 +81,12 @@ routes! {
     /// The code that starts a charge on a keypad.
     VerificationCode = Get "/api/v1/third/devices/{device}/verification-code", CONTROL, SINGLE, ["port_no"];
     ParamsSet = Post "/api/v1/third/devices/{device}/params", CONTROL, SINGLE, [];
+    /// Settings of a device, which is registered where it was never seen.
+    DeviceSettings = Post "/api/v1/third/devices/{device}", ADMIN, SINGLE, [];
+    /// The network list of a gateway.
+    SocketList = Get "/api/v1/third/devices/{device}/sockets", READ, SINGLE, [];
+    SocketChange = Post "/api/v1/third/devices/{device}/sockets", CONTROL, SINGLE, [];
+    SocketDelete = Delete "/api/v1/third/devices/{device}/sockets/{id}", CONTROL, SINGLE, [];
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];

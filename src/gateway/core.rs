@@ -524,6 +524,9 @@ impl Core {
                     device.settings_changed(cx, &settings);
                 });
             }
+            Message::NetworkChanged(told) => {
+                self.with_device(now, told.device_id, effects, |device, cx| device.network_changed(cx, &told));
+            }
             Message::Superseded { device_id, generation } => self.superseded(now, device_id, generation, effects),
             Message::Drain => {
                 self.draining = true;

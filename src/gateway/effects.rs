@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::Range};
 use super::ShardId;
 use crate::{
     model::{Command, DeviceId, Order},
-    store::{CommandLogRow, Job, Latest, Outcome, SettingsOutcome},
+    store::{CommandLogRow, Job, Latest, NetworkTold, Outcome, SettingsOutcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -130,6 +130,8 @@ pub enum Message {
     },
     /// An operator changed what is kept of a device. Dropped: in force from the next bind.
     SettingsChanged(Box<SettingsOutcome>),
+    /// The network list of a gateway changed. Dropped: in force from the next bind; a command that was taken back may be written.
+    NetworkChanged(Box<NetworkTold>),
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
 }

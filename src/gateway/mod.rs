@@ -14,6 +14,7 @@ pub mod directory;
 mod effects;
 mod gn;
 mod lane;
+pub mod network;
 pub mod order;
 pub mod params;
 pub mod settlement;

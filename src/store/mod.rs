@@ -21,7 +21,11 @@ use std::{
 };
 
 use crate::{
-    gateway::{order, params::Held},
+    gateway::{
+        network::{Given, NetworkList, Taken},
+        order,
+        params::Held,
+    },
     model::{
         ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceDetails, DeviceId, EventType, HostValues,
         Order, OrderNo, OrderStatus, PortStatus, Priority, Protocol,
@@ -69,6 +73,72 @@ pub enum Job {
     SetParams(Box<WantedParams>),
     /// An operator sets what is kept of a device, and registers it where it was never seen. Dropped: the API answers `NOT_READY`.
     Settings(Box<Settings>),
+    /// A third party changes the network list of a gateway. Dropped: the API answers `NOT_READY`.
+    Network(Box<NetworkJob>),
+}
+
+/// A change of a gateway's network list.
+#[derive(Clone, Debug)]
+pub struct NetworkJob {
+    /// The gateway; it must have a row.
+    pub device_id: DeviceId,
+    /// What changes.
+    pub change: NetworkChange,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::network_accepted`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What changes in a network list.
+#[derive(Clone, Debug)]
+pub enum NetworkChange {
+    /// All of it.
+    Replace {
+        /// Radio channel 1–15.
+        channel: u8,
+        /// The new list; numbers and MACs once each.
+        sockets: Vec<Given>,
+    },
+    /// One socket more.
+    Add(Given),
+    /// This socket less.
+    Remove(u8),
+}
+
+/// What became of a change of a network list.
+#[derive(Clone, Debug)]
+pub enum Networked {
+    /// Committed; the gateway is told next.
+    Changed(Box<NetworkTold>),
+    /// No such device.
+    NoDevice,
+    /// The socket to be removed is not in the list.
+    NotListed,
+    /// Number or MAC of the socket to be added is taken.
+    Taken(Taken),
+    /// An order holds a port of a socket that would go: nothing was changed.
+    Busy {
+        /// The socket.
+        socket: u8,
+        /// Its port.
+        port_no: u16,
+        /// The order.
+        holder: OrderNo,
+    },
+}
+
+/// A changed network list, as the gateway's owner is told of it.
+#[derive(Clone, Debug)]
+pub struct NetworkTold {
+    /// The gateway.
+    pub device_id: DeviceId,
+    /// All of it now.
+    pub list: NetworkList,
+    /// Commands that the owner must drop.
+    pub withdrawn: Vec<i64>,
 }
 
 /// Settings of a device. `None` leaves the stored value.
@@ -301,6 +371,8 @@ pub struct Bound {
     pub commands: Vec<Command>,
     /// Settings, and what it told of itself.
     pub details: Box<DeviceDetails>,
+    /// BKV/GN: the network list, where there is one.
+    pub network: Option<Box<NetworkList>>,
 }
 
 impl Bound {
@@ -609,6 +681,8 @@ pub enum Outcome {
     Params(Option<Vec<ParamRecord>>),
     /// Of [`Job::Settings`].
     Settings(Box<SettingsOutcome>),
+    /// Of [`Job::Network`].
+    Networked(Networked),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -675,6 +749,8 @@ pub trait Notify: Send + Sync {
     fn events_committed(&self, pos: i64);
     /// Settings of a device changed. Called after the answer was given.
     fn settings_changed(&self, _settings: &SettingsOutcome) {}
+    /// The network list of a gateway changed. Called after the answer was given.
+    fn network_changed(&self, _told: &NetworkTold) {}
 }
 
 /// A port as stored.
@@ -884,6 +960,8 @@ pub trait Reader {
     fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
     /// Parameters of a device by socket and name.
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
+    /// The network list of a gateway; `None`: no such device.
+    fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }

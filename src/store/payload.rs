@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
-use crate::model::{DeviceId, Order, OrderNo, OrderStatus};
+use crate::gateway::network::{NetworkList, Refresh};
+use crate::model::{DeviceId, Order, OrderNo, OrderStatus, port_of_socket};
+use crate::protocol::Hex;
 use crate::time::Rfc3339;
 
 /// HTTP status of [`accepted`].
@@ -130,6 +132,77 @@ impl<'a> ParamsObject<'a> {
             })
             .collect();
         Self { device_id, pending: params.iter().any(|param| param.pending), params }
+    }
+}
+
+/// The whole answer to a change of a network list; as [`accepted`].
+///
+/// # Errors
+/// None in practice, as for [`accepted`].
+pub fn network_accepted(
+    device_id: DeviceId,
+    list: &NetworkList,
+    request_id: &str,
+    unix_ms: i64,
+) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(1024);
+    envelope::write_success(&mut body, &NetworkObject::new(device_id, list), request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// The network list of a gateway.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are their words")]
+pub struct NetworkObject<'a> {
+    pub device_id: DeviceId,
+    pub channel: Option<u8>,
+    /// Whether the gateway acknowledged all of it.
+    pub confirmed: bool,
+    /// The gateway did not take the list as a whole; it is sent again when the gateway comes back.
+    pub refresh_failed: bool,
+    pub sockets: Vec<SocketObject<'a>>,
+}
+
+/// A socket of a network list.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are their words")]
+pub struct SocketObject<'a> {
+    pub socket: u8,
+    pub mac: Option<String>,
+    pub uid: Option<&'a str>,
+    /// `desired`, `confirmed`, `removing`.
+    pub state: &'static str,
+    pub refused: Option<&'a str>,
+    /// API ports of its two holes; none while it is being removed.
+    pub ports: Vec<u16>,
+    pub confirmed_at: Option<Rfc3339>,
+    pub updated_at: Rfc3339,
+}
+
+impl<'a> NetworkObject<'a> {
+    /// All of `list`.
+    pub fn new(device_id: DeviceId, list: &'a NetworkList) -> Self {
+        let sockets = list.sockets.iter().map(|listed| SocketObject {
+            socket: listed.socket,
+            mac: listed.mac.map(|mac| Hex(mac).to_string()),
+            uid: listed.uid.as_deref(),
+            state: listed.state.as_str(),
+            refused: listed.refused.as_deref(),
+            ports: if listed.is_wanted() {
+                vec![port_of_socket(listed.socket, 0), port_of_socket(listed.socket, 1)]
+            } else {
+                Vec::new()
+            },
+            confirmed_at: listed.confirmed_at.map(Rfc3339),
+            updated_at: Rfc3339(listed.updated_at),
+        });
+        Self {
+            device_id,
+            channel: list.channel,
+            confirmed: list.is_confirmed(),
+            refresh_failed: list.refresh == Refresh::Failed,
+            sockets: sockets.collect(),
+        }
     }
 }
 

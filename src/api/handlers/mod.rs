@@ -21,6 +21,7 @@ mod devices;
 mod events;
 mod health;
 mod orders;
+mod sockets;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -204,6 +205,12 @@ impl Api {
             RouteId::Params => Ok(commands::params(device_of(matched)?)),
             RouteId::VerificationCode => commands::verification_code(device_of(matched)?, &matched.query),
             RouteId::ParamsSet => commands::set_params(self, device_of(matched)?, request),
+            RouteId::DeviceSettings => sockets::settings(device_of(matched)?, request),
+            RouteId::SocketList => sockets::list(device_of(matched)?),
+            RouteId::SocketChange => sockets::change(self, device_of(matched)?, request),
+            RouteId::SocketDelete => {
+                sockets::remove(self, device_of(matched)?, matched.id.unwrap_or_default(), request)
+            }
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);
                 Ok(Box::new(|call| call.respond(answer)))

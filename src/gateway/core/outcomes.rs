@@ -69,6 +69,7 @@ impl Core {
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }
             | Outcome::Settings(_)
+            | Outcome::Networked(_)
             | Outcome::Called(_)
             | Outcome::Params(_)
             | Outcome::Done => {}

@@ -151,6 +151,7 @@ impl Tx<'_> {
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
             Job::Settings(settings) => self.settings_once(settings)?,
+            Job::Network(job) => self.network_once(job)?,
         })
     }
 }
@@ -175,6 +176,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Call(new) => Some(new.device_id),
         Job::SetParams(wanted) => Some(wanted.device_id),
         Job::Settings(settings) => Some(settings.device_id),
+        Job::Network(job) => Some(job.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
     }
 }

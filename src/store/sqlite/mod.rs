@@ -26,6 +26,7 @@ mod device;
 mod event;
 mod idempotency;
 mod limits;
+mod network;
 mod order;
 mod params;
 mod read;

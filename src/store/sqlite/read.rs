@@ -12,6 +12,7 @@ use super::{
     },
 };
 use crate::{
+    gateway::network::NetworkList,
     model::{DeviceId, Order, OrderNo},
     store::{
         CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page, ParamRecord,
@@ -209,6 +210,10 @@ impl Reader for SqliteReader {
 
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
         super::params::find(&self.conn, device_id)
+    }
+
+    fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError> {
+        super::network::find(&self.conn, device_id)
     }
 
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     model::{Command, DeviceId, Order, OrderNumbers},
     store::{
-        CommandLogRow, Created, Job, Latest, Notify, OrderOutcome, Outcome, ReadCall, Reply, Store, StoreError,
-        StoreHealth,
+        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, Outcome, ReadCall, Reply,
+        SettingsOutcome, Store, StoreError, StoreHealth,
     },
     telemetry::{Exposition, MetricSource},
 };
@@ -497,11 +497,13 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
             Reply::Shard(shard) => notify.shard(shard, outcome),
             Reply::Call(call) => {
                 let changes = changes(&outcome);
-                let settings = if let Outcome::Settings(settings) = &outcome { Some(settings.clone()) } else { None };
+                let record = RecordChange::of(&outcome);
                 guarded("a reply", || call(outcome));
                 tell(&changes, notify);
-                if let Some(settings) = settings {
-                    notify.settings_changed(&settings);
+                match record {
+                    Some(RecordChange::Settings(settings)) => notify.settings_changed(&settings),
+                    Some(RecordChange::Network(told)) => notify.network_changed(&told),
+                    None => {}
                 }
             }
             Reply::None => tell(&changes(&outcome), notify),
@@ -512,6 +514,22 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
     }
     if let Some(pos) = delivery.last_pos {
         notify.events_committed(pos);
+    }
+}
+
+/// A change of a device's record that its owner is told of.
+enum RecordChange {
+    Settings(Box<SettingsOutcome>),
+    Network(Box<NetworkTold>),
+}
+
+impl RecordChange {
+    fn of(outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Settings(settings) => Some(Self::Settings(settings.clone())),
+            Outcome::Networked(Networked::Changed(told)) => Some(Self::Network(told.clone())),
+            _ => None,
+        }
     }
 }
 
@@ -543,6 +561,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Called(_)
         | Outcome::Params(_)
         | Outcome::Settings(_)
+        | Outcome::Networked(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }
