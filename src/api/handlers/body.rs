@@ -222,6 +222,7 @@ mod tests {
             body: body.as_bytes().to_vec(),
             client_ip: "192.0.2.1".parse().unwrap(),
             request_id: "r".to_owned(),
+            upload: None,
         }
     }
 
