@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 
 mod order_no;
+mod ota;
 mod ports;
 
 pub use order_no::{OrderNo, OrderNumbers};
+pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
 
 /// A device as third parties name it.
@@ -503,6 +505,7 @@ pub enum EventType {
     ChargingProgress,
     ChargingEnded,
     CommandDead,
+    OtaProgress,
 }
 
 impl EventType {
@@ -531,6 +534,7 @@ impl EventType {
             Self::ChargingProgress => "charging.progress",
             Self::ChargingEnded => "charging.ended",
             Self::CommandDead => "command.dead",
+            Self::OtaProgress => "ota.progress",
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod directory;
 mod effects;
 mod lane;
 pub mod order;
+pub mod ota;
 pub mod settlement;
 mod slots;
 mod timers;
