@@ -14,6 +14,7 @@ mod effects;
 mod lane;
 pub mod order;
 pub mod ota;
+pub mod product;
 pub mod settlement;
 mod slots;
 mod timers;
