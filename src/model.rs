@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 
+mod call;
 mod order_no;
 mod ota;
 mod ports;
 
+pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
@@ -368,6 +370,8 @@ pub struct Command {
     pub not_after: i64,
     /// An earlier claim of this row ended without word whether it was written.
     pub maybe_written: bool,
+    /// How often it may be tried, a minute apart, while `not_after` allows.
+    pub attempts_max: u8,
 }
 
 /// What a command asks of the device. Stored as JSON in the row; the shard encodes it for the device's protocol.
@@ -391,6 +395,11 @@ pub enum CommandBody {
         /// From 1.
         port_no: u16,
     },
+    /// A named command of the device's protocol.
+    Call {
+        /// Which.
+        call: DeviceCall,
+    },
 }
 
 impl CommandBody {
@@ -400,13 +409,18 @@ impl CommandBody {
             Self::Start { .. } => "start",
             Self::Stop { .. } => "stop",
             Self::Query { .. } => "query",
+            Self::Call { call } => call.as_str(),
         }
     }
 
-    /// The port it is for.
+    /// The port it is for; 0: the device as a whole.
     pub const fn port_no(&self) -> u16 {
         match self {
             Self::Start { port_no, .. } | Self::Stop { port_no } | Self::Query { port_no } => *port_no,
+            Self::Call { call } => match call.port_no() {
+                Some(port_no) => port_no,
+                None => 0,
+            },
         }
     }
 }

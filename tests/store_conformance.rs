@@ -24,7 +24,7 @@ const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 
 fn update(id: i64, state: CommandState, at: i64) -> CommandUpdate {
-    CommandUpdate { id, state, order_no: None, attempts: 1, reason: None, at }
+    CommandUpdate { id, state, order_no: None, attempts: 1, reason: None, result: None, at }
 }
 
 /// A BKV order whose start was written at `at`.

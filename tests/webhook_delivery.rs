@@ -20,9 +20,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
     model::{DeviceId, Order, OrderNo},
     store::{
-        CommandLogRow, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, Job, Latest,
-        OrderFilter, Outcome, Page, ParkedDelivery, PortRecord, ReadCall, Reader, Reply, Store, StoreError,
-        StoreHealth,
+        CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency,
+        Job, Latest, OrderFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, ReadCall, Reader, Reply,
+        Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -218,6 +218,15 @@ impl Reader for FakeReader {
         absent()
     }
     fn earlier(&mut self, _: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+        absent()
+    }
+    fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
+        absent()
+    }
+    fn commands(&mut self, _: DeviceId, _: u32, _: u32) -> Result<Page<CommandRecord>, StoreError> {
+        absent()
+    }
+    fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
         absent()
     }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {

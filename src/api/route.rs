@@ -72,6 +72,12 @@ routes! {
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
+    /// Queues a named command.
+    CommandCreate = Post "/api/v1/third/devices/{device}/commands", CONTROL, SINGLE, [];
+    CommandList = Get "/api/v1/third/devices/{device}/commands", READ, PAGED, [];
+    Command = Get "/api/v1/third/devices/{device}/commands/{id}", READ, SINGLE, [];
+    Params = Get "/api/v1/third/devices/{device}/params", READ, SINGLE, [];
+    ParamsSet = Post "/api/v1/third/devices/{device}/params", CONTROL, SINGLE, [];
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];
@@ -111,6 +117,8 @@ pub enum Param<'a> {
 pub struct Matched<'a> {
     pub route: &'static Route,
     pub param: Option<Param<'a>>,
+    /// The number behind it, if the route has one.
+    pub id: Option<i64>,
     pub query: Query<'a>,
 }
 
@@ -150,31 +158,37 @@ pub fn resolve(method: Method, target: &str) -> Result<Matched<'_>, ApiError> {
         }
         return Err(ApiError::method_not_allowed(method.as_str(), path, allow.join(", ")));
     };
-    let param = match_path(route.pattern, path).flatten();
+    let (param, id) = match_path(route.pattern, path).unwrap_or_default();
     if let Some(param) = param {
         check_form(param)?;
     }
+    let id = match id.map(|id| (id, id.parse())) {
+        None => None,
+        Some((_, Ok(id))) => Some(id),
+        Some((id, Err(_))) => return Err(ApiError::invalid(format!("id in the path must be a number, got {id:?}"))),
+    };
     let query = Query::parse(query.unwrap_or_default())?;
     if let Some((key, _)) = query.0.iter().find(|(key, _)| !route.takes(key)) {
         return Err(ApiError::invalid(format!("query key {key:?} is not known here")));
     }
-    Ok(Matched { route, param, query })
+    Ok(Matched { route, param, id, query })
 }
 
-/// Whether a path fits a pattern, and the parameter if the pattern has one. No pattern has two.
-fn match_path<'a>(pattern: &str, path: &'a str) -> Option<Option<Param<'a>>> {
+/// Whether a path fits a pattern, and what stands for its parameter and its number.
+fn match_path<'a>(pattern: &str, path: &'a str) -> Option<(Option<Param<'a>>, Option<&'a str>)> {
     let mut segments = path.split('/');
-    let mut param = None;
+    let (mut param, mut id) = (None, None);
     for wanted in pattern.split('/') {
         let segment = segments.next()?;
         match wanted {
             "{device}" if !segment.is_empty() => param = Some(Param::Device(segment)),
             "{order}" if !segment.is_empty() => param = Some(Param::Order(segment)),
+            "{id}" if !segment.is_empty() => id = Some(segment),
             literal if literal == segment => {}
             _ => return None,
         }
     }
-    if segments.next().is_some() { None } else { Some(param) }
+    if segments.next().is_some() { None } else { Some((param, id)) }
 }
 
 fn check_form(param: Param<'_>) -> Result<(), ApiError> {
@@ -322,6 +336,7 @@ mod tests {
     fn every_row_resolves_to_itself() {
         for route in ROUTES {
             let target = route.pattern.replace("{device}", "40aace04").replace("{order}", "THD0123456789ABC");
+            let target = target.replace("{id}", "7");
             let matched = resolve(route.method, &target).unwrap();
             assert_eq!(matched.route.id, route.id);
             assert_eq!(matched.param.is_some(), route.pattern.contains('{'));

@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::{
-    ConnId, Core, Effects, Now,
+    ConnId, Core, Effects, Now, call,
     core::{Ack, WaitingAck},
     device::{About, Answer, Charging, Device, PortReport},
     lane::{InFlight, Outgoing, ReplyKey},
@@ -14,7 +14,9 @@ use super::{
 };
 use crate::{
     gateway::core::Cx,
-    model::{ChargeMode, ChargeSpec, CommandBody, DeviceId, EventType, OrderNo, PortStatus, Protocol},
+    model::{
+        Ap3000Call, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, EventType, OrderNo, PortStatus, Protocol,
+    },
     protocol::{
         Direction, Hex,
         ap3000::{
@@ -179,6 +181,7 @@ impl Device {
                     self.entry.set_signal(signal);
                 }
                 self.heartbeat(cx);
+                self.ap3000_reported(cx, body);
                 self.port_states(cx, heartbeat.port_count, heartbeat.voltage, heartbeat.port_states.iter(), |_| None);
             }
             Body::LegacyHeartbeat(heartbeat) => {
@@ -189,6 +192,7 @@ impl Device {
                 if !self.sends_heartbeat {
                     self.heartbeat(cx);
                 }
+                self.ap3000_reported(cx, body);
                 let power = heartbeat.port_power;
                 let states = heartbeat.port_states.iter();
                 self.port_states(cx, heartbeat.port_count, heartbeat.voltage, states, |index| power.get(index));
@@ -238,6 +242,13 @@ impl Device {
                 let result = reply.result;
                 self.reply(cx, key, |in_flight| charge_answer(in_flight, result, reply.order_no.map(|raw| raw.0)));
             }
+            Body::ResultReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
+            Body::EepromReadReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
+            Body::CabinetStopReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
+            // Queries are answered by the values alone.
+            Body::Params11(_) | Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
+                self.ap3000_replied(cx, frame, 0, body);
+            }
             Body::Settlement(settlement) => {
                 let about = about(settlement.start_mode, settlement.order_no.0);
                 self.end_reported(cx, u16::from(settlement.port) + 1, about);
@@ -268,6 +279,20 @@ impl Device {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A reply to a command of ours; its fields are the command's result.
+    fn ap3000_replied(&mut self, cx: &mut Cx<'_>, frame: &Frame<'_>, code: u8, body: &Body<'_>) {
+        let key = ReplyKey { command: (u16::from(frame.command), 0), msg_id: u32::from(frame.msg_id) };
+        self.call_replied(cx, key, code, || serde_json::to_value(body).ok());
+    }
+
+    /// The device says how it is, by itself or because 0x81 asked.
+    fn ap3000_reported(&mut self, cx: &mut Cx<'_>, body: &Body<'_>) {
+        if self.awaits_reply() {
+            let answers = |call: &DeviceCall| matches!(call, DeviceCall::Ap3000(Ap3000Call::QueryStatus));
+            self.call_reported(cx, answers, || serde_json::to_value(body).ok());
         }
     }
 
@@ -358,6 +383,11 @@ pub(super) fn encode(
                 encode::query_status(out, &header);
                 key(0x81)
             }
+            CommandBody::Call { call: DeviceCall::Ap3000(call) } => {
+                call::encode_ap3000(out, &header, call)?;
+                key(u16::from(call::ap3000_command(call)))
+            }
+            CommandBody::Call { call: DeviceCall::Gateway(_) } => None,
         },
         Outgoing::Stop { port_no, .. } => {
             encode::charge_control(out, &header, &ChargeControl::stop(port(*port_no)?, order_no));

@@ -6,21 +6,23 @@
 use serde_json::json;
 
 use super::{
-    ConnId, Core, Effects, Listener, Now,
+    ConnId, Core, Effects, Listener, Now, call,
     core::{Ack, Cx, WaitingAck},
     device::{About, Answer, Charging, Device, PortReport},
     lane::{Outgoing, ReplyKey},
     slots::Key,
 };
 use crate::{
-    model::{ChargeMode, CommandBody, DeviceId, EventType, PortStatus, Protocol, port_of_socket},
+    model::{
+        ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus, Protocol, port_of_socket,
+    },
     protocol::{
         Direction,
         bkv::{
             Body, Frame, GatewayId,
             body::{Level, Start},
             clock::TimeOfDay,
-            command::{CONTROL, PACKET, packet_sub, sub},
+            command::{CONTROL, NETWORK, PACKET, packet_sub, sub},
             decode_body,
             encode::{self, FeeOrder, PowerOrder},
             packet::{Exception, FeeTier},
@@ -190,6 +192,11 @@ impl Device {
                 for socket in body.sockets().into_iter().flatten() {
                     let Some(number) = socket.socket else { continue };
                     self.saw_socket(number);
+                    if self.awaits_reply() {
+                        let asked = GatewayCall::QuerySocket { socket: number };
+                        let answers = |call: &DeviceCall| matches!(call, DeviceCall::Gateway(call) if *call == asked);
+                        self.call_reported(cx, answers, || serde_json::to_value(body).ok());
+                    }
                     for hole in socket.holes() {
                         self.hole_state(cx, number, &hole);
                     }
@@ -200,6 +207,18 @@ impl Device {
                 let business_no = Some(reply.business_no).filter(|no| *no != 0);
                 let result = reply.result;
                 self.reply(cx, key, |_| started(result, business_no));
+            }
+            Body::PacketReply(reply) if reply.packet.command != packet_sub::FEE_START => {
+                let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
+                self.call_replied(cx, key, refusal(reply.ack), || serde_json::to_value(body).ok());
+            }
+            Body::NetworkResult(inner, reply) => {
+                let key = ReplyKey { command: (NETWORK, u16::from(inner.sub)), msg_id: frame.sequence };
+                self.call_replied(cx, key, refusal(reply.result), || serde_json::to_value(body).ok());
+            }
+            Body::VoiceReply(inner, reply) => {
+                let key = ReplyKey { command: (CONTROL, u16::from(inner.sub)), msg_id: frame.sequence };
+                self.call_replied(cx, key, refusal(reply.result), || serde_json::to_value(body).ok());
             }
             Body::PacketReply(reply) => {
                 let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
@@ -261,6 +280,11 @@ const fn started(result: u8, business_no: Option<u16>) -> Answer {
     if result == 1 { Answer::Ok { business_no } } else { Answer::No { code: result, relay_may_be_on: false } }
 }
 
+/// BKV/GN say 1 for done and 0 for not done.
+const fn refusal(result: u8) -> u8 {
+    if result == 1 { 0 } else { 1 }
+}
+
 /// How the reply to a command will name it; `None` for what has no reply of its own.
 pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
     let (command, msg_id) = match what {
@@ -274,7 +298,7 @@ pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
                 ChargeMode::ServiceFee { .. } => ((PACKET, packet_sub::FEE_START), command.msg_id),
             },
             CommandBody::Stop { .. } => ((CONTROL, u16::from(sub::START)), command.msg_id),
-            CommandBody::Query { .. } => return None,
+            CommandBody::Query { .. } | CommandBody::Call { .. } => return None,
         },
         Outgoing::Ask { .. } | Outgoing::Stop { .. } => return None,
     };
@@ -303,6 +327,10 @@ pub(super) fn encode(
         Outgoing::Stop { .. } => stop(out),
         Outgoing::Command(command) => match &command.body {
             CommandBody::Query { .. } => query(out),
+            CommandBody::Call { call: DeviceCall::Gateway(call) } => {
+                call::encode_gateway(out, gateway_id, msg_id, call)
+            }
+            CommandBody::Call { call: DeviceCall::Ap3000(_) } => None,
             CommandBody::Stop { .. } => stop(out),
             CommandBody::Start { spec, .. } => {
                 let paid = u16::try_from(spec.paid_cent.unwrap_or(0)).ok()?;

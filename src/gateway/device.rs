@@ -19,15 +19,15 @@ use super::{
     Now, OrderTimes, ap3000, bkv,
     core::Cx,
     directory::{Entry, Owner, PortCell, PortState},
-    lane::{InFlight, Lane, Outgoing, Pushed, ReplyKey, Waits},
+    lane::{InFlight, Lane, Next, Outgoing, Pushed, ReplyKey, Waits},
     order::Event,
     slots::Key,
     track::{self, Action, Situation, Track},
 };
 use crate::{
     model::{
-        Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, PortAddress, PortStatus, Protocol,
-        socket_of_port,
+        Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, EventType, Order, OrderNo, PortAddress,
+        PortStatus, Protocol, socket_of_port,
     },
     protocol::Direction,
     store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, payload::PortObject},

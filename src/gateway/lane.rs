@@ -6,15 +6,24 @@
 //! - At the instant of writing four local facts are checked and nothing else: the deadline, the epoch, the binding's generation
 //!   (by the caller), and that no withdrawal was seen (withdrawn commands leave the lane).
 //! - Bounded: at most [`WAITING_MAX`] wait and [`IN_FLIGHT_MAX`] are in flight.
+//!
+//! Starts and stops are watched by the order's track; for named commands the lane itself keeps the time: one resend at half of the
+//! reply's limit, then another attempt a minute after the one before, while the row allows.
 
 use crate::{
-    model::{Command, CommandBody, OrderNo, Priority},
+    model::{Command, CommandBody, Completion, DeviceCall, OrderNo, Priority},
     telemetry::label::Label as _,
 };
 
 /// Commands that may wait per device.
 pub(crate) const WAITING_MAX: usize = 16;
 const IN_FLIGHT_MAX: usize = 8;
+/// A named command is answered within this time.
+const REPLY_MS: u64 = 10_000;
+/// Parameters are, within this one.
+const PARAMS_REPLY_MS: u64 = 15_000;
+/// From one attempt to the next.
+const ATTEMPT_MS: u64 = 60_000;
 /// A written command is remembered this long for a late reply.
 const REMEMBER_MS: u64 = 60_000;
 
@@ -76,6 +85,20 @@ impl Outgoing {
         }
     }
 
+    pub(super) fn call(&self) -> Option<&DeviceCall> {
+        match self {
+            Self::Command(command) => match &command.body {
+                CommandBody::Call { call } => Some(call),
+                _ => None,
+            },
+            Self::Ask { .. } | Self::Stop { .. } => None,
+        }
+    }
+
+    fn attempts_max(&self) -> u8 {
+        if let Self::Command(command) = self { command.attempts_max } else { 1 }
+    }
+
     pub(super) fn row(&self) -> Option<i64> {
         if let Self::Command(command) = self { Some(command.id) } else { None }
     }
@@ -96,12 +119,33 @@ pub(super) struct InFlight {
     pub(super) key: ReplyKey,
     pub(super) written_at: u64,
     pub(super) writes: u8,
+    /// Attempts so far, resends not counted.
+    attempts: u8,
+    /// Not to be written after this (monotonic ms).
+    deadline: u64,
+    /// When it is sent again, once; `u64::MAX`: not.
+    resend_at: u64,
+    /// When its reply is overdue; `u64::MAX`: its order's track knows.
+    reply_by: u64,
+}
+
+/// Something taken from the lane to be written now.
+#[derive(Debug)]
+pub(super) struct Next {
+    pub(super) what: Outgoing,
+    deadline: u64,
+    writes: u8,
+    attempts: u8,
 }
 
 #[derive(Debug)]
 struct Waiting {
     what: Outgoing,
     deadline: u64,
+    /// A further attempt waits for this.
+    not_before: u64,
+    writes: u8,
+    attempts: u8,
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +172,7 @@ impl Lane {
     /// Commands that wait for writing, questions not counted.
     pub(super) fn waiting(&self) -> Waits {
         let mut waits = Waits::default();
-        for waiting in self.waiting.iter().filter(|waiting| waiting.what.row().is_some()) {
+        for waiting in self.waiting.iter().filter(|waiting| waiting.what.row().is_some() && waiting.attempts == 0) {
             waits[waiting.what.priority().index()] += 1;
         }
         waits
@@ -168,16 +212,18 @@ impl Lane {
             return Pushed::Full;
         }
         let place = self.waiting.partition_point(|waiting| waiting.what.priority() <= what.priority());
-        self.waiting.insert(place, Waiting { what, deadline });
+        self.waiting.insert(place, Waiting { what, deadline, not_before: 0, writes: 0, attempts: 0 });
         Pushed::Queued
     }
 
     /// Takes what is to be written now; pacing and the number in flight hold it back.
-    pub(super) fn next(&mut self, now_ms: u64) -> Option<Outgoing> {
-        if now_ms < self.pace_until || self.in_flight.len() >= IN_FLIGHT_MAX || self.waiting.is_empty() {
+    pub(super) fn next(&mut self, now_ms: u64) -> Option<Next> {
+        if now_ms < self.pace_until || self.in_flight.len() >= IN_FLIGHT_MAX {
             return None;
         }
-        Some(self.waiting.remove(0).what)
+        let ready = self.waiting.iter().position(|waiting| waiting.not_before <= now_ms)?;
+        let Waiting { what, deadline, writes, attempts, .. } = self.waiting.remove(ready);
+        Some(Next { what, deadline, writes, attempts })
     }
 
     /// Takes what was not written before its deadline.
@@ -187,11 +233,69 @@ impl Lane {
     }
 
     /// Notes a write. Commands to one device keep `gap_ms` between them.
-    pub(super) fn written(&mut self, what: Outgoing, key: ReplyKey, now_ms: u64, gap_ms: u64) {
+    pub(super) fn written(&mut self, next: Next, key: ReplyKey, now_ms: u64, gap_ms: u64) {
         self.pace_until = now_ms + gap_ms;
+        let Next { what, deadline, writes, attempts } = next;
+        let (resend_at, reply_by) = match what.call() {
+            None => (u64::MAX, u64::MAX),
+            Some(call) => {
+                let limit = if call.sets_params() { PARAMS_REPLY_MS } else { REPLY_MS };
+                let resend = call.is_idempotent() && call.completion() == Completion::Reply;
+                (if resend { now_ms + limit / 2 } else { u64::MAX }, now_ms + limit)
+            }
+        };
         if !matches!(what, Outgoing::Ask { .. }) {
-            self.in_flight.push(InFlight { what, key, written_at: now_ms, writes: 1 });
+            let (writes, attempts) = (writes.saturating_add(1), attempts.saturating_add(1));
+            self.in_flight.push(InFlight {
+                what,
+                key,
+                written_at: now_ms,
+                writes,
+                attempts,
+                deadline,
+                resend_at,
+                reply_by,
+            });
         }
+    }
+
+    /// Notes that an earlier binding may have written this, and nobody knows.
+    pub(super) fn maybe_written(&mut self, what: Outgoing, key: ReplyKey, now_ms: u64) {
+        self.written(Next { what, deadline: u64::MAX, writes: 0, attempts: 0 }, key, now_ms, 0);
+    }
+
+    /// The next named command to be sent a second time, and its message id.
+    pub(super) fn resend_due(&mut self, now_ms: u64) -> Option<(Outgoing, u32)> {
+        let in_flight = self.in_flight.iter_mut().find(|in_flight| in_flight.resend_at <= now_ms)?;
+        in_flight.resend_at = u64::MAX;
+        in_flight.writes = in_flight.writes.saturating_add(1);
+        Some((in_flight.what.clone(), in_flight.key.msg_id))
+    }
+
+    /// Takes a named command whose reply is overdue. `Ok`: no attempt is left; `Err`: it is tried again later and was put back.
+    pub(super) fn unanswered(&mut self, now_ms: u64) -> Option<Result<InFlight, Completion>> {
+        let index = self.in_flight.iter().position(|in_flight| in_flight.reply_by <= now_ms)?;
+        let in_flight = self.in_flight.swap_remove(index);
+        let not_before = in_flight.written_at + ATTEMPT_MS;
+        if in_flight.attempts >= in_flight.what.attempts_max() || not_before >= in_flight.deadline {
+            return Some(Ok(in_flight));
+        }
+        let completion = in_flight.what.call().map_or(Completion::Reply, DeviceCall::completion);
+        let InFlight { what, deadline, writes, attempts, .. } = in_flight;
+        let place = self.waiting.partition_point(|waiting| waiting.what.priority() <= what.priority());
+        self.waiting.insert(place, Waiting { what, deadline, not_before, writes, attempts });
+        Some(Err(completion))
+    }
+
+    /// Whether something written waits for its reply.
+    pub(super) fn awaits_reply(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Takes a named command that a report answers.
+    pub(super) fn reported(&mut self, answers: impl Fn(&DeviceCall) -> bool) -> Option<InFlight> {
+        let index = self.in_flight.iter().position(|in_flight| in_flight.what.call().is_some_and(&answers))?;
+        Some(self.in_flight.swap_remove(index))
     }
 
     /// Holds the next command back (a reply that the vendor counts as a command).
@@ -237,7 +341,9 @@ impl Lane {
     pub(super) fn deadline(&self, connected: bool) -> u64 {
         let expiry = self.waiting.iter().map(|waiting| waiting.deadline).min().unwrap_or(u64::MAX);
         let forget = self.in_flight.iter().map(|f| f.written_at + REMEMBER_MS).min().unwrap_or(u64::MAX);
-        let write = if connected && !self.waiting.is_empty() { self.pace_until } else { u64::MAX };
-        expiry.min(forget).min(write)
+        let reply = self.in_flight.iter().map(|f| f.resend_at.min(f.reply_by)).min().unwrap_or(u64::MAX);
+        let ready = self.waiting.iter().map(|waiting| waiting.not_before.max(self.pace_until)).min();
+        let write = ready.filter(|_| connected).unwrap_or(u64::MAX);
+        expiry.min(forget).min(reply).min(write)
     }
 }

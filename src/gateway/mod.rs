@@ -5,6 +5,7 @@
 mod accept;
 mod ap3000;
 mod bkv;
+mod call;
 pub mod charge;
 mod conn;
 mod core;
@@ -14,6 +15,7 @@ mod effects;
 mod lane;
 pub mod order;
 pub mod ota;
+pub mod params;
 pub mod product;
 pub mod settlement;
 mod slots;
@@ -21,6 +23,7 @@ mod timers;
 mod times;
 mod track;
 
+pub use self::call::FIRMWARE_FILE_MAX;
 pub use self::core::{Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};

@@ -17,7 +17,14 @@
 
 use std::sync::Arc;
 
-use crate::{model::OtaMethod, protocol::ap3000::codes::UpdateResult};
+use crate::{
+    model::OtaMethod,
+    protocol::ap3000::{
+        body::OtaPacket,
+        codes::UpdateResult,
+        update::{CHUNK_LEGACY, Image, ImageError, Verification},
+    },
+};
 
 /// A packet without reply is sent again after this, in milliseconds.
 const REPLY_MS: u64 = 30_000;
@@ -27,9 +34,6 @@ const RESENDS_MAX: u8 = 3;
 const RETRANSMISSIONS_MAX: u8 = 2;
 /// Times an update starts over before it fails.
 const STARTS_MAX: u8 = 5;
-/// Bytes of a verification packet.
-const VERIFICATION_BYTES: usize = 200;
-const VERIFICATION_MARK: [u8; 8] = [0xA1, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8];
 /// Distance between the message ids of one packet in two starts.
 const START_IDS: u16 = 4099;
 
@@ -39,24 +43,9 @@ pub enum PushError {
     /// The method sends no image.
     #[error("this method sends no image")]
     Method,
-    /// Nothing to send.
-    #[error("the image is empty")]
-    Empty,
-    /// More packets than a packet number can say.
-    #[error("the image has more than 65535 packets")]
-    TooLong,
-    /// F8 and F9 know no verification packet.
-    #[error("this method has no verification packet")]
-    Verification,
-}
-
-/// What a verification packet says of an image, beside its sum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verification {
-    /// Device type.
-    pub device_type: u8,
-    /// Firmware version, hundredths.
-    pub version: u16,
+    /// The image does not fit the method.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 /// What is to be sent.
@@ -124,13 +113,7 @@ impl Push {
         acked: u16,
     ) -> Result<Self, PushError> {
         let chunk = method.chunk_bytes().ok_or(PushError::Method)?;
-        if image.is_empty() {
-            return Err(PushError::Empty);
-        }
-        if verification.is_some() && chunk != VERIFICATION_BYTES {
-            return Err(PushError::Verification);
-        }
-        let total = method.packets(image.len(), verification.is_some()).ok_or(PushError::TooLong)?;
+        let total = Image::new(&image, chunk, verification)?.total_packets();
         // The last packet's acknowledgement ends the task where it is stored, so at least that one is left.
         let best = acked.min(total - 1);
         let mut push = Self {
@@ -174,30 +157,10 @@ impl Push {
         self.at.wrapping_add(u16::from(self.starts).wrapping_mul(START_IDS)).max(1)
     }
 
-    /// Appends the data of a packet: total, number, and its piece of the image, the last one filled up with zeros. A number
-    /// that the image does not have gives zeros only.
-    pub fn write_packet(&self, no: u16, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.total.to_le_bytes());
-        out.extend_from_slice(&no.to_le_bytes());
-        let start = out.len();
-        let begin = usize::from(no).saturating_sub(1) * self.chunk;
-        match self.image.get(begin..).filter(|rest| !rest.is_empty()) {
-            Some(rest) => out.extend_from_slice(rest.get(..self.chunk).unwrap_or(rest)),
-            None => {
-                if let Some(verification) = self.verification {
-                    self.write_verification(verification, out);
-                }
-            }
-        }
-        out.resize(start + self.chunk, 0);
-    }
-
-    fn write_verification(&self, verification: Verification, out: &mut Vec<u8>) {
-        let sum = self.image.iter().fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
-        out.extend_from_slice(&VERIFICATION_MARK);
-        out.extend_from_slice(&sum.to_le_bytes());
-        out.push(verification.device_type);
-        out.extend_from_slice(&verification.version.to_le_bytes());
+    /// Hands the data of a packet to `write`; a number that the image does not have gives nothing.
+    pub fn packet<T>(&self, no: u16, write: impl FnOnce(&OtaPacket<'_>) -> T) -> Option<T> {
+        let image = Image::new(&self.image, self.chunk, self.verification).ok()?;
+        image.packet(no, &mut [0; CHUNK_LEGACY]).map(|packet| write(&packet))
     }
 
     /// What [`Push::next`] said is on the wire.
@@ -376,8 +339,6 @@ mod tests {
 
     const PUSHED: [OtaMethod; 6] =
         [OtaMethod::E0, OtaMethod::E1, OtaMethod::E2, OtaMethod::F8, OtaMethod::F9, OtaMethod::Fa];
-    const VERIFICATION: Verification = Verification { device_type: 0x29, version: 205 };
-
     fn image(len: usize) -> Arc<[u8]> {
         (0..len).map(|index| (index % 256) as u8).collect()
     }
@@ -386,10 +347,15 @@ mod tests {
         Push::new(method, image(len), None, 0).unwrap()
     }
 
-    fn packet(push: &Push, no: u16) -> Vec<u8> {
-        let mut out = Vec::new();
-        push.write_packet(no, &mut out);
-        out
+    fn verification(image: &[u8]) -> Verification {
+        Verification::of(image, 0x29, 205)
+    }
+
+    fn chunk(push: &Push, no: u16) -> Option<Vec<u8>> {
+        push.packet(no, |packet| {
+            assert_eq!((packet.total_packets, packet.packet_no), (push.total(), no));
+            packet.chunk.0.to_vec()
+        })
     }
 
     /// Sends what is next and has it answered with `result` for packet `no`.
@@ -407,28 +373,22 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_is_total_number_and_piece() {
-        let push = Push::new(OtaMethod::E0, image(300), Some(VERIFICATION), 0).unwrap();
+    fn packets_are_those_of_the_image() {
+        let bytes = image(300);
+        let push = Push::new(OtaMethod::E0, Arc::clone(&bytes), Some(verification(&bytes)), 0).unwrap();
         assert_eq!(push.total(), 3);
-        let first = packet(&push, 1);
-        assert_eq!((first.len(), &first[..6]), (204, &[3, 0, 1, 0, 0, 1][..]));
-        let second = packet(&push, 2);
-        assert_eq!((&second[4..8], &second[103..106]), (&[200, 201, 202, 203][..], &[43, 0, 0][..]));
-        // The example of the device-server protocol v8.6.
-        let third = packet(&push, 3);
-        assert_eq!(&third[4..21], b"\xA1\xA2\xA3\xA4\xA5\xA6\xA7\xA8\x32\x83\0\0\x29\xCD\0\0\0");
-        assert_eq!(third.len(), 204);
-        assert_eq!(packet(&self::push(OtaMethod::F8, 300), 2).len(), 260);
+        assert_eq!(chunk(&push, 1).unwrap(), bytes[..200]);
+        assert_eq!(chunk(&push, 3).unwrap(), verification(&bytes).to_chunk());
+        assert_eq!((chunk(&push, 0), chunk(&push, 4)), (None, None));
+        assert_eq!(chunk(&self::push(OtaMethod::F8, 300), 2).unwrap().len(), 256);
     }
 
     #[test]
     fn images_that_cannot_be_sent_are_refused() {
-        let new = |method, len, verification| Push::new(method, image(len), verification, 0).map(|push| push.total());
-        assert_eq!(new(OtaMethod::Ftp, 1, None), Err(PushError::Method));
-        assert_eq!(new(OtaMethod::E0, 0, None), Err(PushError::Empty));
-        assert_eq!(new(OtaMethod::F8, 1, Some(VERIFICATION)), Err(PushError::Verification));
-        assert_eq!(new(OtaMethod::E0, 65_535 * 200, None), Ok(65_535));
-        assert_eq!(new(OtaMethod::E0, 65_535 * 200, Some(VERIFICATION)), Err(PushError::TooLong));
+        let new = |method, len| Push::new(method, image(len), None, 0).map(|push| push.total());
+        assert_eq!(new(OtaMethod::Ftp, 1), Err(PushError::Method));
+        assert_eq!(new(OtaMethod::E0, 0), Err(PushError::Image(ImageError::Empty)));
+        assert_eq!(new(OtaMethod::E0, 65_535 * 200), Ok(65_535));
     }
 
     #[test]
@@ -605,7 +565,7 @@ mod tests {
             fates in prop::collection::vec(fate(), 0..80),
         ) {
             let image = image(len);
-            let verification = (verify && method.chunk_bytes() == Some(200)).then_some(VERIFICATION);
+            let verification = (verify && method.chunk_bytes() == Some(200)).then(|| verification(&image));
             let mut push = Push::new(method, Arc::clone(&image), verification, 0).unwrap();
             let (chunk, total) = (method.chunk_bytes().unwrap(), push.total());
             let mut has: Vec<u8> = Vec::new();
@@ -623,9 +583,8 @@ mod tests {
                     Out::Trigger => (0, UpdateResult::OK),
                     Out::Packet(no) => {
                         prop_assert!((1..=total).contains(&no));
-                        let mut data = Vec::new();
-                        push.write_packet(no, &mut data);
-                        prop_assert_eq!(data.len(), chunk + 4);
+                        let data = self::chunk(&push, no).unwrap();
+                        prop_assert_eq!(data.len(), chunk);
                         // It keeps what follows on what it has; packet 1 begins anew; what it has it acknowledges again.
                         let at = usize::from(no - 1) * chunk;
                         if !matches!(fate, Fate::Lost) {
@@ -634,7 +593,7 @@ mod tests {
                             }
                             prop_assert!(at <= has.len(), "packet {} leaves a hole", no);
                             has.truncate(at);
-                            has.extend_from_slice(&data[4..]);
+                            has.extend_from_slice(&data);
                         }
                         (no, UpdateResult::OK)
                     }

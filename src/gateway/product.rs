@@ -1,11 +1,14 @@
-//! Which update command a product takes (device-server protocol v8.6 and host-server protocol v2.9, tables of device types).
+//! Which update command a product takes, by the vendor's tables in [`update`](crate::protocol::ap3000::update).
 //!
 //! The type byte of the first generations is ambiguous, so those are told apart by recognition code and major version of
 //! their firmware; the types from 10 hex on say it alone. What several products would answer differently is not guessed.
 
 use crate::{
     model::OtaMethod,
-    protocol::ap3000::PhyId,
+    protocol::ap3000::{
+        PhyId,
+        update::{DEVICES, HOSTS, UpdateRow},
+    },
 };
 
 /// What is known of an AP3000 device.
@@ -28,65 +31,24 @@ impl Product {
 
     /// The command that updates its firmware; `None`: not known for sure.
     pub fn update_method(self) -> Option<OtaMethod> {
-        let mut methods = ROWS.iter().filter(|row| row.fits(self)).map(|row| row.method);
-        let first = methods.next()?;
-        methods.all(|method| method == first).then_some(first)
+        let mut commands = DEVICES.iter().chain(HOSTS).filter(|row| fits(row, self)).map(|row| row.path.command);
+        let first = commands.next()?;
+        if commands.any(|command| command != first) {
+            return None;
+        }
+        OtaMethod::ALL.into_iter().find(|method| method.command() == Some(first))
     }
 }
 
-struct Row {
-    codes: &'static [u8],
-    types: &'static [u8],
-    /// The major version that tells it apart; `None`: the type does.
-    major: Option<u16>,
-    method: OtaMethod,
+fn fits(row: &UpdateRow, product: Product) -> bool {
+    let Product { device_type, recognition_code, major } = product;
+    // The version tells the first generations apart; of the others the type says it alone, whatever version they have now.
+    let of_first_generations = matches!(row.path.command, 0xF8 | 0xF9) || row.types.iter().all(|of| *of < 0x10);
+    let by_version = of_first_generations && row.path.command != 0xFA;
+    row.recognition_codes.contains(&recognition_code)
+        && device_type.is_none_or(|device_type| row.types.contains(&device_type))
+        && (!by_version || major.is_none_or(|major| major == row.fw_major))
 }
-
-impl Row {
-    fn fits(&self, product: Product) -> bool {
-        let Product { device_type, recognition_code, major } = product;
-        self.codes.contains(&recognition_code)
-            && device_type.is_none_or(|device_type| self.types.contains(&device_type))
-            && (self.major.is_none() || major.is_none() || self.major == major)
-    }
-}
-
-const fn row(codes: &'static [u8], types: &'static [u8], major: u16, method: OtaMethod) -> Row {
-    Row { codes, types, major: Some(major), method }
-}
-
-const fn by_type(codes: &'static [u8], types: &'static [u8], method: OtaMethod) -> Row {
-    Row { codes, types, major: None, method }
-}
-
-const SOCKETS: &[u8] = &[0x03, 0x04];
-const TEN_PORTS: &[u8] = &[0x05];
-const SIXTEEN_PORTS: &[u8] = &[0x06];
-const HOSTS: &[u8] = &[0x09, 0x0A];
-
-const ROWS: &[Row] = &[
-    // Old RS-485, and its high-power model.
-    row(SOCKETS, &[0x01, 0x02, 0x03, 0x06], 2, OtaMethod::F8),
-    row(SOCKETS, &[0x01, 0x02, 0x03, 0x07], 3, OtaMethod::F8),
-    // Old LoRa, NB and wireless, each with its high-power model.
-    row(SOCKETS, &[0x02, 0x05, 0x08, 0x09, 0x0A, 0x0B], 1, OtaMethod::E0),
-    // The earliest chargers of 10 and 16 ports.
-    row(TEN_PORTS, &[0x70], 1, OtaMethod::F8),
-    row(SIXTEEN_PORTS, &[0x70], 1, OtaMethod::F8),
-    row(TEN_PORTS, &[0x71], 2, OtaMethod::F8),
-    row(SIXTEEN_PORTS, &[0x71], 2, OtaMethod::F8),
-    // Old chargers of 10 and 16 ports.
-    row(TEN_PORTS, &[0x01, 0x02, 0x03, 0x04], 3, OtaMethod::F8),
-    row(TEN_PORTS, &[0x01, 0x02, 0x03, 0x04], 4, OtaMethod::F8),
-    row(SIXTEEN_PORTS, &[0x01, 0x02, 0x03, 0x04], 6, OtaMethod::F8),
-    // All newer ones.
-    by_type(&[0x04], &[0x10, 0x14, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28], OtaMethod::E0),
-    by_type(&[0x05, 0x06], &[0x20, 0x29], OtaMethod::E0),
-    by_type(&[0x07], &[0x30], OtaMethod::E0),
-    // Hosts.
-    row(HOSTS, &[0x01], 2, OtaMethod::F9),
-    by_type(HOSTS, &[0x02, 0x03, 0x04, 0x05, 0x50, 0x51], OtaMethod::Fa),
-];
 
 #[cfg(test)]
 mod tests {

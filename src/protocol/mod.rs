@@ -8,6 +8,9 @@
 //! - [`ap3000`] is the AP3000 / DNY protocol (device-server v8.6, host-server v2.9), little-endian.
 //! - [`bkv`] is the networked-socket gateway protocol V1.7, big-endian; GN shares its frame.
 //!
+//! - [`clock`] is the local time that both put on the wire.
+//! - [`explain`] says what stands in captured bytes.
+//!
 //! Each codec folder has `frame.rs` (deframer), `command.rs` (table of all commands), `body.rs` (typed
 //! bodies), `encode.rs`.
 #![warn(
@@ -23,6 +26,7 @@ mod input;
 
 pub mod ap3000;
 pub mod bkv;
+pub mod clock;
 pub mod detect;
 pub mod explain;
 

@@ -21,9 +21,10 @@ use std::{
 };
 
 use crate::{
-    gateway::order,
+    gateway::{order, params::Held},
     model::{
-        ChargeSpec, Command, CommandState, DeviceId, EventType, Order, OrderNo, OrderStatus, PortStatus, Protocol,
+        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceId, EventType, Order, OrderNo, OrderStatus,
+        PortStatus, Priority, Protocol,
     },
 };
 
@@ -62,6 +63,107 @@ pub enum Job {
     Delivery(Vec<DeliveryUpdate>),
     /// Batched pruning by age, bounded rows per call. Dropped: runs again in an hour.
     Prune(Prune),
+    /// A third party sends a named command to a device. Dropped: the API answers `NOT_READY`.
+    Call(Box<NewCall>),
+    /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
+    SetParams(Box<WantedParams>),
+}
+
+/// A named command to queue.
+#[derive(Clone, Debug)]
+pub struct NewCall {
+    /// The device; it must have a row.
+    pub device_id: DeviceId,
+    /// What to send.
+    pub call: DeviceCall,
+    /// Order of sending.
+    pub priority: Priority,
+    /// How often it may be tried, a minute apart.
+    pub attempts_max: u8,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Not to be written after this, Unix ms.
+    pub not_after: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::command_accepted`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What became of a named command.
+#[derive(Clone, Debug)]
+pub enum Called {
+    /// Committed.
+    Queued(Box<CommandRecord>),
+    /// No such device.
+    NoDevice,
+    /// As many commands as allowed wait for this device.
+    Full,
+}
+
+/// Parameters as a third party wants them.
+#[derive(Clone, Debug)]
+pub struct WantedParams {
+    /// The device; it must have a row.
+    pub device_id: DeviceId,
+    /// BKV/GN; 0 for AP3000.
+    pub socket: u8,
+    /// Checked against [`crate::gateway::params`].
+    pub values: Vec<(String, serde_json::Value)>,
+    /// Also ask the device for what it has, where it can be asked.
+    pub refresh: bool,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// A parameter of a device as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamRecord {
+    /// 0: the device as a whole.
+    pub socket: u8,
+    /// Name, desired and reported value.
+    pub held: Held,
+    /// Why the device does not take what is desired.
+    pub refused: Option<String>,
+    /// Unix ms.
+    pub desired_at: Option<i64>,
+    /// Unix ms.
+    pub reported_at: Option<i64>,
+}
+
+/// A row of the command queue as third parties read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandRecord {
+    /// Its id.
+    pub id: i64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// The order it serves.
+    pub order_no: Option<OrderNo>,
+    /// What is sent.
+    pub body: CommandBody,
+    /// Row state.
+    pub state: String,
+    /// Writes so far.
+    pub attempts: u8,
+    /// Why it ended as it did.
+    pub reason: Option<String>,
+    /// What the device said, JSON text.
+    pub result: Option<String>,
+    /// Unix ms.
+    pub created_at: i64,
+    /// Unix ms of the first write.
+    pub written_at: Option<i64>,
+    /// Unix ms.
+    pub updated_at: i64,
+    /// Unix ms.
+    pub not_after: i64,
+    /// Request that made it.
+    pub request_id: Option<String>,
 }
 
 /// Which rows are past their retention. Times are Unix ms; rows older than them go.
@@ -370,6 +472,8 @@ pub struct CommandUpdate {
     pub attempts: u8,
     /// Why, for refused, expired, withdrawn and dead.
     pub reason: Option<&'static str>,
+    /// What the device said, as JSON.
+    pub result: Option<String>,
     /// When, Unix ms.
     pub at: i64,
 }
@@ -459,6 +563,10 @@ pub enum Outcome {
         /// Some table had as many rows as one call takes: there may be more.
         more: bool,
     },
+    /// Of [`Job::Call`].
+    Called(Called),
+    /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
+    Params(Option<Vec<ParamRecord>>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -711,6 +819,12 @@ pub trait Reader {
     fn last_pos(&mut self) -> Result<i64, StoreError>;
     /// What is stored under an idempotency key.
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError>;
+    /// One command of a device.
+    fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError>;
+    /// Commands of a device, newest first; `page` from 1.
+    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
+    /// Parameters of a device by socket and name.
+    fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }

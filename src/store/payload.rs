@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::PortRecord;
+use super::{CommandRecord, ParamRecord, PortRecord};
 use crate::api::envelope;
 use crate::model::{DeviceId, Order, OrderNo, OrderStatus};
 use crate::time::Rfc3339;
@@ -20,6 +20,117 @@ pub fn accepted(order: &Order, request_id: &str, unix_ms: i64) -> serde_json::Re
     let mut body = Vec::with_capacity(256);
     envelope::write_success(&mut body, &data, request_id, unix_ms)?;
     Ok(body)
+}
+
+/// The whole answer to a request that queued a command; as [`accepted`].
+///
+/// # Errors
+/// None in practice, as for [`accepted`].
+pub fn command_accepted(command: &CommandRecord, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(256);
+    envelope::write_success(&mut body, &CommandObject::from(command), request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// The whole answer to a request that changed parameters; as [`accepted`].
+///
+/// # Errors
+/// None in practice, as for [`accepted`].
+pub fn params_accepted(
+    device_id: DeviceId,
+    params: &[ParamRecord],
+    request_id: &str,
+    unix_ms: i64,
+) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(1024);
+    envelope::write_success(&mut body, &ParamsObject::new(device_id, params), request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// A command of the queue.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the row")]
+pub struct CommandObject<'a> {
+    pub command_id: i64,
+    pub device_id: DeviceId,
+    pub command: &'static str,
+    pub port_no: Option<u16>,
+    pub order_no: Option<OrderNo>,
+    pub state: &'a str,
+    pub attempts: u8,
+    pub reason: Option<&'a str>,
+    pub result: Option<serde_json::Value>,
+    pub request_id: Option<&'a str>,
+    pub created_at: Rfc3339,
+    pub written_at: Option<Rfc3339>,
+    pub updated_at: Rfc3339,
+    pub not_after: Rfc3339,
+}
+
+impl<'a> From<&'a CommandRecord> for CommandObject<'a> {
+    fn from(record: &'a CommandRecord) -> Self {
+        Self {
+            command_id: record.id,
+            device_id: record.device_id,
+            command: record.body.as_str(),
+            port_no: Some(record.body.port_no()).filter(|port_no| *port_no > 0),
+            order_no: record.order_no,
+            state: &record.state,
+            attempts: record.attempts,
+            reason: record.reason.as_deref(),
+            result: record.result.as_deref().and_then(|result| serde_json::from_str(result).ok()),
+            request_id: record.request_id.as_deref(),
+            created_at: Rfc3339(record.created_at),
+            written_at: record.written_at.map(Rfc3339),
+            updated_at: Rfc3339(record.updated_at),
+            not_after: Rfc3339(record.not_after),
+        }
+    }
+}
+
+/// Parameters of a device.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are their words")]
+pub struct ParamsObject<'a> {
+    pub device_id: DeviceId,
+    /// Whether some desired value is not yet confirmed.
+    pub pending: bool,
+    pub params: Vec<ParamObject<'a>>,
+}
+
+/// A parameter: what is wanted, what the device says, and whether the two are still to meet.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are their words")]
+pub struct ParamObject<'a> {
+    pub name: &'a str,
+    /// BKV/GN; null: the device as a whole.
+    pub socket: Option<u8>,
+    pub desired: Option<&'a serde_json::Value>,
+    pub reported: Option<&'a serde_json::Value>,
+    pub pending: bool,
+    pub refused: Option<&'a str>,
+    pub desired_at: Option<Rfc3339>,
+    pub reported_at: Option<Rfc3339>,
+}
+
+impl<'a> ParamsObject<'a> {
+    /// All of `params`.
+    pub fn new(device_id: DeviceId, params: &'a [ParamRecord]) -> Self {
+        let params: Vec<_> = params
+            .iter()
+            .map(|param| ParamObject {
+                name: &param.held.name,
+                socket: matches!(device_id, DeviceId::Gateway(_)).then_some(param.socket),
+                desired: param.held.desired.as_ref(),
+                reported: param.held.reported.as_ref(),
+                pending: param.held.is_pending(),
+                refused: param.refused.as_deref(),
+                desired_at: param.desired_at.map(Rfc3339),
+                reported_at: param.reported_at.map(Rfc3339),
+            })
+            .collect();
+        Self { device_id, pending: params.iter().any(|param| param.pending), params }
+    }
 }
 
 /// `data` of [`accepted`]: where the order stands now.

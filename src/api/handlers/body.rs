@@ -102,7 +102,72 @@ impl Fields {
         }
     }
 
-    fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    /// Printable ASCII of a length.
+    pub(super) fn ascii(&mut self, name: &str, length: RangeInclusive<usize>) -> Result<Option<String>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_str() {
+            Some(text) if length.contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
+                Ok(Some(text.to_owned()))
+            }
+            _ => {
+                let expected = format!("{}..={} printable ASCII characters", length.start(), length.end());
+                Err(self.refuse(name, expected, &value))
+            }
+        }
+    }
+
+    /// Bytes as lower-case hex digits, two each.
+    pub(super) fn hex(&mut self, name: &str, length: RangeInclusive<usize>) -> Result<Option<Vec<u8>>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let bytes = value.as_str().and_then(unhex);
+        match bytes.filter(|bytes| length.contains(&bytes.len())) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => {
+                let expected = format!("{}..={} bytes as hex digits", length.start(), length.end());
+                Err(self.refuse(name, expected, &value))
+            }
+        }
+    }
+
+    /// Numbers 0–255.
+    pub(super) fn bytes(&mut self, name: &str, length: RangeInclusive<usize>) -> Result<Option<Vec<u8>>, ApiError> {
+        self.array(name, length, "numbers in 0..=255", |item| item.as_u64().and_then(|byte| u8::try_from(byte).ok()))
+    }
+
+    /// Texts.
+    pub(super) fn texts(&mut self, name: &str, length: RangeInclusive<usize>) -> Result<Option<Vec<String>>, ApiError> {
+        self.array(name, length, "texts", |item| item.as_str().map(str::to_owned))
+    }
+
+    fn array<T>(
+        &mut self,
+        name: &str,
+        length: RangeInclusive<usize>,
+        of: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let items: Option<Vec<T>> = value.as_array().and_then(|items| items.iter().map(read).collect());
+        match items.filter(|items| length.contains(&items.len())) {
+            Some(items) => Ok(Some(items)),
+            None => {
+                let expected = format!("an array of {}..={} {of}", length.start(), length.end());
+                Err(self.refuse(name, expected, &value))
+            }
+        }
+    }
+
+    /// An object whose names are not known beforehand.
+    pub(super) fn object(&mut self, name: &str) -> Result<Option<Vec<(String, Value)>>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(fields)) => Ok(Some(fields.into_iter().collect())),
+            Some(other) => Err(self.refuse(name, "an object", &other)),
+        }
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -162,6 +227,13 @@ pub(super) fn device_id(field: &str, text: &str) -> Result<DeviceId, ApiError> {
 pub(super) fn order_no(field: &str, text: &str) -> Result<OrderNo, ApiError> {
     check_order_no(field, text)?;
     OrderNo::parse(text).ok_or_else(|| ApiError::invalid(format!("{field} {text:?} is no order number")))
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? * 16 + digit(*low)?).ok();
+    rest.is_empty().then(|| pairs.iter().map(byte).collect()).flatten()
 }
 
 /// A value as the answer repeats it.

@@ -16,6 +16,7 @@
 mod body;
 mod call;
 mod charge;
+mod commands;
 mod devices;
 mod events;
 mod health;
@@ -197,6 +198,11 @@ impl Api {
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
+            RouteId::CommandCreate => commands::create(self, device_of(matched)?, request),
+            RouteId::CommandList => commands::list(device_of(matched)?, &matched.query),
+            RouteId::Command => Ok(commands::one(device_of(matched)?, matched.id.unwrap_or_default())),
+            RouteId::Params => Ok(commands::params(device_of(matched)?)),
+            RouteId::ParamsSet => commands::set_params(self, device_of(matched)?, request),
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);
                 Ok(Box::new(|call| call.respond(answer)))

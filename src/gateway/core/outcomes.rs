@@ -68,6 +68,8 @@ impl Core {
             | Outcome::Repeated(_)
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }
+            | Outcome::Called(_)
+            | Outcome::Params(_)
             | Outcome::Done => {}
         }
     }

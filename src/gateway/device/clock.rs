@@ -27,8 +27,9 @@ impl Device {
         for (order_no, actions) in due {
             self.act_all(cx, order_no, actions);
         }
+        self.replies_due(cx);
         while let Some(in_flight) = self.lane.forgotten(now.mono_ms) {
-            self.command_done(cx, &in_flight, CommandState::Dead, Some("no_reply"));
+            self.command_done(cx, &in_flight, CommandState::Dead, Some("no_reply"), None);
         }
         if self.sync_at <= now.mono_ms && self.is_live() {
             self.sync_at = now.mono_ms + cx.shared.config.timeouts.port_sync;

@@ -34,7 +34,7 @@ impl Device {
                 // A BKV/GN start is never sent blindly a second time: the hole is asked first.
                 let port_no = outgoing.port_no();
                 if let Some(key) = bkv::reply_key(&outgoing) {
-                    self.lane.written(outgoing, key, cx.now.mono_ms, 0);
+                    self.lane.maybe_written(outgoing, key, cx.now.mono_ms);
                 }
                 self.ask(cx, port_no);
                 continue;
@@ -50,6 +50,7 @@ impl Device {
                             order_no: None,
                             attempts: 0,
                             reason: Some("stopped_before_start"),
+                            result: None,
                             at: cx.now.unix_ms,
                         }));
                     }
@@ -103,6 +104,7 @@ impl Device {
                     order_no: None,
                     attempts: 0,
                     reason: Some("not_written_in_time"),
+                    result: None,
                     at: cx.now.unix_ms,
                 };
                 cx.job(Job::Command(update));
@@ -112,22 +114,24 @@ impl Device {
         // binding), generation (here), withdrawals (they leave the lane).
         let mine = self.entry.owner() == Some(self.owner);
         while let Some(conn) = self.conn.filter(|_| mine && self.epoch > 0) {
-            let Some(what) = self.lane.next(cx.now.mono_ms) else { break };
-            self.write(cx, conn, what);
+            let Some(next) = self.lane.next(cx.now.mono_ms) else { break };
+            self.write(cx, conn, next);
         }
         self.waiting_changed(cx, &before);
     }
 
-    pub(super) fn write(&mut self, cx: &mut Cx<'_>, conn: Key, what: Outgoing) {
-        let msg_id = match &what {
+    pub(super) fn write(&mut self, cx: &mut Cx<'_>, conn: Key, next: Next) {
+        let what = &next.what;
+        let msg_id = match what {
             Outgoing::Command(command) => command.msg_id,
             Outgoing::Ask { .. } | Outgoing::Stop { .. } => self.own_msg_id(),
         };
-        let Some(key) = self.send(cx, conn, &what, msg_id) else {
-            self.unsendable(cx, &what);
+        let Some(key) = self.send(cx, conn, what, msg_id) else {
+            self.unsendable(cx, what);
             return;
         };
-        if let Outgoing::Command(command) = &what {
+        let done = what.call().is_some_and(|call| call.completion() == Completion::Write);
+        if let Outgoing::Command(command) = what {
             cx.shared.metrics.outbound_sent.inc();
             let is_start = what.is_start();
             let order_no = command.order_no.filter(|_| is_start);
@@ -136,16 +140,21 @@ impl Device {
             }
             let update = CommandUpdate {
                 id: command.id,
-                state: CommandState::Written,
+                state: if done { CommandState::Acked } else { CommandState::Written },
                 order_no,
                 attempts: 1,
                 reason: None,
+                result: None,
                 at: cx.now.unix_ms,
             };
             cx.job(Job::Command(update));
         }
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
-        self.lane.written(what, key, cx.now.mono_ms, gap);
+        if done {
+            self.lane.hold(cx.now.mono_ms + gap);
+        } else {
+            self.lane.written(next, key, cx.now.mono_ms, gap);
+        }
     }
 
     /// Encodes and writes; `None`: the device's protocol has no such command.
@@ -155,6 +164,10 @@ impl Device {
         cx.effects.write(conn.into(), |out| {
             key = match self.id {
                 DeviceId::Ap3000(phy_id) => ap3000::encode(out, self.magic, phy_id, what, msg_id),
+                // A named command says itself which socket it is for.
+                DeviceId::Gateway(gateway_id) if what.call().is_some() => {
+                    bkv::encode(out, gateway_id, 0, 0, what, msg_id)
+                }
                 DeviceId::Gateway(gateway_id) => {
                     let address = socket_of_port(what.port_no(), self.entry.networked());
                     match address {
@@ -187,6 +200,7 @@ impl Device {
             order_no: None,
             attempts: 0,
             reason: Some("not_supported"),
+            result: None,
             at: cx.now.unix_ms,
         };
         cx.job(Job::Command(update));
@@ -205,6 +219,68 @@ impl Device {
         self.send(cx, conn, &what, msg_id);
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
         self.lane.hold(cx.now.mono_ms + gap);
+    }
+
+    /// Whether some command waits for its reply.
+    pub(in crate::gateway) fn awaits_reply(&self) -> bool {
+        self.lane.awaits_reply()
+    }
+
+    /// Named commands whose reply is late: sent once more, tried again later, or given up.
+    pub(super) fn replies_due(&mut self, cx: &mut Cx<'_>) {
+        let connected = self.conn.filter(|_| self.entry.owner() == Some(self.owner));
+        while let Some((what, msg_id)) = self.lane.resend_due(cx.now.mono_ms) {
+            let Some(conn) = connected else { continue };
+            cx.shared.metrics.events[ShardEvent::Resend].inc();
+            self.send(cx, conn, &what, msg_id);
+            self.hold_commands(cx);
+        }
+        while let Some(unanswered) = self.lane.unanswered(cx.now.mono_ms) {
+            let completion = match &unanswered {
+                Ok(in_flight) => in_flight.what.call().map(DeviceCall::completion),
+                Err(completion) => Some(*completion),
+            };
+            if completion == Some(Completion::Reply) {
+                cx.shared.metrics.process().outbound_failed[OutboundFailure::AckTimeout].inc();
+                self.entry.ack_timed_out(cx.now.unix_ms);
+            }
+            if let Ok(in_flight) = unanswered {
+                cx.shared.metrics.process().outbound_failed[OutboundFailure::Dead].inc();
+                self.command_done(cx, &in_flight, CommandState::Dead, Some("no_reply"), None);
+            }
+        }
+    }
+
+    /// The device answered a named command: 0 is done, anything else is its refusal. `result`: what it said, as JSON.
+    pub(in crate::gateway) fn call_replied(
+        &mut self,
+        cx: &mut Cx<'_>,
+        key: ReplyKey,
+        code: u8,
+        result: impl FnOnce() -> Option<serde_json::Value>,
+    ) {
+        let Some(in_flight) = self.lane.reply(key) else {
+            cx.shared.metrics.events[ShardEvent::ReplyUnmatched].inc();
+            return;
+        };
+        let waited = cx.now.mono_ms.saturating_sub(in_flight.written_at);
+        cx.shared.metrics.ack_latency.record(Duration::from_millis(waited));
+        let result = result().map(|result| result.to_string());
+        let state = if code == 0 { CommandState::Acked } else { CommandState::Refused };
+        self.command_done(cx, &in_flight, state, (code != 0).then_some("device_refused"), result);
+    }
+
+    /// A report came that answers a named command, if one asked for it.
+    pub(in crate::gateway) fn call_reported(
+        &mut self,
+        cx: &mut Cx<'_>,
+        answers: impl Fn(&DeviceCall) -> bool,
+        result: impl FnOnce() -> Option<serde_json::Value>,
+    ) {
+        if let Some(in_flight) = self.lane.reported(answers) {
+            let result = result().map(|result| result.to_string());
+            self.command_done(cx, &in_flight, CommandState::Acked, None, result);
+        }
     }
 
     /// A message id of the gateway's own, from the block the store reserved for this epoch.
@@ -232,7 +308,7 @@ impl Device {
             Answer::Ok { .. } => CommandState::Acked,
             Answer::No { .. } => CommandState::Refused,
         };
-        self.command_done(cx, &in_flight, state, None);
+        self.command_done(cx, &in_flight, state, None, None);
         let Some(order_no) = in_flight.what.order_no() else { return };
         if in_flight.what.is_start() {
             match answer {
@@ -270,13 +346,14 @@ impl Device {
         in_flight: &InFlight,
         state: CommandState,
         reason: Option<&'static str>,
+        result: Option<String>,
     ) {
         if state == CommandState::Refused {
             cx.shared.metrics.process().outbound_failed[OutboundFailure::Refused].inc();
         }
         if let Some(id) = in_flight.what.row() {
             let at = cx.now.unix_ms;
-            let update = CommandUpdate { id, state, order_no: None, attempts: in_flight.writes, reason, at };
+            let update = CommandUpdate { id, state, order_no: None, attempts: in_flight.writes, reason, result, at };
             cx.job(Job::Command(update));
         }
     }

@@ -111,7 +111,7 @@ impl Device {
             track.business_no = business_no;
             let acked = track.start_acked(cx.now, &cx.shared.config.orders);
             if let Some(in_flight) = self.lane.take_start(order_no) {
-                self.command_done(cx, &in_flight, CommandState::Acked, None);
+                self.command_done(cx, &in_flight, CommandState::Acked, None, None);
             }
             if let Some(Action::Tell(event)) = acked {
                 self.tell(cx, order_no, event, business_no, None);

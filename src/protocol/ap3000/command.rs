@@ -48,6 +48,8 @@ pub struct Layout {
     pub size: RangeInclusive<usize>,
     /// Reads the data of a frame.
     pub decode: for<'a> fn(&'a [u8]) -> Result<Body<'a>, DecodeError>,
+    /// Whether a body is one of this layout, so that it may be sent under the command.
+    pub holds: for<'a> fn(&Body<'a>) -> bool,
 }
 
 impl Command {
@@ -110,7 +112,11 @@ macro_rules! layout {
         None
     };
     ($name:ident $size:expr) => {
-        Some(Layout { size: $size, decode: |data| super::body::$name::read(&mut Input::new(data)).map(Body::$name) })
+        Some(Layout {
+            size: $size,
+            decode: |data| super::body::$name::read(&mut Input::new(data)).map(Body::$name),
+            holds: |body| matches!(body, Body::$name(_)),
+        })
     };
 }
 
@@ -128,9 +134,17 @@ macro_rules! request {
 
 macro_rules! commands {
     ($(
-        $code:literal $name:literal $request:ident $reply:ident $(($by:literal))?
+        $code:literal $constant:ident $name:literal $request:ident $reply:ident $(($by:literal))?
         up($($up:ident $up_size:expr)?) down($($down:ident $down_size:expr)?);
     )*) => {
+        /// The codes of all commands, by their names in the table.
+        pub mod code {
+            $(
+                #[doc = concat!("`", $name, "`")]
+                pub const $constant: u8 = $code;
+            )*
+        }
+
         /// All commands of both documents, by code.
         pub static COMMANDS: &[Command] = &[$(
             Command {
@@ -165,67 +179,67 @@ const fn rows(commands: &[Command]) -> [Option<&Command>; 256] {
 }
 
 commands! {
-    0x00 "host_poll" Local None up() down(HostPoll 1..=1);
-    0x01 "legacy_heartbeat" Up Mandatory up(LegacyHeartbeat 5..=DATA_MAX) down(ResultReply 1..=1);
-    0x02 "card_swipe" Up Mandatory up(CardSwipe 6..=268) down(CardReply 11..=11);
-    0x03 "settlement" Up Mandatory up(Settlement 29..=37) down(ResultReply 1..=1);
-    0x04 "order_confirm" Up Mandatory up(OrderConfirm 24..=24) down(OrderConfirmReply 2..=2);
-    0x05 "firmware_update_request" Up None up(FirmwareUpdateRequest 0..=7) down();
-    0x06 "charging_report" Up None up(ChargingReport 31..=47) down();
-    0x09 "sub_device_test" Local None up(SubDeviceTest 8..=8) down();
-    0x0a "sub_device_set_host_address" Local None up(ServerAddress 50..=50) down();
-    0x11 "host_heartbeat" Up None up(HostHeartbeat 9..=71) down();
-    0x12 "host_time_request" Up Mandatory up(Empty 0..=0) down(TimeReply 4..=4);
-    0x15 "host_update_request_legacy" Up Mandatory up(Empty 0..=0) down(ResultReply 1..=1);
-    0x17 "host_status" Up None up(HostStatus 18..=23) down();
-    0x20 "registration" Up Mandatory up(Registration 5..=8) down(ResultReply 1..=1);
-    0x21 "heartbeat" Up Mandatory up(Heartbeat 3..=260) down(ResultReply 1..=1);
-    0x22 "time_request" Up Mandatory up(Empty 0..=0) down(TimeReply 4..=4);
-    0x31 "host_reboot" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
-    0x32 "module_reboot" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
-    0x33 "clear_sub_device_update_data" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
-    0x34 "set_server_address" Down Mandatory up(ResultReply 1..=1) down(ServerAddress 50..=50);
-    0x35 "sub_device_versions" Up None up(SubDeviceVersions 1..=DATA_MAX) down();
-    0x3a "set_fsk_params" Down Mandatory up(ResultReply 1..=1) down(FskParams 6..=DATA_MAX);
-    0x3b "request_fsk_params" Up By(0x3a) up(FskRequest 2..=2) down();
-    0x41 "cabinet_heartbeat" Up None up(CabinetHeartbeat 9..=9) down();
-    0x42 "alarm" Up None up(Alarm 2..=3) down();
-    0x43 "charge_complete_notice" Up None up(ChargeComplete 29..=29) down();
-    0x44 "port_event" Up None up(PortEvent 18..=18) down();
-    0x72 "cabinet_stop_keep_door" Down Mandatory up(CabinetStopReply 17..=17) down(CabinetStop 17..=17);
-    0x81 "query_status" Down None up() down(Empty 0..=0);
-    0x82 "charge_control" Down Mandatory up(ChargeControlReply 1..=20) down(ChargeControl 25..=38);
-    0x83 "set_params_1_1" Down Mandatory up(ResultReply 1..=1) down(Params11 11..=11);
-    0x84 "set_params_1_2" Down Mandatory up(ResultReply 1..=1) down(Params12 23..=23);
-    0x85 "set_limits" Down Mandatory up(ResultReply 1..=1) down(Limits 4..=8);
-    0x86 "set_user_card" Down Mandatory up(ResultReply 1..=1) down(UserCard 13..=13);
-    0x87 "reboot" Down BestEffort up(ResultReply 1..=1) down(Empty 0..=0);
-    0x88 "clear_storage" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
-    0x89 "play_voice" Down Mandatory up(ResultReply 1..=1) down(PlayVoice 2..=257);
-    0x8a "modify_charge" Down Mandatory up(ResultReply 1..=1) down(ModifyCharge 4..=4);
-    0x8b "eeprom_read" Down Mandatory up(EepromReadReply 1..=33) down(EepromRead 3..=3);
-    0x8c "eeprom_write" Down Mandatory up(ResultReply 1..=1) down(EepromWrite 3..=35);
-    0x8d "set_work_mode" Down Mandatory up(ResultReply 1..=1) down(WorkMode 1..=1);
-    0x8e "set_qr_url" Down Mandatory up(ResultReply 1..=1) down(QrUrl 76..=76);
-    0x8f "set_tc_mode" Down Mandatory up(ResultReply 1..=1) down(TcMode 1..=1);
-    0x90 "query_params_1_1" Down Mandatory up(Params11 11..=11) down(Empty 0..=0);
-    0x91 "query_params_1_2" Down Mandatory up(Params12 23..=23) down(Empty 0..=0);
-    0x92 "query_limits" Down Mandatory up(Limits 4..=8) down(Empty 0..=0);
-    0x93 "query_user_card" Down Mandatory up(UserCard 13..=13) down(Empty 0..=0);
-    0x94 "deleted" Local None up() down();
-    0x95 "temporary_qr" Down Mandatory up(ResultReply 1..=1) down(TemporaryQr 200..=200);
-    0x96 "locate_device" Down Mandatory up(ResultReply 1..=1) down(LocateDevice 1..=1);
-    0x97 "set_params_1_3" Down Mandatory up(ResultReply 1..=1) down(Params13 1..=1);
-    0x98 "multi_function" Down Mandatory up(ResultReply 1..=1) down(MultiFunction 2..=2);
-    0xe0 "ota_sub_device" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
-    0xe1 "ota_power_board" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
-    0xe2 "ota_host_unified" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
-    0xe4 "trigger_self_update" Down None up() down(Empty 0..=0);
-    0xf8 "ota_legacy" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=260);
-    0xf9 "host_ota_legacy" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=260);
-    0xfa "host_ota" Down Mandatory up(OtaReply 3..=3) down(HostOta 0..=204);
-    0xfd "reserved_fd" Down Mandatory up(ReservedFdReply 2..=2) down(ReservedFd 17..=17);
-    0xfe "reserved_fe" Down None up() down(ReservedFe 12..=12);
+    0x00 HOST_POLL "host_poll" Local None up() down(HostPoll 1..=1);
+    0x01 LEGACY_HEARTBEAT "legacy_heartbeat" Up Mandatory up(LegacyHeartbeat 5..=DATA_MAX) down(ResultReply 1..=1);
+    0x02 CARD_SWIPE "card_swipe" Up Mandatory up(CardSwipe 6..=268) down(CardReply 11..=11);
+    0x03 SETTLEMENT "settlement" Up Mandatory up(Settlement 29..=37) down(ResultReply 1..=1);
+    0x04 ORDER_CONFIRM "order_confirm" Up Mandatory up(OrderConfirm 24..=24) down(OrderConfirmReply 2..=2);
+    0x05 FIRMWARE_UPDATE_REQUEST "firmware_update_request" Up None up(FirmwareUpdateRequest 0..=7) down();
+    0x06 CHARGING_REPORT "charging_report" Up None up(ChargingReport 31..=47) down();
+    0x09 SUB_DEVICE_TEST "sub_device_test" Local None up(SubDeviceTest 8..=8) down();
+    0x0a SUB_DEVICE_SET_HOST_ADDRESS "sub_device_set_host_address" Local None up(ServerAddress 50..=50) down();
+    0x11 HOST_HEARTBEAT "host_heartbeat" Up None up(HostHeartbeat 9..=71) down();
+    0x12 HOST_TIME_REQUEST "host_time_request" Up Mandatory up(Empty 0..=0) down(TimeReply 4..=4);
+    0x15 HOST_UPDATE_REQUEST_LEGACY "host_update_request_legacy" Up Mandatory up(Empty 0..=0) down(ResultReply 1..=1);
+    0x17 HOST_STATUS "host_status" Up None up(HostStatus 18..=23) down();
+    0x20 REGISTRATION "registration" Up Mandatory up(Registration 5..=8) down(ResultReply 1..=1);
+    0x21 HEARTBEAT "heartbeat" Up Mandatory up(Heartbeat 3..=260) down(ResultReply 1..=1);
+    0x22 TIME_REQUEST "time_request" Up Mandatory up(Empty 0..=0) down(TimeReply 4..=4);
+    0x31 HOST_REBOOT "host_reboot" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x32 MODULE_REBOOT "module_reboot" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x33 CLEAR_SUB_DEVICE_UPDATE_DATA "clear_sub_device_update_data" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x34 SET_SERVER_ADDRESS "set_server_address" Down Mandatory up(ResultReply 1..=1) down(ServerAddress 50..=50);
+    0x35 SUB_DEVICE_VERSIONS "sub_device_versions" Up None up(SubDeviceVersions 1..=DATA_MAX) down();
+    0x3a SET_FSK_PARAMS "set_fsk_params" Down Mandatory up(ResultReply 1..=1) down(FskParams 6..=DATA_MAX);
+    0x3b REQUEST_FSK_PARAMS "request_fsk_params" Up By(0x3a) up(FskRequest 2..=2) down();
+    0x41 CABINET_HEARTBEAT "cabinet_heartbeat" Up None up(CabinetHeartbeat 9..=9) down();
+    0x42 ALARM "alarm" Up None up(Alarm 2..=3) down();
+    0x43 CHARGE_COMPLETE_NOTICE "charge_complete_notice" Up None up(ChargeComplete 29..=29) down();
+    0x44 PORT_EVENT "port_event" Up None up(PortEvent 18..=18) down();
+    0x72 CABINET_STOP_KEEP_DOOR "cabinet_stop_keep_door" Down Mandatory up(CabinetStopReply 17..=17) down(CabinetStop 17..=17);
+    0x81 QUERY_STATUS "query_status" Down None up() down(Empty 0..=0);
+    0x82 CHARGE_CONTROL "charge_control" Down Mandatory up(ChargeControlReply 1..=20) down(ChargeControl 25..=38);
+    0x83 SET_PARAMS_1_1 "set_params_1_1" Down Mandatory up(ResultReply 1..=1) down(Params11 11..=11);
+    0x84 SET_PARAMS_1_2 "set_params_1_2" Down Mandatory up(ResultReply 1..=1) down(Params12 23..=23);
+    0x85 SET_LIMITS "set_limits" Down Mandatory up(ResultReply 1..=1) down(Limits 4..=8);
+    0x86 SET_USER_CARD "set_user_card" Down Mandatory up(ResultReply 1..=1) down(UserCard 13..=13);
+    0x87 REBOOT "reboot" Down BestEffort up(ResultReply 1..=1) down(Empty 0..=0);
+    0x88 CLEAR_STORAGE "clear_storage" Down Mandatory up(ResultReply 1..=1) down(Empty 0..=0);
+    0x89 PLAY_VOICE "play_voice" Down Mandatory up(ResultReply 1..=1) down(PlayVoice 2..=257);
+    0x8a MODIFY_CHARGE "modify_charge" Down Mandatory up(ResultReply 1..=1) down(ModifyCharge 4..=4);
+    0x8b EEPROM_READ "eeprom_read" Down Mandatory up(EepromReadReply 1..=33) down(EepromRead 3..=3);
+    0x8c EEPROM_WRITE "eeprom_write" Down Mandatory up(ResultReply 1..=1) down(EepromWrite 3..=35);
+    0x8d SET_WORK_MODE "set_work_mode" Down Mandatory up(ResultReply 1..=1) down(WorkMode 1..=1);
+    0x8e SET_QR_URL "set_qr_url" Down Mandatory up(ResultReply 1..=1) down(QrUrl 76..=76);
+    0x8f SET_TC_MODE "set_tc_mode" Down Mandatory up(ResultReply 1..=1) down(TcMode 1..=1);
+    0x90 QUERY_PARAMS_1_1 "query_params_1_1" Down Mandatory up(Params11 11..=11) down(Empty 0..=0);
+    0x91 QUERY_PARAMS_1_2 "query_params_1_2" Down Mandatory up(Params12 23..=23) down(Empty 0..=0);
+    0x92 QUERY_LIMITS "query_limits" Down Mandatory up(Limits 4..=8) down(Empty 0..=0);
+    0x93 QUERY_USER_CARD "query_user_card" Down Mandatory up(UserCard 13..=13) down(Empty 0..=0);
+    0x94 DELETED "deleted" Local None up() down();
+    0x95 TEMPORARY_QR "temporary_qr" Down Mandatory up(ResultReply 1..=1) down(TemporaryQr 200..=200);
+    0x96 LOCATE_DEVICE "locate_device" Down Mandatory up(ResultReply 1..=1) down(LocateDevice 1..=1);
+    0x97 SET_PARAMS_1_3 "set_params_1_3" Down Mandatory up(ResultReply 1..=1) down(Params13 1..=1);
+    0x98 MULTI_FUNCTION "multi_function" Down Mandatory up(ResultReply 1..=1) down(MultiFunction 2..=2);
+    0xe0 OTA_SUB_DEVICE "ota_sub_device" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
+    0xe1 OTA_POWER_BOARD "ota_power_board" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
+    0xe2 OTA_HOST_UNIFIED "ota_host_unified" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=204);
+    0xe4 TRIGGER_SELF_UPDATE "trigger_self_update" Down None up() down(Empty 0..=0);
+    0xf8 OTA_LEGACY "ota_legacy" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=260);
+    0xf9 HOST_OTA_LEGACY "host_ota_legacy" Down Mandatory up(OtaReply 3..=3) down(OtaPacket 4..=260);
+    0xfa HOST_OTA "host_ota" Down Mandatory up(OtaReply 3..=3) down(HostOta 0..=204);
+    0xfd RESERVED_FD "reserved_fd" Down Mandatory up(ReservedFdReply 2..=2) down(ReservedFd 17..=17);
+    0xfe RESERVED_FE "reserved_fe" Down None up() down(ReservedFe 12..=12);
 }
 
 #[cfg(test)]

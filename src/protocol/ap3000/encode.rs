@@ -1,14 +1,19 @@
 //! Writes frames and the items between them. Nothing is allocated but the growth of the caller's buffer.
 //!
+//! [`body`] writes every command of the table in both directions, as its data is read; [`message`] checks beside that who
+//! sends what under which command. The frames that a charge needs have functions of their own, which cannot fail.
+//!
 //! Replies take the [`Header`] of the frame they answer, so magic, physical id and message id are copied.
 
 use super::body::{
-    Alarm, CardReply, CardSwipe, ChargeComplete, ChargeControl, ChargeControlReply, ChargingReport, Heartbeat,
+    Alarm, Body, CardReply, CardSwipe, ChargeComplete, ChargeControl, ChargeControlReply, ChargingReport, Heartbeat,
     HostHeartbeat, HostStatus, LegacyHeartbeat, Limits, LocateDevice, ModifyCharge, OrderConfirm, OrderConfirmReply,
     Params11, Params12, Registration, ResultReply, Settlement, TimeReply,
 };
 use super::frame::{FRAME_MAX, Frame, ICCID_LEN, LINK, PhyId, checksum};
+use super::lookup;
 use super::wire::{Extra, Layout};
+use crate::protocol::Direction;
 
 /// Longest frame that is sent: the vendor's limit per packet.
 pub const FRAME_SENT_MAX: usize = 256;
@@ -78,6 +83,40 @@ pub fn body<'a>(
     body: &impl Layout<'a>,
 ) -> Result<usize, FrameTooLong> {
     frame(out, header.magic, header.phy_id, header.msg_id, command, |out| body.write(out))
+}
+
+/// Why a body is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// The table of commands has another layout for this sender, or none.
+    #[error("command {command:#04x} {} does not carry this body", direction.as_str())]
+    Misplaced {
+        /// Command code.
+        command: u8,
+        /// Who would send it.
+        direction: Direction,
+    },
+    /// The frame would be too long.
+    #[error(transparent)]
+    TooLong(#[from] FrameTooLong),
+}
+
+/// Appends a frame with a body that this sender may send under this command, and returns its length.
+///
+/// # Errors
+/// The table of commands says otherwise, or the frame is longer than [`frame`] allows; `out` is then as before.
+pub fn message(
+    out: &mut Vec<u8>,
+    header: &Header,
+    direction: Direction,
+    command: u8,
+    body: &Body<'_>,
+) -> Result<usize, EncodeError> {
+    let layout = lookup(command).and_then(|row| row.layout(direction));
+    if !layout.is_some_and(|layout| (layout.holds)(body)) {
+        return Err(EncodeError::Misplaced { command, direction });
+    }
+    Ok(frame(out, header.magic, header.phy_id, header.msg_id, command, |out| body.write(out))?)
 }
 
 /// Appends a frame of a command without data: 0x81, 0x87, 0x88, 0x90–0x93, 0xE4 and others down, 0x22 and 0x12 up.
@@ -200,10 +239,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::protocol::Step;
     use crate::protocol::ap3000::codes::{ChargeResult, RateMode, ReportState, StartMode, StopReason};
     use crate::protocol::ap3000::wire::{Raw, U8s, U16sLe};
-    use crate::protocol::ap3000::{Body, Item, Magics, decode_body, deframe};
-    use crate::protocol::{Direction, Step};
+    use crate::protocol::ap3000::{Item, Magics, decode_body, deframe};
 
     const HEADER: Header =
         Header { magic: [0x44, 0x22, 0x4e], phy_id: PhyId([0x40, 0xaa, 0xce, 0x04]), msg_id: 0xfffe };

@@ -17,14 +17,19 @@
 //! - [`command`] is the table of all commands, and decodes a frame's body through it.
 //! - [`body`] holds one type per data layout; [`wire`] the field types they are made of.
 //! - [`encode`] writes frames.
+//! - [`update`] cuts firmware into packets and knows which device takes which; [`offline`] is what a device makes up
+//!   without the server: order numbers and verification codes.
 
 pub mod body;
 pub mod codes;
 pub mod command;
 pub mod encode;
 pub mod frame;
+pub mod offline;
+pub mod update;
 pub mod wire;
 
 pub use body::Body;
+pub use command::code;
 pub use command::{Command, Reply, decode_body, guess_direction, lookup};
 pub use frame::{Frame, Item, Magics, MagicsError, PhyId, deframe};

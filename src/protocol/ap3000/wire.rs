@@ -298,7 +298,7 @@ impl Serialize for Extra<'_> {
 macro_rules! lists {
     ($(
         $(#[$meta:meta])*
-        $name:ident of $item:ty, $size:literal bytes: $from:expr;
+        $name:ident of $item:ty, $size:literal bytes: $from:expr, $to:expr;
     )*) => { $(
         $(#[$meta])*
         #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -308,6 +308,14 @@ macro_rules! lists {
             /// Takes the wire bytes; a last item that is cut short does not count.
             pub const fn new(bytes: &'a [u8]) -> Self {
                 Self(bytes)
+            }
+
+            /// Writes `items` into `buffer`, in place of what it held, and borrows them from there.
+            pub fn of(buffer: &'a mut Vec<u8>, items: impl IntoIterator<Item = $item>) -> Self {
+                let to: fn($item) -> [u8; $size] = $to;
+                buffer.clear();
+                items.into_iter().for_each(|item| buffer.extend_from_slice(&to(item)));
+                Self(buffer)
             }
 
             /// Number of items.
@@ -366,21 +374,16 @@ macro_rules! lists {
 
 lists! {
     /// A list of bytes that are numbers.
-    U8s of u8, 1 bytes: |[byte]: &[u8; 1]| *byte;
+    U8s of u8, 1 bytes: |[byte]: &[u8; 1]| *byte, |byte| [byte];
 
     /// A list of little-endian u16.
-    U16sLe of u16, 2 bytes: |bytes: &[u8; 2]| u16::from_le_bytes(*bytes);
+    U16sLe of u16, 2 bytes: |bytes: &[u8; 2]| u16::from_le_bytes(*bytes), u16::to_le_bytes;
 
     /// A list of little-endian u32.
-    U32sLe of u32, 4 bytes: |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+    U32sLe of u32, 4 bytes: |bytes: &[u8; 4]| u32::from_le_bytes(*bytes), u32::to_le_bytes;
 
     /// What 0x35 says of each device type.
-    SubDeviceTypes of SubDeviceType, 8 bytes: |[device_type, reserved, v0, v1, p0, p1, p2, p3]: &[u8; 8]| SubDeviceType {
-        device_type: *device_type,
-        reserved: *reserved,
-        min_version: u16::from_le_bytes([*v0, *v1]),
-        phy_id: u32::from_le_bytes([*p0, *p1, *p2, *p3]),
-    };
+    SubDeviceTypes of SubDeviceType, 8 bytes: SubDeviceType::from_bytes, SubDeviceType::to_bytes;
 }
 
 /// Sub-devices of one type behind a host, in 0x35.
@@ -394,6 +397,23 @@ pub struct SubDeviceType {
     pub min_version: u16,
     /// Physical id of the device that has it, as a little-endian number.
     pub phy_id: u32,
+}
+
+impl SubDeviceType {
+    const fn from_bytes([device_type, reserved, v0, v1, p0, p1, p2, p3]: &[u8; 8]) -> Self {
+        Self {
+            device_type: *device_type,
+            reserved: *reserved,
+            min_version: u16::from_le_bytes([*v0, *v1]),
+            phy_id: u32::from_le_bytes([*p0, *p1, *p2, *p3]),
+        }
+    }
+
+    const fn to_bytes(self) -> [u8; 8] {
+        let [v0, v1] = self.min_version.to_le_bytes();
+        let [p0, p1, p2, p3] = self.phy_id.to_le_bytes();
+        [self.device_type, self.reserved, v0, v1, p0, p1, p2, p3]
+    }
 }
 
 impl<'a> Counted<'a> for Rest<'a> {

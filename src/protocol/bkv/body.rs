@@ -15,6 +15,8 @@ use serde::{Serialize, Serializer};
 
 use super::clock::{DeviceTime, TimeOfDay};
 use super::command::{self, Decoder};
+use super::encode;
+use super::fields::{Fields, fields, read_field};
 use super::frame::Frame;
 use super::packet::{Event, Exception, FeeEnd, FeeStart, Packet, PacketReply, ParamQuery, ParamSet};
 use super::records::{Record, Records};
@@ -29,6 +31,18 @@ pub struct Inner {
     pub len: u16,
     /// Sub-command.
     pub sub: u8,
+}
+
+impl Inner {
+    /// In front of a body that is going to be written, which counts its length itself.
+    pub const fn new(sub: u8) -> Self {
+        Self { len: 0, sub }
+    }
+
+    /// Appends length, sub-command and fields.
+    fn write<'a>(self, out: &mut Vec<u8>, fields: &impl Fields<'a>) {
+        encode::inner_payload(out, self.sub, |out| fields.write(out));
+    }
 }
 
 /// A decoded body.
@@ -105,6 +119,46 @@ pub enum Body<'a> {
 }
 
 impl<'a> Body<'a> {
+    /// Appends the payload of a frame with this body; the inner length is counted anew.
+    ///
+    /// What was read is written as it came, but for what its type does not hold: bytes behind the last field, in the typed
+    /// packets (not in [`Body::Push`] and [`Body::Packet`]) tags of no meaning for them, and the order of tags.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Heartbeat(body) => body.write(out),
+            Self::HeartbeatReply(body) => Record::write(body, out),
+            Self::Ota(body) => body.write(out),
+            Self::OtaReport(body) => body.write(out),
+            Self::SocketList(inner, body) => inner.write(out, body),
+            Self::SocketAdd(inner, body) => inner.write(out, body),
+            Self::SocketDelete(inner, body) | Self::SocketQuery(inner, body) => inner.write(out, body),
+            Self::NetworkResult(inner, body) => inner.write(out, body),
+            Self::SocketReply(inner, body) => inner.write(out, body),
+            Self::Start(inner, body) => inner.write(out, body),
+            Self::StartReply(inner, body) => inner.write(out, body),
+            Self::PowerStart(inner, body) => inner.write(out, body),
+            Self::ChargeEnd(inner, body) => inner.write(out, body),
+            Self::PowerEnd(inner, body) => inner.write(out, body),
+            Self::CardEnd(inner, body) => inner.write(out, body),
+            Self::EndAck(inner, body) => inner.write(out, body),
+            Self::CardSwipe(inner, body) => inner.write(out, body),
+            Self::CardOrder(inner, body) => inner.write(out, body),
+            Self::CardConfirm(inner, body) | Self::VoiceReply(inner, body) => inner.write(out, body),
+            Self::BalanceQuery(inner, body) => inner.write(out, body),
+            Self::BalanceReply(inner, body) => inner.write(out, body),
+            Self::VoiceSet(inner, body) => inner.write(out, body),
+            Self::Unread(inner, body) => inner.write(out, body),
+            Self::Push(packet) | Self::Packet(packet) => packet.write(out),
+            Self::FeeEnd(body) => body.write(out),
+            Self::Exception(body) => body.write(out),
+            Self::Event(body) => body.write(out),
+            Self::PacketReply(body) => body.write(out),
+            Self::FeeStart(body) => body.write(out),
+            Self::ParamSet(body) => body.write(out),
+            Self::ParamQuery(body) => body.write(out),
+        }
+    }
+
     /// The end report, from any of its four layouts.
     #[expect(clippy::wildcard_enum_match_arm, reason = "most bodies are something else")]
     pub fn end_report(&self) -> Option<EndReport> {
@@ -161,7 +215,7 @@ pub fn decode_body<'a>(frame: &Frame<'a>) -> Result<Body<'a>, DecodeError> {
             }
             match decoder(frame, Some(u16::from(inner.sub))) {
                 Some(Decoder::Inner(decode)) => decode(inner, &mut input),
-                _ => raw(&mut input).map(|raw| Body::Unread(inner, raw)),
+                _ => Raw::read(&mut input, "body").map(|raw| Body::Unread(inner, raw)),
             }
         }
         command::PACKET => {
@@ -185,15 +239,43 @@ fn decoder(frame: &Frame<'_>, sub: Option<u16>) -> Option<Decoder> {
 }
 
 /// ASCII text of fixed width, NUL padded. Other bytes are shown escaped.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct Text<'a>(&'a [u8]);
 
 impl<'a> Text<'a> {
+    /// A text; padded when it is written, and cut off where its field ends.
+    pub const fn new(text: &'a [u8]) -> Self {
+        Self(text)
+    }
+
+    fn write(self, out: &mut Vec<u8>, width: usize) {
+        let padding = std::iter::repeat(&0);
+        out.extend(self.0.iter().chain(padding).take(width));
+    }
+
+    /// The bytes without the padding, but with what stands behind a NUL.
+    const fn unpadded(self) -> &'a [u8] {
+        let mut text = self.0;
+        while let [head @ .., 0] = text {
+            text = head;
+        }
+        text
+    }
+
     /// The bytes in front of the padding.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.0.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 }
+
+/// Padding does not count.
+impl PartialEq for Text<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.unpadded() == other.unpadded()
+    }
+}
+
+impl Eq for Text<'_> {}
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -220,8 +302,14 @@ pub struct Raw<'a> {
     pub body: Hex<&'a [u8]>,
 }
 
-fn raw<'a>(input: &mut Input<'a>) -> Result<Raw<'a>, DecodeError> {
-    Ok(Raw { body: Hex(input.rest()) })
+impl<'a> Fields<'a> for Raw<'a> {
+    fn read(input: &mut Input<'a>, _: &'static str) -> Result<Self, DecodeError> {
+        Ok(Self { body: Hex(input.rest()) })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.body.0);
+    }
 }
 
 /// 0x0000 up, every 60 s. A payload of another length than 29 bytes is read as far as it goes, because the answer keeps
@@ -237,11 +325,38 @@ pub struct Heartbeat<'a> {
     pub rssi: Option<u8>,
 }
 
-/// 0x0000 down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct HeartbeatReply {
-    /// Local time; see [`DeviceTime::from_bcd`].
-    pub server_time_bcd: Hex<[u8; 7]>,
+impl<'a> Fields<'a> for Heartbeat<'a> {
+    #[inline]
+    fn read(input: &mut Input<'a>, _: &'static str) -> Result<Self, DecodeError> {
+        let bytes = input.rest();
+        let (iccid, bytes) = bytes.split_at_checked(ICCID_LEN).unwrap_or((bytes, &[]));
+        let (fw, bytes) = bytes.split_at_checked(FW_LEN).unwrap_or((bytes, &[]));
+        Ok(Self { iccid: Text(iccid), fw: Text(fw), rssi: bytes.first().copied() })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match (self.rssi, self.fw.0) {
+            (Some(rssi), _) => {
+                self.iccid.write(out, ICCID_LEN);
+                self.fw.write(out, FW_LEN);
+                out.push(rssi);
+            }
+            // A short one ends with the last field it has.
+            (None, []) => out.extend(self.iccid.0.iter().take(ICCID_LEN)),
+            (None, fw) => {
+                self.iccid.write(out, ICCID_LEN);
+                out.extend(fw.iter().take(FW_LEN));
+            }
+        }
+    }
+}
+
+fields! {
+    /// 0x0000 down.
+    pub struct HeartbeatReply {
+        /// Local time; see [`DeviceTime::from_bcd`].
+        server_time_bcd: Hex<[u8; 7]>,
+    }
 }
 
 /// 0x0007 down: fetch firmware by FTP.
@@ -257,6 +372,29 @@ pub struct Ota<'a> {
     pub file: Text<'a>,
 }
 
+impl Ota<'_> {
+    /// The only target the guide shows: the gateway itself.
+    pub const GATEWAY: u8 = 1;
+}
+
+impl<'a> Fields<'a> for Ota<'a> {
+    fn read(input: &mut Input<'a>, _: &'static str) -> Result<Self, DecodeError> {
+        Ok(Self {
+            target: input.u8("target")?,
+            ftp_ip: Record::read(input, "ftp_ip")?,
+            ftp_port: input.u16_be("ftp_port")?,
+            file: Text(input.bytes("file", OTA_FILE_LEN)?),
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(self.target);
+        Record::write(&self.ftp_ip, out);
+        Record::write(&self.ftp_port, out);
+        self.file.write(out, OTA_FILE_LEN);
+    }
+}
+
 impl Serialize for Ota<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
@@ -268,63 +406,60 @@ impl Serialize for Ota<'_> {
             file_field_len: usize,
         }
         let Self { target, ftp_ip, ftp_port, file } = *self;
-        Fields { target, ftp_ip, ftp_port, file, file_field_len: file.0.len() }.serialize(serializer)
+        Fields { target, ftp_ip, ftp_port, file, file_field_len: OTA_FILE_LEN }.serialize(serializer)
     }
 }
 
-/// One row of the network list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SocketEntry {
-    /// Socket number, 1..=250.
-    pub socket: u8,
-    /// Radio address, printed on the back.
-    pub mac: Hex<[u8; 6]>,
-}
-
-impl Record for SocketEntry {
-    const LEN: usize = 7;
-
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { socket: input.u8("socket")?, mac: Hex(input.array("mac")?) })
+fields! {
+    /// One row of the network list.
+    pub struct SocketEntry {
+        /// Socket number, 1..=250.
+        socket: u8,
+        /// Radio address, printed on the back.
+        mac: Hex<[u8; 6]>,
     }
 }
 
-/// Sub 08 down: replaces the whole list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SocketList<'a> {
-    /// Radio channel, 1..=15.
-    pub channel: u8,
-    /// The new list.
-    pub sockets: Records<'a, SocketEntry>,
+fields! {
+    /// Sub 08 down: replaces the whole list.
+    pub struct SocketList<'a> {
+        /// Radio channel, 1..=15.
+        channel: u8,
+        /// The new list.
+        sockets: Records<'a, SocketEntry>,
+    }
 }
 
-/// A body that only names a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SocketOnly {
-    /// Socket number.
-    pub socket: u8,
+fields! {
+    /// A body that only names a socket.
+    pub struct SocketOnly {
+        /// Socket number.
+        socket: u8,
+    }
 }
 
-/// Reply to a change of the network list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct NetworkResult {
-    /// 1 is success, 0 failure.
-    pub result: u8,
+fields! {
+    /// Reply to a change of the network list.
+    pub struct NetworkResult {
+        /// 1 is success, 0 failure.
+        result: u8,
+    }
 }
 
-/// Reply to a socket query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SocketReply<'a> {
-    /// Socket number.
-    pub socket: u8,
-    /// Socket firmware, opaque.
-    pub fw: Hex<[u8; 2]>,
-    /// Temperature in °C.
-    pub temp_c: u8,
-    /// Radio signal, raw.
-    pub rssi: u8,
-    /// The holes.
-    pub holes: Records<'a, HoleBlock>,
+fields! {
+    /// Reply to a socket query.
+    pub struct SocketReply<'a> {
+        /// Socket number.
+        socket: u8,
+        /// Socket firmware, opaque.
+        fw: Hex<[u8; 2]>,
+        /// Temperature in °C.
+        temp_c: u8,
+        /// Radio signal, raw.
+        rssi: u8,
+        /// The holes.
+        holes: Records<'a, HoleBlock>,
+    }
 }
 
 impl<'a> SocketReply<'a> {
@@ -333,21 +468,22 @@ impl<'a> SocketReply<'a> {
     }
 }
 
-/// Sub 07 down: start by time or energy, or stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Start {
-    /// Socket number.
-    pub socket: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// 1 on, 0 off; with 0 the device ignores the rest.
-    pub switch: u8,
-    /// 1 time, 0 energy. Not the numbering of the card commands.
-    pub mode: u8,
-    /// 1..=900, or 0 when the mode is energy.
-    pub minutes: u16,
-    /// In Wh, or 0 when the mode is time.
-    pub energy_wh: u16,
+fields! {
+    /// Sub 07 down: start by time or energy, or stop.
+    pub struct Start {
+        /// Socket number.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// 1 on, 0 off; with 0 the device ignores the rest.
+        switch: u8,
+        /// 1 time, 0 energy. Not the numbering of the card commands.
+        mode: u8,
+        /// 1..=900, or 0 when the mode is energy.
+        minutes: u16,
+        /// In Wh, or 0 when the mode is time.
+        energy_wh: u16,
+    }
 }
 
 impl Start {
@@ -367,123 +503,88 @@ impl Start {
     }
 }
 
-/// Sub 07 or 17 up. The guide does not show the reply to 17; it is read like that to 07.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct StartReply {
-    /// 1 is success, 0 refused.
-    pub result: u8,
-    /// Socket number.
-    pub socket: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// The device's number for the new order; may be 0 in the reply to a stop.
-    pub business_no: u16,
-}
-
-/// One power tier: `price_cent` buys `minutes` minutes while the power is at most `power_dw`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Level {
-    /// Upper limit in 0.1 W.
-    pub power_dw: u16,
-    /// In 0.01 yuan.
-    pub price_cent: u16,
-    /// In minutes.
-    pub minutes: u16,
-}
-
-impl Record for Level {
-    const LEN: usize = 6;
-
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            power_dw: input.u16_be("power_dw")?,
-            price_cent: input.u16_be("price_cent")?,
-            minutes: input.u16_be("minutes")?,
-        })
+fields! {
+    /// Sub 07 or 17 up. The guide does not show the reply to 17; it is read like that to 07.
+    pub struct StartReply {
+        /// 1 is success, 0 refused.
+        result: u8,
+        /// Socket number.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// The device's number for the new order; may be 0 in the reply to a stop.
+        business_no: u16,
     }
 }
 
-/// Sub 17 down: start by power tiers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct PowerStart<'a> {
-    /// Socket number.
-    pub socket: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// 1 on, 0 off.
-    pub switch: u8,
-    /// What the tiers are charged against.
-    #[serde(flatten)]
-    pub tariff: Tariff<'a>,
-}
-
-/// Amount and tiers of a power order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Tariff<'a> {
-    /// Amount paid in 0.01 yuan.
-    pub paid_cent: u16,
-    /// 1..=5.
-    pub level_count: u8,
-    /// The tiers.
-    pub levels: Records<'a, Level>,
-}
-
-impl<'a> Tariff<'a> {
-    fn read(input: &mut Input<'a>) -> Result<Self, DecodeError> {
-        let paid_cent = input.u16_be("paid_cent")?;
-        let level_count = input.u8("level_count")?;
-        Ok(Self { paid_cent, level_count, levels: Records::take(input, "levels", level_count)? })
+fields! {
+    /// One power tier: `price_cent` buys `minutes` minutes while the power is at most `power_dw`.
+    pub struct Level {
+        /// Upper limit in 0.1 W.
+        power_dw: u16,
+        /// In 0.01 yuan.
+        price_cent: u16,
+        /// In minutes.
+        minutes: u16,
     }
 }
 
-/// The 17 bytes that begin every end report but 1004.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct EndBlock {
-    /// Socket number.
-    pub socket: u8,
-    /// Socket firmware, opaque.
-    pub fw: Hex<[u8; 2]>,
-    /// Temperature in °C.
-    pub temp_c: u8,
-    /// Radio signal, raw.
-    pub rssi: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// Status of the moment before switch-off.
-    pub status: HoleStatus,
-    /// The device's order number.
-    pub business_no: u16,
-    /// Power in 0.1 W.
-    pub power_dw: u16,
-    /// Current in mA.
-    pub current_ma: u16,
-    /// Energy in Wh.
-    pub energy_wh: u16,
-    /// Charged time in minutes.
-    pub charged_min: u16,
+fields! {
+    /// Sub 17 down: start by power tiers.
+    pub struct PowerStart<'a> {
+        /// Socket number.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// 1 on, 0 off.
+        switch: u8,
+        /// What the tiers are charged against.
+        #[serde(flatten)]
+        tariff: Tariff<'a>,
+    }
+}
+
+fields! {
+    /// Amount and tiers of a power order.
+    pub struct Tariff<'a> {
+        /// Amount paid in 0.01 yuan.
+        paid_cent: u16,
+        /// 1..=5.
+        level_count: u8,
+        /// The tiers.
+        levels: Records<'a, Level> = level_count,
+    }
+}
+
+fields! {
+    /// The 17 bytes that begin every end report but 1004.
+    pub struct EndBlock {
+        /// Socket number.
+        socket: u8,
+        /// Socket firmware, opaque.
+        fw: Hex<[u8; 2]>,
+        /// Temperature in °C.
+        temp_c: u8,
+        /// Radio signal, raw.
+        rssi: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// Status of the moment before switch-off.
+        status: HoleStatus,
+        /// The device's order number.
+        business_no: u16,
+        /// Power in 0.1 W.
+        power_dw: u16,
+        /// Current in mA.
+        current_ma: u16,
+        /// Energy in Wh.
+        energy_wh: u16,
+        /// Charged time in minutes.
+        charged_min: u16,
+    }
 }
 
 impl EndBlock {
-    /// One bound check for the whole block: this is on the path of every end report.
-    #[inline]
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        let [socket, f0, f1, temp_c, rssi, hole, status, b0, b1, p0, p1, c0, c1, e0, e1, m0, m1] =
-            input.array("end block")?;
-        Ok(Self {
-            socket,
-            fw: Hex([f0, f1]),
-            temp_c,
-            rssi,
-            hole,
-            status: HoleStatus(status),
-            business_no: u16::from_be_bytes([b0, b1]),
-            power_dw: u16::from_be_bytes([p0, p1]),
-            current_ma: u16::from_be_bytes([c0, c1]),
-            energy_wh: u16::from_be_bytes([e0, e1]),
-            charged_min: u16::from_be_bytes([m0, m1]),
-        })
-    }
-
     const fn report(&self) -> EndReport {
         EndReport {
             socket: self.socket,
@@ -507,54 +608,49 @@ impl EndBlock {
     }
 }
 
-/// What a power order used, at the end of 0x18 and 0x0C.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Usage<'a> {
-    /// Amount used up in 0.01 yuan.
-    pub spent_cent: u16,
-    /// Settlement power in 0.1 W, roughly the maximum during the order.
-    pub settle_power_dw: u16,
-    /// 0 unless the order was by power.
-    pub level_count: u8,
-    /// Minutes spent in each tier.
-    pub level_minutes: Records<'a, u16>,
+fields! {
+    /// What a power order used, at the end of 0x18 and 0x0C.
+    pub struct Usage<'a> {
+        /// Amount used up in 0.01 yuan.
+        spent_cent: u16,
+        /// Settlement power in 0.1 W, roughly the maximum during the order.
+        settle_power_dw: u16,
+        /// 0 unless the order was by power.
+        level_count: u8,
+        /// Minutes spent in each tier.
+        level_minutes: Records<'a, u16> = level_count,
+    }
 }
 
-impl<'a> Usage<'a> {
-    fn read(input: &mut Input<'a>) -> Result<Self, DecodeError> {
-        let spent_cent = input.u16_be("spent_cent")?;
-        let settle_power_dw = input.u16_be("settle_power_dw")?;
-        let level_count = input.u8("level_count")?;
-        let level_minutes = Records::take(input, "level_minutes", level_count)?;
-        Ok(Self { spent_cent, settle_power_dw, level_count, level_minutes })
-    }
-
+impl Usage<'_> {
     const fn add_to(&self, report: EndReport) -> EndReport {
         EndReport { spent_cent: Some(self.spent_cent), settle_power_dw: Some(self.settle_power_dw), ..report }
     }
 }
 
-/// Sub 02 up: an order by time or energy ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ChargeEnd {
-    /// The common block.
-    #[serde(flatten)]
-    pub block: EndBlock,
+fields! {
+    /// Sub 02 up: an order by time or energy ended.
+    pub struct ChargeEnd {
+        /// The common block.
+        #[serde(flatten)]
+        block: EndBlock,
+    }
 }
 
-/// Sub 18 up: an order by power tiers ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct PowerEnd<'a> {
-    /// The common block.
-    #[serde(flatten)]
-    pub block: EndBlock,
-    /// Local time; plain binary, unlike 1004.
-    pub end_time: DeviceTime,
-    /// No list in the guide; see [`EndReason::derive`](super::EndReason::derive).
-    pub end_reason: u8,
-    /// What was used.
-    #[serde(flatten)]
-    pub usage: Usage<'a>,
+fields! {
+    /// Sub 18 up: an order by power tiers ended.
+    pub struct PowerEnd<'a> {
+        /// The common block.
+        #[serde(flatten)]
+        block: EndBlock,
+        /// Local time; plain binary, unlike 1004.
+        end_time: DeviceTime,
+        /// No list in the guide; see [`EndReason::derive`](super::EndReason::derive).
+        end_reason: u8,
+        /// What was used.
+        #[serde(flatten)]
+        usage: Usage<'a>,
+    }
 }
 
 impl PowerEnd<'_> {
@@ -564,21 +660,22 @@ impl PowerEnd<'_> {
     }
 }
 
-/// Sub 0C up: an order paid by card ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct CardEnd<'a> {
-    /// The common block.
-    #[serde(flatten)]
-    pub block: EndBlock,
-    /// The printed number is these 12 digits.
-    pub card: Hex<[u8; 6]>,
-    /// 0 is an online card.
-    pub card_type: u8,
-    /// 1 time, 2 energy, 3 power.
-    pub mode: u8,
-    /// What was used; zeros unless the mode is power.
-    #[serde(flatten)]
-    pub usage: Usage<'a>,
+fields! {
+    /// Sub 0C up: an order paid by card ended.
+    pub struct CardEnd<'a> {
+        /// The common block.
+        #[serde(flatten)]
+        block: EndBlock,
+        /// The printed number is these 12 digits.
+        card: Hex<[u8; 6]>,
+        /// 0 is an online card.
+        card_type: u8,
+        /// 1 time, 2 energy, 3 power.
+        mode: u8,
+        /// What was used; zeros unless the mode is power.
+        #[serde(flatten)]
+        usage: Usage<'a>,
+    }
 }
 
 impl CardEnd<'_> {
@@ -587,30 +684,32 @@ impl CardEnd<'_> {
     }
 }
 
-/// Acknowledges an end report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct EndAck {
-    /// Socket number.
-    pub socket: u8,
-    /// 1 is success.
-    pub result: u8,
+fields! {
+    /// Acknowledges an end report.
+    pub struct EndAck {
+        /// Socket number.
+        socket: u8,
+        /// 1 is success.
+        result: u8,
+    }
 }
 
-/// Sub 0B up: a card was swiped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct CardSwipe {
-    /// Socket number.
-    pub socket: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// The device's number; the order copies it.
-    pub business_no: u16,
-    /// Says charging before any order runs; not to be believed.
-    pub status: HoleStatus,
-    /// The printed number is these 12 digits.
-    pub card: Hex<[u8; 6]>,
-    /// Zeros: offline cards are not supported.
-    pub offline_card_data: Hex<[u8; 20]>,
+fields! {
+    /// Sub 0B up: a card was swiped.
+    pub struct CardSwipe {
+        /// Socket number.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// The device's number; the order copies it.
+        business_no: u16,
+        /// Says charging before any order runs; not to be believed.
+        status: HoleStatus,
+        /// The printed number is these 12 digits.
+        card: Hex<[u8; 6]>,
+        /// Zeros: offline cards are not supported.
+        offline_card_data: Hex<[u8; 20]>,
+    }
 }
 
 /// Sub 0B down: the order for a swiped card.
@@ -635,216 +734,9 @@ pub struct CardOrder<'a> {
     pub tariff: Option<Tariff<'a>>,
 }
 
-/// A result for one hole (0F and 1B up). Unlike the reply to 07, the result stands last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct HoleResult {
-    /// Socket number.
-    pub socket: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// 1 is success, 0 failure.
-    pub result: u8,
-}
-
-/// Sub 1A up: what is on the card?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct BalanceQuery {
-    /// Socket number.
-    pub socket: u8,
-    /// 0 or 1.
-    pub hole: u8,
-    /// The printed number is these 12 digits.
-    pub card: Hex<[u8; 6]>,
-}
-
-/// Sub 1A down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct BalanceReply {
-    /// Copied from the query.
-    #[serde(flatten)]
-    pub query: BalanceQuery,
-    /// In 0.01 yuan.
-    pub balance_cent: u32,
-}
-
-/// A time window of the day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Period {
-    /// First minute.
-    pub start: TimeOfDay,
-    /// Last minute.
-    pub end: TimeOfDay,
-}
-
-impl Record for Period {
-    const LEN: usize = 4;
-
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        let [start_hour, start_minute, end_hour, end_minute] = input.array("period")?;
-        Ok(Self {
-            start: TimeOfDay { hour: start_hour, minute: start_minute },
-            end: TimeOfDay { hour: end_hour, minute: end_minute },
-        })
-    }
-}
-
-/// Sub 1B down: inside the periods, buzzer and voice are set as given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct VoiceSet<'a> {
-    /// Socket number; 254 is every socket of the gateway.
-    pub socket: u8,
-    /// Meaning not explained.
-    pub hole: u8,
-    /// 1 on, 0 off.
-    pub buzzer: u8,
-    /// 1 on, 0 off.
-    pub voice: u8,
-    /// 0..=2.
-    pub period_count: u8,
-    /// The periods.
-    pub periods: Records<'a, Period>,
-}
-
-/// Decoders by the rows of [`command::TABLE`].
-pub(super) mod decode {
-    use super::*;
-
-    type Decoded<'a> = Result<Body<'a>, DecodeError>;
-
-    pub(in super::super) fn heartbeat<'a>(input: &mut Input<'a>) -> Decoded<'a> {
-        let bytes = input.rest();
-        let (iccid, bytes) = bytes.split_at_checked(20).unwrap_or((bytes, &[]));
-        let (fw, bytes) = bytes.split_at_checked(8).unwrap_or((bytes, &[]));
-        Ok(Body::Heartbeat(Heartbeat { iccid: Text(iccid), fw: Text(fw), rssi: bytes.first().copied() }))
-    }
-
-    pub(in super::super) fn heartbeat_reply<'a>(input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::HeartbeatReply(HeartbeatReply { server_time_bcd: Hex(input.array("server_time_bcd")?) }))
-    }
-
-    pub(in super::super) fn ota<'a>(input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::Ota(Ota {
-            target: input.u8("target")?,
-            ftp_ip: input.array::<4>("ftp_ip")?.into(),
-            ftp_port: input.u16_be("ftp_port")?,
-            file: Text(input.bytes("file", OTA_FILE_LEN)?),
-        }))
-    }
-
-    pub(in super::super) fn ota_report<'a>(input: &mut Input<'a>) -> Decoded<'a> {
-        raw(input).map(Body::OtaReport)
-    }
-
-    pub(in super::super) fn socket_list<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::SocketList(inner, SocketList { channel: input.u8("channel")?, sockets: Records::rest(input) }))
-    }
-
-    pub(in super::super) fn socket_add<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::SocketAdd(inner, SocketEntry::read(input)?))
-    }
-
-    pub(in super::super) fn socket_delete<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::SocketDelete(inner, SocketOnly { socket: input.u8("socket")? }))
-    }
-
-    /// An unconfirmed variant answers 08 with the list (count, 14 bytes each); its count must not pass for a result.
-    pub(in super::super) fn network_result<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        if input.remaining() > 1 {
-            return raw(input).map(|raw| Body::Unread(inner, raw));
-        }
-        Ok(Body::NetworkResult(inner, NetworkResult { result: input.u8("result")? }))
-    }
-
-    pub(in super::super) fn socket_query<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::SocketQuery(inner, SocketOnly { socket: input.u8("socket")? }))
-    }
-
-    pub(in super::super) fn socket_reply<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let reply = SocketReply {
-            socket: input.u8("socket")?,
-            fw: Hex(input.array("fw")?),
-            temp_c: input.u8("temp_c")?,
-            rssi: input.u8("rssi")?,
-            holes: Records::rest(input),
-        };
-        Ok(Body::SocketReply(inner, reply))
-    }
-
-    pub(in super::super) fn start<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let start = Start {
-            socket: input.u8("socket")?,
-            hole: input.u8("hole")?,
-            switch: input.u8("switch")?,
-            mode: input.u8("mode")?,
-            minutes: input.u16_be("minutes")?,
-            energy_wh: input.u16_be("energy_wh")?,
-        };
-        Ok(Body::Start(inner, start))
-    }
-
-    pub(in super::super) fn start_reply<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let reply = StartReply {
-            result: input.u8("result")?,
-            socket: input.u8("socket")?,
-            hole: input.u8("hole")?,
-            business_no: input.u16_be("business_no")?,
-        };
-        Ok(Body::StartReply(inner, reply))
-    }
-
-    pub(in super::super) fn power_start<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let start = PowerStart {
-            socket: input.u8("socket")?,
-            hole: input.u8("hole")?,
-            switch: input.u8("switch")?,
-            tariff: Tariff::read(input)?,
-        };
-        Ok(Body::PowerStart(inner, start))
-    }
-
-    pub(in super::super) fn charge_end<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::ChargeEnd(inner, ChargeEnd { block: EndBlock::read(input)? }))
-    }
-
-    pub(in super::super) fn power_end<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let end = PowerEnd {
-            block: EndBlock::read(input)?,
-            end_time: DeviceTime::from_binary(input.array("end_time")?),
-            end_reason: input.u8("end_reason")?,
-            usage: Usage::read(input)?,
-        };
-        Ok(Body::PowerEnd(inner, end))
-    }
-
-    pub(in super::super) fn card_end<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let end = CardEnd {
-            block: EndBlock::read(input)?,
-            card: Hex(input.array("card")?),
-            card_type: input.u8("card_type")?,
-            mode: input.u8("mode")?,
-            usage: Usage::read(input)?,
-        };
-        Ok(Body::CardEnd(inner, end))
-    }
-
-    pub(in super::super) fn end_ack<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::EndAck(inner, EndAck { socket: input.u8("socket")?, result: input.u8("result")? }))
-    }
-
-    pub(in super::super) fn card_swipe<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let swipe = CardSwipe {
-            socket: input.u8("socket")?,
-            hole: input.u8("hole")?,
-            business_no: input.u16_be("business_no")?,
-            status: HoleStatus::read(input)?,
-            card: Hex(input.array("card")?),
-            offline_card_data: Hex(input.array("offline_card_data")?),
-        };
-        Ok(Body::CardSwipe(inner, swipe))
-    }
-
-    pub(in super::super) fn card_order<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let mut order = CardOrder {
+impl<'a> Fields<'a> for CardOrder<'a> {
+    fn read(input: &mut Input<'a>, _: &'static str) -> Result<Self, DecodeError> {
+        let mut order = Self {
             socket: input.u8("socket")?,
             hole: input.u8("hole")?,
             business_no: input.u16_be("business_no")?,
@@ -854,80 +746,176 @@ pub(super) mod decode {
             energy_wh: input.u16_be("energy_wh")?,
             tariff: None,
         };
-        if order.mode == 3 {
-            order.tariff = Some(Tariff::read(input)?);
+        if order.mode == Self::POWER {
+            order.tariff = Some(Tariff::read(input, "tariff")?);
         }
-        Ok(Body::CardOrder(inner, order))
+        Ok(order)
     }
 
-    pub(in super::super) fn card_confirm<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::CardConfirm(inner, hole_result(input)?))
+    fn write(&self, out: &mut Vec<u8>) {
+        debug_assert_eq!(self.mode == Self::POWER, self.tariff.is_some(), "a tariff goes with the power mode");
+        out.extend_from_slice(&[self.socket, self.hole]);
+        Record::write(&self.business_no, out);
+        out.extend_from_slice(&[self.switch, self.mode]);
+        Record::write(&self.time, out);
+        Record::write(&self.energy_wh, out);
+        if let Some(tariff) = &self.tariff {
+            tariff.write(out);
+        }
+    }
+}
+
+/// Values of [`CardOrder::mode`]; not the numbering of [`Start::mode`].
+impl CardOrder<'_> {
+    /// By time.
+    pub const TIME: u8 = 1;
+    /// By energy.
+    pub const ENERGY: u8 = 2;
+    /// By power tiers; the only one with a tariff.
+    pub const POWER: u8 = 3;
+}
+
+fields! {
+    /// A result for one hole (0F and 1B up). Unlike the reply to 07, the result stands last.
+    pub struct HoleResult {
+        /// Socket number.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// 1 is success, 0 failure.
+        result: u8,
+    }
+}
+
+fields! {
+    /// Sub 1A up: what is on the card?
+    pub struct BalanceQuery {
+        /// Socket number.
+        socket: u8,
+        /// 0 or 1.
+        hole: u8,
+        /// The printed number is these 12 digits.
+        card: Hex<[u8; 6]>,
+    }
+}
+
+fields! {
+    /// Sub 1A down.
+    pub struct BalanceReply {
+        /// Copied from the query.
+        #[serde(flatten)]
+        query: BalanceQuery,
+        /// In 0.01 yuan.
+        balance_cent: u32,
+    }
+}
+
+fields! {
+    /// A time window of the day.
+    pub struct Period {
+        /// First minute.
+        start: TimeOfDay,
+        /// Last minute.
+        end: TimeOfDay,
+    }
+}
+
+fields! {
+    /// Sub 1B down: inside the periods, buzzer and voice are set as given.
+    pub struct VoiceSet<'a> {
+        /// Socket number; 254 is every socket of the gateway.
+        socket: u8,
+        /// Meaning not explained.
+        hole: u8,
+        /// 1 on, 0 off.
+        buzzer: u8,
+        /// 1 on, 0 off.
+        voice: u8,
+        /// 0..=2.
+        period_count: u8,
+        /// The periods.
+        periods: Records<'a, Period> = period_count,
+    }
+}
+
+/// Decoders by the rows of [`command::TABLE`].
+pub(super) mod decode {
+    use super::*;
+
+    type Decoded<'a> = Result<Body<'a>, DecodeError>;
+
+    macro_rules! decoders {
+        (fixed { $($fixed:ident => $fixed_body:ident;)* }
+         inner { $($inner:ident => $inner_body:ident;)* }
+         packet { $($packet:ident => $packet_body:ident;)* }) => {
+            $( pub(in super::super) fn $fixed<'a>(input: &mut Input<'a>) -> Decoded<'a> {
+                Fields::read(input, "body").map(Body::$fixed_body)
+            } )*
+            $( pub(in super::super) fn $inner<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
+                Fields::read(input, "body").map(|body| Body::$inner_body(inner, body))
+            } )*
+            $( pub(in super::super) fn $packet(packet: Packet<'_>) -> Decoded<'_> {
+                $packet_body::read(packet).map(Body::$packet_body)
+            } )*
+        };
     }
 
-    pub(in super::super) fn balance_query<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::BalanceQuery(inner, balance(input)?))
+    decoders! {
+        fixed {
+            heartbeat => Heartbeat;
+            heartbeat_reply => HeartbeatReply;
+            ota => Ota;
+            ota_report => OtaReport;
+        }
+        inner {
+            socket_list => SocketList;
+            socket_add => SocketAdd;
+            socket_delete => SocketDelete;
+            socket_query => SocketQuery;
+            socket_reply => SocketReply;
+            start => Start;
+            start_reply => StartReply;
+            power_start => PowerStart;
+            charge_end => ChargeEnd;
+            power_end => PowerEnd;
+            card_end => CardEnd;
+            end_ack => EndAck;
+            card_swipe => CardSwipe;
+            card_order => CardOrder;
+            card_confirm => CardConfirm;
+            balance_query => BalanceQuery;
+            balance_reply => BalanceReply;
+            voice_set => VoiceSet;
+            voice_reply => VoiceReply;
+        }
+        packet {
+            fee_end => FeeEnd;
+            exception => Exception;
+            event => Event;
+            packet_reply => PacketReply;
+            fee_start => FeeStart;
+            param_set => ParamSet;
+            param_query => ParamQuery;
+        }
     }
 
-    pub(in super::super) fn balance_reply<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let reply = BalanceReply { query: balance(input)?, balance_cent: input.u32_be("balance_cent")? };
-        Ok(Body::BalanceReply(inner, reply))
-    }
-
-    pub(in super::super) fn voice_set<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        let socket = input.u8("socket")?;
-        let hole = input.u8("hole")?;
-        let buzzer = input.u8("buzzer")?;
-        let voice = input.u8("voice")?;
-        let period_count = input.u8("period_count")?;
-        let periods = Records::take(input, "periods", period_count)?;
-        Ok(Body::VoiceSet(inner, VoiceSet { socket, hole, buzzer, voice, period_count, periods }))
-    }
-
-    pub(in super::super) fn voice_reply<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
-        Ok(Body::VoiceReply(inner, hole_result(input)?))
+    /// An unconfirmed variant answers 08 with the list (count, 14 bytes each); its count must not pass for a result.
+    pub(in super::super) fn network_result<'a>(inner: Inner, input: &mut Input<'a>) -> Decoded<'a> {
+        if input.remaining() > 1 {
+            return Raw::read(input, "body").map(|raw| Body::Unread(inner, raw));
+        }
+        Record::read(input, "body").map(|result| Body::NetworkResult(inner, result))
     }
 
     pub(in super::super) fn push(packet: Packet<'_>) -> Decoded<'_> {
         Ok(Body::Push(packet))
     }
-
-    pub(in super::super) fn fee_end(packet: Packet<'_>) -> Decoded<'_> {
-        FeeEnd::new(packet).map(Body::FeeEnd)
-    }
-
-    pub(in super::super) fn exception(packet: Packet<'_>) -> Decoded<'_> {
-        Exception::new(packet).map(Body::Exception)
-    }
-
-    pub(in super::super) fn event(packet: Packet<'_>) -> Decoded<'_> {
-        Ok(Body::Event(Event::new(packet)))
-    }
-
-    pub(in super::super) fn packet_reply(packet: Packet<'_>) -> Decoded<'_> {
-        PacketReply::new(packet).map(Body::PacketReply)
-    }
-
-    pub(in super::super) fn fee_start(packet: Packet<'_>) -> Decoded<'_> {
-        FeeStart::new(packet).map(Body::FeeStart)
-    }
-
-    pub(in super::super) fn param_set(packet: Packet<'_>) -> Decoded<'_> {
-        ParamSet::new(packet).map(Body::ParamSet)
-    }
-
-    pub(in super::super) fn param_query(packet: Packet<'_>) -> Decoded<'_> {
-        ParamQuery::new(packet).map(Body::ParamQuery)
-    }
-
-    fn hole_result(input: &mut Input<'_>) -> Result<HoleResult, DecodeError> {
-        Ok(HoleResult { socket: input.u8("socket")?, hole: input.u8("hole")?, result: input.u8("result")? })
-    }
-
-    fn balance(input: &mut Input<'_>) -> Result<BalanceQuery, DecodeError> {
-        Ok(BalanceQuery { socket: input.u8("socket")?, hole: input.u8("hole")?, card: Hex(input.array("card")?) })
-    }
 }
 
+/// Width of the ICCID in a heartbeat.
+const ICCID_LEN: usize = 20;
+/// Width of the firmware in a heartbeat.
+const FW_LEN: usize = 8;
 /// Width of the file name in 0x0007.
 pub const OTA_FILE_LEN: usize = 13;
 

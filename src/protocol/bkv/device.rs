@@ -1,25 +1,23 @@
-//! Frames a gateway sends, for simulators and tests. Same conventions as [`encode`](super::encode).
+//! Frames a gateway sends, for simulators and tests. Same conventions as [`encode`](super::encode); what has no function
+//! here is written by [`encode::body`] or [`encode::fields`].
 
-use super::body::{CardEnd, ChargeEnd, EndBlock, PowerEnd, StartReply, Usage};
-use super::clock::DeviceTime;
-use super::command::{CONTROL, HEARTBEAT, NETWORK, packet_sub, sub};
-use super::encode::{count, frame, inner, packet, words};
+use super::body::{
+    BalanceQuery, Body, CardEnd, CardSwipe, ChargeEnd, Heartbeat, HoleResult, NetworkResult, PowerEnd, StartReply, Text,
+};
+use super::command::{CONTROL, HEARTBEAT, NETWORK, PACKET, packet_sub, sub};
+use super::encode::{self, Header, fields, inner_payload, packet};
+use super::fields::Fields;
 use super::frame::GatewayId;
-use super::packet::PacketHeader;
-use super::report::{EndReport, HoleBlock};
-use super::tlv::{self, key};
+use super::packet::{Event, Exception, FeeEnd, PacketHeader, PacketReply, Params};
+use super::records::Record;
+use super::report::{EndReport, HoleBlock, HoleState};
+use super::tlv::{self, key, put};
 use crate::protocol::Direction::Up;
 
 /// A heartbeat; `iccid` is cut or padded to 20 characters, `fw` to 8.
 pub fn heartbeat(out: &mut Vec<u8>, gateway_id: GatewayId, iccid: &str, fw: &str, rssi: u8) {
-    frame(out, Up, HEARTBEAT, 0, gateway_id, |out| {
-        out.extend(padded(iccid, 20).chain(padded(fw, 8)));
-        out.push(rssi);
-    });
-}
-
-fn padded(text: &str, width: usize) -> impl Iterator<Item = u8> {
-    text.bytes().chain(std::iter::repeat(0)).take(width)
+    let beat = Heartbeat { iccid: Text::new(iccid.as_bytes()), fw: Text::new(fw.as_bytes()), rssi: Some(rssi) };
+    encode::body(out, &Header::up(HEARTBEAT, 0, gateway_id), &Body::Heartbeat(beat));
 }
 
 /// State of a socket: the body of a query reply, and one container of a push.
@@ -41,136 +39,157 @@ pub struct Socket<'a> {
 pub fn push(out: &mut Vec<u8>, gateway_id: GatewayId, sockets: &[Socket<'_>]) {
     packet(out, Up, 0, gateway_id, PacketHeader::new(0, gateway_id), packet_sub::PUSH, |out| {
         for socket in sockets {
-            tlv::write_with(out, key::SOCKET_STATUS, |out| socket_elements(out, socket));
+            let Socket { socket, fw, temp_c, rssi, holes } = *socket;
+            let state = (Some(socket), Some(fw), Some(temp_c), Some(rssi));
+            socket_container(out, state, holes.iter().copied().map(HoleState::from));
         }
     });
 }
 
-fn socket_elements(out: &mut Vec<u8>, socket: &Socket<'_>) {
-    tlv::write(out, key::SOCKET_NO, &[socket.socket]);
-    tlv::write(out, key::SOCKET_FW, &socket.fw);
-    tlv::write(out, key::MCU_TEMP, &[socket.temp_c]);
-    tlv::write(out, key::RSSI, &[socket.rssi]);
-    for block in socket.holes {
-        tlv::write_with(out, key::HOLE_ATTRS, |out| {
-            tlv::write(out, key::HOLE, &[block.hole]);
-            tlv::write(out, key::STATUS, &[block.status.0]);
-            tlv::write(out, key::BUSINESS_NO, &block.business_no.to_be_bytes());
-            tlv::write(out, key::VOLTAGE, &block.voltage_dv.to_be_bytes());
-            tlv::write(out, key::POWER, &block.power_dw.to_be_bytes());
-            tlv::write(out, key::CURRENT, &block.current_ma.to_be_bytes());
-            tlv::write(out, key::ENERGY, &block.energy_wh.to_be_bytes());
-            tlv::write(out, key::CHARGED_MIN, &block.charged_min.to_be_bytes());
-        });
-    }
+/// A status push of one socket that leaves out what is `None`, as a device may.
+pub fn partial_push(
+    out: &mut Vec<u8>,
+    gateway_id: GatewayId,
+    socket: Option<u8>,
+    fw: Option<[u8; 2]>,
+    temp_c: Option<u8>,
+    rssi: Option<u8>,
+    holes: &[HoleState],
+) {
+    packet(out, Up, 0, gateway_id, PacketHeader::new(0, gateway_id), packet_sub::PUSH, |out| {
+        socket_container(out, (socket, fw, temp_c, rssi), holes.iter().copied());
+    });
+}
+
+fn socket_container(
+    out: &mut Vec<u8>,
+    (socket, fw, temp_c, rssi): (Option<u8>, Option<[u8; 2]>, Option<u8>, Option<u8>),
+    holes: impl Iterator<Item = HoleState>,
+) {
+    tlv::write_with(out, key::SOCKET_STATUS, |out| {
+        put(out, key::SOCKET_NO, socket);
+        put(out, key::SOCKET_FW, fw.as_ref().map(|fw| &fw[..]));
+        put(out, key::MCU_TEMP, temp_c);
+        put(out, key::RSSI, rssi);
+        for hole in holes {
+            tlv::write_with(out, key::HOLE_ATTRS, |out| {
+                put(out, key::HOLE, hole.hole);
+                put(out, key::STATUS, hole.status);
+                put(out, key::BUSINESS_NO, hole.business_no);
+                put(out, key::VOLTAGE, hole.voltage_dv);
+                put(out, key::POWER, hole.power_dw);
+                put(out, key::CURRENT, hole.current_ma);
+                put(out, key::ENERGY, hole.energy_wh);
+                put(out, key::CHARGED_MIN, hole.charged_min);
+            });
+        }
+    });
 }
 
 /// The reply to a socket query; `sub` is 1C as in the guide's frame or 1D as in its text.
 pub fn socket_reply(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, sub: u8, socket: &Socket<'_>) {
-    inner(out, Up, CONTROL, sequence, gateway_id, sub, |out| {
-        out.push(socket.socket);
-        out.extend_from_slice(&socket.fw);
-        out.extend_from_slice(&[socket.temp_c, socket.rssi]);
-        for block in socket.holes {
-            out.extend_from_slice(&[block.hole, block.status.0]);
-            words(out, [block.business_no, block.voltage_dv, block.power_dw]);
-            words(out, [block.current_ma, block.energy_wh, block.charged_min]);
-        }
+    encode::frame(out, Up, CONTROL, sequence, gateway_id, |out| {
+        inner_payload(out, sub, |out| {
+            out.push(socket.socket);
+            out.extend_from_slice(&socket.fw);
+            out.extend_from_slice(&[socket.temp_c, socket.rssi]);
+            socket.holes.iter().for_each(|block| Record::write(block, out));
+        });
     });
 }
 
 /// The reply to a start or stop; `sub` is that of the command, 07 or 17.
 pub fn start_reply(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, sub: u8, reply: &StartReply) {
-    inner(out, Up, CONTROL, sequence, gateway_id, sub, |out| {
-        out.extend_from_slice(&[reply.result, reply.socket, reply.hole]);
-        words(out, [reply.business_no]);
-    });
+    control(out, gateway_id, sequence, sub, reply);
 }
 
 /// The reply to a fee start, in the assumed form: 0F, 4A, 08, 0A.
 pub fn fee_start_reply(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, reply: &StartReply) {
-    let header = PacketHeader::new(sequence, gateway_id);
-    packet(out, Up, sequence, gateway_id, header, packet_sub::FEE_START, |out| {
-        tlv::write(out, key::ACK, &[reply.result]);
-        tlv::write(out, key::SOCKET_NO, &[reply.socket]);
-        tlv::write(out, key::HOLE, &[reply.hole]);
-        tlv::write(out, key::BUSINESS_NO, &reply.business_no.to_be_bytes());
-    });
+    let answer = PacketReply::new(packet_sub::FEE_START, PacketHeader::new(sequence, gateway_id), false);
+    let StartReply { result: ack, socket, hole, business_no } = *reply;
+    let (socket, hole, business_no) = (Some(socket), Some(hole), Some(business_no));
+    packet_reply(out, gateway_id, sequence, PacketReply { ack, socket, hole, business_no, ..answer });
 }
 
 /// The reply to a change of the network list; `sub` is that of the command.
 pub fn network_result(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, sub: u8, ok: bool) {
-    inner(out, Up, NETWORK, sequence, gateway_id, sub, |out| out.push(u8::from(ok)));
+    fields(out, &Header::up(NETWORK, sequence, gateway_id), sub, &NetworkResult { result: u8::from(ok) });
 }
 
 /// The end of an order by time or energy.
 pub fn charge_end(out: &mut Vec<u8>, gateway_id: GatewayId, end: &ChargeEnd) {
-    inner(out, Up, CONTROL, 0, gateway_id, sub::CHARGE_END, |out| end_block(out, &end.block));
+    control(out, gateway_id, 0, sub::CHARGE_END, end);
 }
 
 /// The end of an order by power tiers.
 pub fn power_end(out: &mut Vec<u8>, gateway_id: GatewayId, end: &PowerEnd<'_>) {
-    inner(out, Up, CONTROL, 0, gateway_id, sub::POWER_END, |out| {
-        end_block(out, &end.block);
-        out.extend_from_slice(&end.end_time.to_binary());
-        out.push(end.end_reason);
-        usage(out, &end.usage);
-    });
+    control(out, gateway_id, 0, sub::POWER_END, end);
+}
+
+/// A card was swiped.
+pub fn card_swipe(out: &mut Vec<u8>, gateway_id: GatewayId, swipe: &CardSwipe) {
+    control(out, gateway_id, 0, sub::CARD, swipe);
+}
+
+/// Confirms the order for a swiped card, whose sequence this copies.
+pub fn card_confirm(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, confirm: &HoleResult) {
+    control(out, gateway_id, sequence, sub::CARD_CONFIRM, confirm);
 }
 
 /// The end of an order paid by card.
 pub fn card_end(out: &mut Vec<u8>, gateway_id: GatewayId, end: &CardEnd<'_>) {
-    inner(out, Up, CONTROL, 0, gateway_id, sub::CARD_END, |out| {
-        end_block(out, &end.block);
-        out.extend_from_slice(&end.card.0);
-        out.extend_from_slice(&[end.card_type, end.mode]);
-        usage(out, &end.usage);
-    });
+    control(out, gateway_id, 0, sub::CARD_END, end);
 }
 
-fn end_block(out: &mut Vec<u8>, block: &EndBlock) {
-    out.push(block.socket);
-    out.extend_from_slice(&block.fw.0);
-    out.extend_from_slice(&[block.temp_c, block.rssi, block.hole, block.status.0]);
-    words(out, [block.business_no, block.power_dw, block.current_ma, block.energy_wh, block.charged_min]);
+/// Asks for the balance of a card.
+pub fn balance_query(out: &mut Vec<u8>, gateway_id: GatewayId, query: &BalanceQuery) {
+    control(out, gateway_id, 0, sub::BALANCE, query);
 }
 
-fn usage(out: &mut Vec<u8>, usage: &Usage<'_>) {
-    words(out, [usage.spent_cent, usage.settle_power_dw]);
-    out.push(count(usage.level_minutes.len()));
-    words(out, usage.level_minutes);
+/// The reply to the voice window.
+pub fn voice_reply(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, reply: &HoleResult) {
+    control(out, gateway_id, sequence, sub::VOICE, reply);
 }
 
 /// The end of an order with fees, from the values of `report` that 1004 carries; `tier_results` is opaque.
 pub fn fee_end(out: &mut Vec<u8>, gateway_id: GatewayId, report: &EndReport, tier_results: &[u8]) {
-    packet(out, Up, 0, gateway_id, PacketHeader::new(0, gateway_id), packet_sub::FEE_END, |out| {
-        let byte = |out: &mut Vec<u8>, key, value: Option<u8>| {
-            if let Some(value) = value {
-                tlv::write(out, key, &[value]);
-            }
-        };
-        let word = |out: &mut Vec<u8>, key, value: Option<u16>| {
-            if let Some(value) = value {
-                tlv::write(out, key, &value.to_be_bytes());
-            }
-        };
-        byte(out, key::MCU_TEMP, report.temp_c);
-        byte(out, key::SOCKET_NO, Some(report.socket));
-        byte(out, key::HOLE, Some(report.hole));
-        byte(out, key::STATUS, Some(report.status.0));
-        word(out, key::BUSINESS_NO, Some(report.business_no));
-        word(out, key::POWER, report.power_dw);
-        word(out, key::CURRENT, report.current_ma);
-        word(out, key::ENERGY, Some(report.energy_wh));
-        word(out, key::CHARGED_MIN, Some(report.charged_min));
-        if let Some(time) = report.end_time {
-            tlv::write(out, key::END_TIME, &DeviceTime::to_bcd(time));
-        }
-        byte(out, key::END_REASON, report.end_reason_raw);
-        byte(out, key::CHARGE_MODE, Some(4));
-        word(out, key::ELECTRICITY_FEE, report.electricity_fee_cent);
-        word(out, key::SERVICE_FEE, report.service_fee_cent);
-        tlv::write(out, key::TIER_COUNT, &[count(tier_results.len() / 6)]);
-        tlv::write(out, key::TIER_RESULTS, tier_results);
-    });
+    let end = FeeEnd::new(PacketHeader::new(0, gateway_id), *report, tier_results);
+    encode::body(out, &Header::up(PACKET, 0, gateway_id), &Body::FeeEnd(end));
+}
+
+/// An exception event.
+pub fn exception(out: &mut Vec<u8>, gateway_id: GatewayId, exception: &Exception<'_>) {
+    encode::body(out, &Header::up(PACKET, 0, gateway_id), &Body::Exception(*exception));
+}
+
+/// The event that is sent once per connection.
+pub fn event(out: &mut Vec<u8>, gateway_id: GatewayId, event: &Event<'_>) {
+    encode::body(out, &Header::up(PACKET, 0, gateway_id), &Body::Event(*event));
+}
+
+/// The reply to a change of parameters.
+pub fn param_set_reply(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, socket: u8, ok: bool) {
+    let reply = PacketReply::new(packet_sub::PARAM_SET, PacketHeader::new(sequence, gateway_id), ok);
+    packet_reply(out, gateway_id, sequence, PacketReply { socket: Some(socket), ..reply });
+}
+
+/// The reply to a query of parameters.
+pub fn param_query_reply(
+    out: &mut Vec<u8>,
+    gateway_id: GatewayId,
+    sequence: u32,
+    socket: u8,
+    ok: bool,
+    params: &Params,
+) {
+    let reply = PacketReply::new(packet_sub::PARAM_QUERY, PacketHeader::new(sequence, gateway_id), ok);
+    packet_reply(out, gateway_id, sequence, PacketReply { socket: Some(socket), params: *params, ..reply });
+}
+
+fn control<'a>(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, sub: u8, body: &impl Fields<'a>) {
+    fields(out, &Header::up(CONTROL, sequence, gateway_id), sub, body);
+}
+
+fn packet_reply(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, reply: PacketReply<'_>) {
+    encode::body(out, &Header::up(PACKET, sequence, gateway_id), &Body::PacketReply(reply));
 }

@@ -5,13 +5,19 @@
 
 use std::net::Ipv4Addr;
 
-use super::body::{Level, OTA_FILE_LEN, Period, SocketEntry, Start};
+use super::body::{
+    BalanceQuery, BalanceReply, Body, CardOrder, EndAck, Level, OTA_FILE_LEN, Ota, Period, SocketEntry, SocketOnly,
+    Start, Text,
+};
 use super::clock::DeviceTime;
 use super::command::{CONTROL, HEARTBEAT, NETWORK, OTA, PACKET, packet_sub, sub};
-use super::frame::{GatewayId, LENGTH_MAX, MAGIC_DOWN, MAGIC_UP, TAIL, checksum, direction_code};
-use super::packet::{FeeTier, PacketHeader, Params};
-use super::tlv::{self, key};
+use super::fields::Fields;
+use super::frame::{Frame, GatewayId, LENGTH_MAX, MAGIC_DOWN, MAGIC_UP, TAIL, checksum, direction_code};
+use super::packet::{FeeTier, Packet, PacketHeader, PacketReply, ParamQuery, ParamSet, Params, write_header};
+use super::records::Record;
+use super::tlv::{self, key, put};
 use crate::protocol::Direction::{self, Down};
+use crate::protocol::Hex;
 
 /// Appends a frame around the payload that `payload` writes.
 ///
@@ -46,29 +52,64 @@ pub fn frame(
     out.extend_from_slice(&[sum, TAIL[0], TAIL[1]]);
 }
 
-/// Appends a frame of [`NETWORK`] or [`CONTROL`]: length, sub-command, fields.
-pub(super) fn inner(
-    out: &mut Vec<u8>,
-    direction: Direction,
-    command: u16,
-    sequence: u32,
-    gateway_id: GatewayId,
-    sub: u8,
-    fields: impl FnOnce(&mut Vec<u8>),
-) {
-    frame(out, direction, command, sequence, gateway_id, |out| {
-        let at = out.len();
-        out.extend_from_slice(&[0, 0, sub]);
-        fields(out);
-        let len = out.len().saturating_sub(at).saturating_sub(3);
-        if let Some([high, low, ..]) = out.get_mut(at..) {
-            [*high, *low] = u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes();
-        }
-    });
+/// What a frame says besides its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Who sends it.
+    pub direction: Direction,
+    /// Command word.
+    pub command: u16,
+    /// 0 in a gateway's own report and in the answer to it; the server's in a command and in the answer to that.
+    pub sequence: u32,
+    /// Which gateway.
+    pub gateway_id: GatewayId,
 }
 
-/// Appends a tagged packet: the three header elements, then `elements`.
-pub(super) fn packet(
+impl Header {
+    /// The header of a gateway's frame.
+    pub const fn up(command: u16, sequence: u32, gateway_id: GatewayId) -> Self {
+        Self { direction: Direction::Up, command, sequence, gateway_id }
+    }
+
+    /// The header of a server's frame.
+    pub const fn down(command: u16, sequence: u32, gateway_id: GatewayId) -> Self {
+        Self { direction: Down, command, sequence, gateway_id }
+    }
+}
+
+impl Frame<'_> {
+    /// The header of this frame.
+    pub const fn header(&self) -> Header {
+        let Self { direction, command, sequence, gateway_id, .. } = *self;
+        Header { direction, command, sequence, gateway_id }
+    }
+}
+
+/// Appends a frame with any body, as [`Body::write`].
+pub fn body(out: &mut Vec<u8>, header: &Header, body: &Body<'_>) {
+    let Header { direction, command, sequence, gateway_id } = *header;
+    frame(out, direction, command, sequence, gateway_id, |out| body.write(out));
+}
+
+/// Appends a frame of [`NETWORK`] or [`CONTROL`] with this sub-command and these fields.
+pub fn fields<'a>(out: &mut Vec<u8>, header: &Header, sub: u8, fields: &impl Fields<'a>) {
+    let Header { direction, command, sequence, gateway_id } = *header;
+    frame(out, direction, command, sequence, gateway_id, |out| inner_payload(out, sub, |out| fields.write(out)));
+}
+
+/// Appends the payload of a frame of [`NETWORK`] or [`CONTROL`]: length, sub-command, fields.
+pub(super) fn inner_payload(out: &mut Vec<u8>, sub: u8, fields: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend_from_slice(&[0, 0, sub]);
+    fields(out);
+    let len = out.len().saturating_sub(at).saturating_sub(3);
+    if let Some([high, low, ..]) = out.get_mut(at..) {
+        [*high, *low] = u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes();
+    }
+}
+
+/// Appends a tagged packet: the three header elements, then `elements`, which [`tlv::put`] and its like write.
+pub fn packet(
     out: &mut Vec<u8>,
     direction: Direction,
     sequence: u32,
@@ -78,9 +119,7 @@ pub(super) fn packet(
     elements: impl FnOnce(&mut Vec<u8>),
 ) {
     frame(out, direction, PACKET, sequence, gateway_id, |out| {
-        tlv::write(out, key::CMD, &sub.to_be_bytes());
-        tlv::write(out, key::FRAME_SEQ, &header.frame_seq);
-        tlv::write(out, key::GATEWAY_ID, &header.gateway_id.0);
+        write_header(out, sub, header);
         elements(out);
     });
 }
@@ -91,14 +130,31 @@ pub(super) fn count(records: usize) -> u8 {
     u8::try_from(records).unwrap_or(u8::MAX)
 }
 
-pub(super) fn words(out: &mut Vec<u8>, words: impl IntoIterator<Item = u16>) {
-    words.into_iter().for_each(|word| out.extend_from_slice(&word.to_be_bytes()));
+/// Appends a frame of the server.
+fn down<'a>(out: &mut Vec<u8>, command: u16, sequence: u32, gateway_id: GatewayId, sub: u8, body: &impl Fields<'a>) {
+    fields(out, &Header::down(command, sequence, gateway_id), sub, body);
+}
+
+fn records<T: Record + Copy>(out: &mut Vec<u8>, records: &[T]) {
+    records.iter().for_each(|record| Record::write(record, out));
 }
 
 fn levels(out: &mut Vec<u8>, paid_cent: u16, levels: &[Level]) {
-    words(out, [paid_cent]);
+    Record::write(&paid_cent, out);
     out.push(count(levels.len()));
-    words(out, levels.iter().flat_map(|level| [level.power_dw, level.price_cent, level.minutes]));
+    records(out, levels);
+}
+
+/// Appends a frame of the server whose fields `write` appends: those with lists, given as slices.
+fn down_with(
+    out: &mut Vec<u8>,
+    command: u16,
+    sequence: u32,
+    gateway_id: GatewayId,
+    sub: u8,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    frame(out, Down, command, sequence, gateway_id, |out| inner_payload(out, sub, write));
 }
 
 /// Answers a heartbeat with the time, given in Unix seconds and sent as UTC+8.
@@ -109,15 +165,12 @@ pub fn heartbeat_reply(out: &mut Vec<u8>, gateway_id: GatewayId, unix_s: i64) {
 
 /// Asks for the state of a socket. Answered by 1C, 1D or a push.
 pub fn socket_query(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, socket: u8) {
-    inner(out, Down, CONTROL, sequence, gateway_id, sub::SOCKET_QUERY, |out| out.push(socket));
+    down(out, CONTROL, sequence, gateway_id, sub::SOCKET_QUERY, &SocketOnly { socket });
 }
 
 /// Starts by time or energy, or stops.
 pub fn start(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, start: &Start) {
-    inner(out, Down, CONTROL, sequence, gateway_id, sub::START, |out| {
-        out.extend_from_slice(&[start.socket, start.hole, start.switch, start.mode]);
-        words(out, [start.minutes, start.energy_wh]);
-    });
+    down(out, CONTROL, sequence, gateway_id, sub::START, start);
 }
 
 /// An order by power tiers.
@@ -147,7 +200,7 @@ impl PowerOrder<'_> {
 /// `command` is [`CONTROL`] by the guide's text and [`NETWORK`] in its example; use the former unless a device's record
 /// says otherwise.
 pub fn power_start(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, command: u16, order: &PowerOrder<'_>) {
-    inner(out, Down, command, sequence, gateway_id, sub::POWER_START, |out| {
+    down_with(out, command, sequence, gateway_id, sub::POWER_START, |out| {
         out.extend_from_slice(&[order.socket, order.hole, u8::from(order.on)]);
         levels(out, order.paid_cent, order.levels);
     });
@@ -174,22 +227,17 @@ pub struct FeeOrder<'a> {
 pub fn fee_start(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, order: &FeeOrder<'_>) {
     let header = PacketHeader::new(sequence, gateway_id);
     packet(out, Down, sequence, gateway_id, header, packet_sub::FEE_START, |out| {
-        tlv::write(out, key::SOCKET_NO, &[order.socket]);
-        tlv::write(out, key::HOLE, &[order.hole]);
-        tlv::write(out, key::SWITCH, &[u8::from(order.on)]);
+        put(out, key::SOCKET_NO, order.socket);
+        put(out, key::HOLE, order.hole);
+        put(out, key::SWITCH, u8::from(order.on));
         // 12 is the fee mode; 47 and F4 are unexplained and copied from the guide's only example.
-        tlv::write(out, key::CHARGE_MODE, &[4]);
-        tlv::write(out, key::CONTROL_TYPE, &[1]);
-        tlv::write(out, key::TAG_F4, &[2]);
-        tlv::write(out, key::PAID_AMOUNT, &order.paid_amount_cent.to_be_bytes());
-        tlv::write(out, key::SERVICE_FEE_MODE, &[order.service_fee_mode]);
-        tlv::write(out, key::TIER_COUNT, &[count(order.tiers.len())]);
-        tlv::write_with(out, key::FEE_TIERS, |out| {
-            for tier in order.tiers {
-                out.extend_from_slice(&[tier.end.hour, tier.end.minute]);
-                words(out, [tier.electricity_cent_per_kwh, tier.service_cent_per_kwh]);
-            }
-        });
+        put(out, key::CHARGE_MODE, 4u8);
+        put(out, key::CONTROL_TYPE, 1u8);
+        put(out, key::TAG_F4, 2u8);
+        put(out, key::PAID_AMOUNT, order.paid_amount_cent);
+        put(out, key::SERVICE_FEE_MODE, order.service_fee_mode);
+        put(out, key::TIER_COUNT, count(order.tiers.len()));
+        tlv::write_with(out, key::FEE_TIERS, |out| records(out, order.tiers));
     });
 }
 
@@ -198,61 +246,52 @@ pub fn fee_start(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, order:
 /// For 0x02 the form that stopped the repetition in the field is [`sub::CARD_END`]; the echo [`sub::CHARGE_END`] is
 /// untested and meant for a report that repeats all the same.
 pub fn end_ack(out: &mut Vec<u8>, gateway_id: GatewayId, sub: u8, socket: u8, ok: bool) {
-    inner(out, Down, CONTROL, 0, gateway_id, sub, |out| out.extend_from_slice(&[socket, u8::from(ok)]));
+    down(out, CONTROL, 0, gateway_id, sub, &EndAck { socket, result: u8::from(ok) });
 }
 
 /// Acknowledges a 1004 end report; `header` is the report's.
 pub fn fee_end_ack(out: &mut Vec<u8>, gateway_id: GatewayId, header: PacketHeader, socket: u8, hole: u8, ok: bool) {
-    packet(out, Down, 0, gateway_id, header, packet_sub::FEE_END, |out| {
-        tlv::write(out, key::ACK, &[u8::from(ok)]);
-        tlv::write(out, key::SOCKET_NO, &[socket]);
-        tlv::write(out, key::HOLE, &[hole]);
-    });
+    let ack = PacketReply::new(packet_sub::FEE_END, header, ok);
+    packet_ack(out, gateway_id, PacketReply { socket: Some(socket), hole: Some(hole), ..ack });
 }
 
 /// Acknowledges a 1017 push; `header` is the push's.
 pub fn push_ack(out: &mut Vec<u8>, gateway_id: GatewayId, header: PacketHeader, ok: bool) {
-    packet(out, Down, 0, gateway_id, header, packet_sub::PUSH, |out| tlv::write(out, key::ACK, &[u8::from(ok)]));
+    packet_ack(out, gateway_id, PacketReply::new(packet_sub::PUSH, header, ok));
 }
 
 /// Acknowledges a 1010 exception; `header` is the report's.
 pub fn exception_ack(out: &mut Vec<u8>, gateway_id: GatewayId, header: PacketHeader, socket: u8, ok: bool) {
-    socket_ack(out, gateway_id, header, packet_sub::EXCEPTION, socket, ok);
+    let ack = PacketReply::new(packet_sub::EXCEPTION, header, ok);
+    packet_ack(out, gateway_id, PacketReply { socket: Some(socket), ..ack });
 }
 
 /// Acknowledges a 1013 event; `header` is the event's. The form is assumed: the guide does not know the event.
 pub fn event_ack(out: &mut Vec<u8>, gateway_id: GatewayId, header: PacketHeader, socket: u8, ok: bool) {
-    socket_ack(out, gateway_id, header, packet_sub::EVENT, socket, ok);
+    let ack = PacketReply::new(packet_sub::EVENT, header, ok);
+    packet_ack(out, gateway_id, PacketReply { socket: Some(socket), ..ack });
 }
 
-fn socket_ack(out: &mut Vec<u8>, gateway_id: GatewayId, header: PacketHeader, sub: u16, socket: u8, ok: bool) {
-    packet(out, Down, 0, gateway_id, header, sub, |out| {
-        tlv::write(out, key::SOCKET_NO, &[socket]);
-        tlv::write(out, key::ACK, &[u8::from(ok)]);
-    });
+fn packet_ack(out: &mut Vec<u8>, gateway_id: GatewayId, ack: PacketReply<'_>) {
+    body(out, &Header::down(PACKET, 0, gateway_id), &Body::PacketReply(ack));
 }
 
 /// Replaces the network list: `channel` 1..=15, at most 250 sockets.
 pub fn socket_list(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, channel: u8, sockets: &[SocketEntry]) {
-    inner(out, Down, NETWORK, sequence, gateway_id, sub::SOCKET_LIST, |out| {
+    down_with(out, NETWORK, sequence, gateway_id, sub::SOCKET_LIST, |out| {
         out.push(channel);
-        sockets.iter().for_each(|entry| socket_entry(out, entry));
+        records(out, sockets);
     });
 }
 
 /// Adds one socket to the network list.
 pub fn socket_add(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, entry: &SocketEntry) {
-    inner(out, Down, NETWORK, sequence, gateway_id, sub::SOCKET_ADD, |out| socket_entry(out, entry));
+    down(out, NETWORK, sequence, gateway_id, sub::SOCKET_ADD, entry);
 }
 
 /// Removes one socket from the network list. The form is assumed: the guide announces it without an example.
 pub fn socket_delete(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, socket: u8) {
-    inner(out, Down, NETWORK, sequence, gateway_id, sub::SOCKET_DELETE, |out| out.push(socket));
-}
-
-fn socket_entry(out: &mut Vec<u8>, entry: &SocketEntry) {
-    out.push(entry.socket);
-    out.extend_from_slice(&entry.mac.0);
+    down(out, NETWORK, sequence, gateway_id, sub::SOCKET_DELETE, &SocketOnly { socket });
 }
 
 /// What a swiped card may charge.
@@ -277,17 +316,18 @@ pub fn card_order(
     business_no: u16,
     terms: CardTerms<'_>,
 ) {
-    let (on, mode, time, energy_wh) = match terms {
-        CardTerms::Time(time) => (1, 1, time, 0),
-        CardTerms::Energy(energy_wh) => (1, 2, 0, energy_wh),
-        CardTerms::Power(..) => (1, 3, 0, 0),
-        CardTerms::Refused => (0, 1, 0, 0),
+    let (switch, mode, time, energy_wh) = match terms {
+        CardTerms::Time(time) => (1, CardOrder::TIME, time, 0),
+        CardTerms::Energy(energy_wh) => (1, CardOrder::ENERGY, 0, energy_wh),
+        CardTerms::Power(..) => (1, CardOrder::POWER, 0, 0),
+        CardTerms::Refused => (0, CardOrder::TIME, 0, 0),
     };
-    inner(out, Down, CONTROL, sequence, gateway_id, sub::CARD, |out| {
+    down_with(out, CONTROL, sequence, gateway_id, sub::CARD, |out| {
         out.extend_from_slice(&[socket, hole]);
-        words(out, [business_no]);
-        out.extend_from_slice(&[on, mode]);
-        words(out, [time, energy_wh]);
+        Record::write(&business_no, out);
+        out.extend_from_slice(&[switch, mode]);
+        Record::write(&time, out);
+        Record::write(&energy_wh, out);
         if let CardTerms::Power(paid_cent, tiers) = terms {
             levels(out, paid_cent, tiers);
         }
@@ -303,11 +343,8 @@ pub fn balance_reply(
     card: [u8; 6],
     balance_cent: u32,
 ) {
-    inner(out, Down, CONTROL, sequence, gateway_id, sub::BALANCE, |out| {
-        out.extend_from_slice(&[socket, hole]);
-        out.extend_from_slice(&card);
-        out.extend_from_slice(&balance_cent.to_be_bytes());
-    });
+    let reply = BalanceReply { query: BalanceQuery { socket, hole, card: Hex(card) }, balance_cent };
+    down(out, CONTROL, sequence, gateway_id, sub::BALANCE, &reply);
 }
 
 /// Sets buzzer and voice inside at most two periods; socket 254 is every socket.
@@ -320,51 +357,28 @@ pub fn voice_set(
     voice: bool,
     periods: &[Period],
 ) {
-    inner(out, Down, CONTROL, sequence, gateway_id, sub::VOICE, |out| {
+    down_with(out, CONTROL, sequence, gateway_id, sub::VOICE, |out| {
         out.extend_from_slice(&[socket, hole, u8::from(buzzer), u8::from(voice), count(periods.len())]);
-        for Period { start, end } in periods {
-            out.extend_from_slice(&[start.hour, start.minute, end.hour, end.minute]);
-        }
+        records(out, periods);
     });
 }
 
 /// Tells the gateway to fetch its firmware by FTP; `file` has at most [`OTA_FILE_LEN`] ASCII characters.
 pub fn ota(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, ftp_ip: Ipv4Addr, ftp_port: u16, file: &str) {
     debug_assert!(file.len() <= OTA_FILE_LEN, "file name {file:?} does not fit its field");
-    frame(out, Down, OTA, sequence, gateway_id, |out| {
-        out.push(1);
-        out.extend_from_slice(&ftp_ip.octets());
-        words(out, [ftp_port]);
-        out.extend(file.bytes().chain(std::iter::repeat(0)).take(OTA_FILE_LEN));
-    });
+    let ota = Ota { target: Ota::GATEWAY, ftp_ip, ftp_port, file: Text::new(file.as_bytes()) };
+    body(out, &Header::down(OTA, sequence, gateway_id), &Body::Ota(ota));
 }
 
 /// Changes the parameters that are set in `params`; those only reported are not sent.
 pub fn param_set(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, socket: u8, params: &Params) {
-    let header = PacketHeader::new(sequence, gateway_id);
-    packet(out, Down, sequence, gateway_id, header, packet_sub::PARAM_SET, |out| {
-        let word = |out: &mut Vec<u8>, key, value: Option<u16>| {
-            if let Some(value) = value {
-                tlv::write(out, key, &value.to_be_bytes());
-            }
-        };
-        tlv::write(out, key::SOCKET_NO, &[socket]);
-        word(out, key::FULL_CHARGE_DELAY, params.full_charge_delay_s);
-        word(out, key::NO_LOAD_DELAY, params.no_load_delay_s);
-        word(out, key::FULL_POWER_THRESHOLD, params.full_power_threshold_dw);
-        word(out, key::NO_LOAD_POWER_THRESHOLD, params.no_load_power_threshold_dw);
-        if let Some(value) = params.high_temp_threshold {
-            tlv::write(out, key::HIGH_TEMP_THRESHOLD, &[value]);
-        }
-        word(out, key::POWER_LIMIT, params.power_limit_dw);
-        word(out, key::MAX_CHARGE_MIN, params.max_charge_min);
-    });
+    let packet = Packet::new(packet_sub::PARAM_SET, PacketHeader::new(sequence, gateway_id));
+    let set = ParamSet { packet, socket, params: *params };
+    body(out, &Header::down(PACKET, sequence, gateway_id), &Body::ParamSet(set));
 }
 
 /// Asks for the parameters of a socket.
 pub fn param_query(out: &mut Vec<u8>, gateway_id: GatewayId, sequence: u32, socket: u8) {
-    let header = PacketHeader::new(sequence, gateway_id);
-    packet(out, Down, sequence, gateway_id, header, packet_sub::PARAM_QUERY, |out| {
-        tlv::write(out, key::SOCKET_NO, &[socket]);
-    });
+    let packet = Packet::new(packet_sub::PARAM_QUERY, PacketHeader::new(sequence, gateway_id));
+    body(out, &Header::down(PACKET, sequence, gateway_id), &Body::ParamQuery(ParamQuery { packet, socket }));
 }

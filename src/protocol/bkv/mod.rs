@@ -17,10 +17,10 @@
 //! Only the charge bookkeeping is absent: which order a report belongs to is decided by its consumer.
 
 pub mod body;
-pub mod clock;
 pub mod command;
 pub mod device;
 pub mod encode;
+pub mod fields;
 pub mod frame;
 pub mod packet;
 pub mod records;
@@ -31,6 +31,7 @@ pub mod tlv;
 #[cfg(test)]
 mod tests;
 
+pub use super::clock;
 pub use body::{Body, decode_body};
 pub use frame::{Frame, GatewayId, deframe};
 pub use report::{EndReport, HoleState, SocketState};

@@ -11,12 +11,14 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
 use super::clock::{DeviceTime, TimeOfDay};
+use super::command::packet_sub;
+use super::fields::fields;
 use super::frame::{Frame, GatewayId};
-use super::records::{Record, Records};
+use super::records::Records;
 use super::report::{EndReport, Sockets, next_socket};
 use super::status::HoleStatus;
-use super::tlv::{Element, Elements, key};
-use crate::protocol::{DecodeError, Hex, Input};
+use super::tlv::{Element, Elements, key, put};
+use crate::protocol::{DecodeError, Hex};
 
 /// What tags 02 and 03 repeat from the frame. An acknowledgement copies them from the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,19 @@ impl<'a> Packet<'a> {
         Ok(Self { command: u16::from_be_bytes([c0, c1]), header, odd_types, elements })
     }
 
+    /// A packet that is going to be written: it has no elements, the type that holds it gives them.
+    pub const fn new(command: u16, header: PacketHeader) -> Self {
+        Self { command, header, odd_types: 0, elements: Elements::NONE }
+    }
+
+    /// Appends the elements as they were read; of a new packet the header.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        if self.elements == Elements::NONE {
+            write_header(out, self.command, self.header);
+        }
+        out.extend_from_slice(self.elements.as_bytes());
+    }
+
     /// All elements, the three of the header included.
     pub const fn elements(&self) -> Elements<'a> {
         self.elements
@@ -94,6 +109,13 @@ impl<'a> Packet<'a> {
     }
 }
 
+/// Appends the three elements that begin every packet.
+pub(super) fn write_header(out: &mut Vec<u8>, command: u16, header: PacketHeader) {
+    put(out, key::CMD, command);
+    put(out, key::FRAME_SEQ, &header.frame_seq[..]);
+    put(out, key::GATEWAY_ID, &header.gateway_id.0[..]);
+}
+
 fn need<T>(value: Option<T>, field: &'static str, need: usize) -> Result<T, DecodeError> {
     value.ok_or(DecodeError::Truncated { field, need, have: 0 })
 }
@@ -107,6 +129,8 @@ pub struct FeeEnd<'a> {
     pub report: EndReport,
     /// Charge mode, 4 in the only example.
     pub charge_mode: Option<u8>,
+    /// Number of tiers.
+    pub tier_count: Option<u8>,
     /// "Time and energy per tier", 6 bytes each, split unclear.
     pub tier_results: &'a [u8],
 }
@@ -114,10 +138,10 @@ pub struct FeeEnd<'a> {
 impl<'a> FeeEnd<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] naming the tag, if one is absent without which the charge cannot be settled.
-    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
         let (mut socket, mut hole, mut status, mut business_no) = (None, None, None, None);
         let (mut energy_wh, mut charged_min) = (None, None);
-        let (mut charge_mode, mut tier_results) = (None, &[][..]);
+        let (mut charge_mode, mut tier_count, mut tier_results) = (None, None, &[][..]);
         let mut report = EndReport {
             socket: 0,
             hole: 0,
@@ -154,6 +178,7 @@ impl<'a> FeeEnd<'a> {
                 key::ELECTRICITY_FEE => report.electricity_fee_cent = element.u16(),
                 key::SERVICE_FEE => report.service_fee_cent = element.u16(),
                 key::CHARGE_MODE => charge_mode = element.u8(),
+                key::TIER_COUNT => tier_count = element.u8(),
                 key::TIER_RESULTS => tier_results = element.value,
                 _ => {}
             }
@@ -164,14 +189,52 @@ impl<'a> FeeEnd<'a> {
         report.business_no = need(business_no, "business_no", 2)?;
         report.energy_wh = need(energy_wh, "energy_wh", 2)?;
         report.charged_min = need(charged_min, "charged_min", 2)?;
-        Ok(Self { packet, report, charge_mode, tier_results })
+        Ok(Self { packet, report, charge_mode, tier_count, tier_results })
+    }
+
+    /// The end of a fee order, `tier_results` in the opaque form of tag 84.
+    pub fn new(header: PacketHeader, report: EndReport, tier_results: &'a [u8]) -> Self {
+        let tier_count = u8::try_from(tier_results.len() / TIER_RESULT_LEN).ok();
+        Self {
+            packet: Packet::new(packet_sub::FEE_END, header),
+            report,
+            charge_mode: Some(4),
+            tier_count,
+            tier_results,
+        }
+    }
+
+    /// Appends the packet, with those values of the report that 1004 can carry.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let report = &self.report;
+        write_header(out, self.packet.command, self.packet.header);
+        put(out, key::MCU_TEMP, report.temp_c);
+        put(out, key::SOCKET_NO, report.socket);
+        put(out, key::HOLE, report.hole);
+        put(out, key::STATUS, report.status);
+        put(out, key::BUSINESS_NO, report.business_no);
+        put(out, key::POWER, report.power_dw);
+        put(out, key::CURRENT, report.current_ma);
+        put(out, key::ENERGY, report.energy_wh);
+        put(out, key::CHARGED_MIN, report.charged_min);
+        put(out, key::END_TIME, report.end_time);
+        put(out, key::END_REASON, report.end_reason_raw);
+        put(out, key::CHARGE_MODE, self.charge_mode);
+        put(out, key::ELECTRICITY_FEE, report.electricity_fee_cent);
+        put(out, key::SERVICE_FEE, report.service_fee_cent);
+        put(out, key::TIER_COUNT, self.tier_count);
+        put(out, key::TIER_RESULTS, (!self.tier_results.is_empty()).then_some(self.tier_results));
+        put(out, key::RSSI, report.rssi);
     }
 }
+
+/// Bytes per tier in tag 84.
+const TIER_RESULT_LEN: usize = 6;
 
 /// A packet that answers: down for 1017, 1004, 1010, 1013; up for 1007, 1011, 1012.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketReply<'a> {
-    /// The packet; a 1012 reply's values are in [`Params`].
+    /// The packet.
     pub packet: Packet<'a>,
     /// 1 is success, 0 failure.
     pub ack: u8,
@@ -181,19 +244,49 @@ pub struct PacketReply<'a> {
     pub hole: Option<u8>,
     /// The device's order number; expected in the reply to 1007, which the guide does not describe.
     pub business_no: Option<u16>,
+    /// The values of a 1012 reply; none in others.
+    pub params: Params,
 }
 
 impl<'a> PacketReply<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] if tag 0F is absent.
-    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
         Ok(Self {
             packet,
             ack: need(packet.u8(key::ACK), "ack", 1)?,
             socket: packet.u8(key::SOCKET_NO),
             hole: packet.u8(key::HOLE),
             business_no: packet.u16(key::BUSINESS_NO),
+            params: if packet.command == packet_sub::PARAM_QUERY { Params::of(&packet) } else { Params::default() },
         })
+    }
+
+    /// A reply that says no more than success or failure.
+    pub fn new(command: u16, header: PacketHeader, ok: bool) -> Self {
+        Self {
+            packet: Packet::new(command, header),
+            ack: u8::from(ok),
+            socket: None,
+            hole: None,
+            business_no: None,
+            params: Params::default(),
+        }
+    }
+
+    /// Appends the packet. The guide puts the result first or second, by the command that is answered.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        write_header(out, self.packet.command, self.packet.header);
+        if matches!(self.packet.command, packet_sub::PUSH | packet_sub::FEE_START | packet_sub::FEE_END) {
+            put(out, key::ACK, self.ack);
+            put(out, key::SOCKET_NO, self.socket);
+        } else {
+            put(out, key::SOCKET_NO, self.socket);
+            put(out, key::ACK, self.ack);
+        }
+        put(out, key::HOLE, self.hole);
+        put(out, key::BUSINESS_NO, self.business_no);
+        self.params.write_reply(out);
     }
 }
 
@@ -221,7 +314,7 @@ pub struct Exception<'a> {
 impl<'a> Exception<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] if the socket number is absent.
-    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
         let byte = |key| packet.u8(key);
         let word = |key| packet.u16(key);
         Ok(Self {
@@ -234,6 +327,46 @@ impl<'a> Exception<'a> {
             overtemps: [key::HOLE1_OVERTEMP, key::HOLE2_OVERTEMP].map(byte),
             statuses: [key::HOLE1_STATUS, key::HOLE2_STATUS].map(|key| byte(key).map(HoleStatus)),
         })
+    }
+
+    /// An event of this socket that says nothing yet.
+    pub const fn new(header: PacketHeader, socket: u8) -> Self {
+        Self {
+            packet: Packet::new(packet_sub::EXCEPTION, header),
+            socket,
+            states: [None; 3],
+            reasons: [None; 3],
+            voltages_dv: [None; 2],
+            leakages: [None; 2],
+            overtemps: [None; 2],
+            statuses: [None; 2],
+        }
+    }
+
+    /// Appends the packet.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let [socket_state, hole1_state, hole2_state] = self.states;
+        let [socket_reason, hole1_reason, hole2_reason] = self.reasons;
+        let [overvoltage, undervoltage] = self.voltages_dv;
+        let [hole1_leakage, hole2_leakage] = self.leakages;
+        let [hole1_overtemp, hole2_overtemp] = self.overtemps;
+        let [hole1_status, hole2_status] = self.statuses;
+        write_header(out, self.packet.command, self.packet.header);
+        put(out, key::SOCKET_NO, self.socket);
+        put(out, key::SOCKET_EVENT_REASON, socket_reason);
+        put(out, key::SOCKET_EVENT_STATE, socket_state);
+        put(out, key::HOLE1_EVENT_REASON, hole1_reason);
+        put(out, key::HOLE1_EVENT_STATE, hole1_state);
+        put(out, key::HOLE2_EVENT_REASON, hole2_reason);
+        put(out, key::HOLE2_EVENT_STATE, hole2_state);
+        put(out, key::OVERVOLTAGE, overvoltage);
+        put(out, key::UNDERVOLTAGE, undervoltage);
+        put(out, key::HOLE1_LEAKAGE, hole1_leakage);
+        put(out, key::HOLE2_LEAKAGE, hole2_leakage);
+        put(out, key::HOLE1_OVERTEMP, hole1_overtemp);
+        put(out, key::HOLE2_OVERTEMP, hole2_overtemp);
+        put(out, key::HOLE1_STATUS, hole1_status);
+        put(out, key::HOLE2_STATUS, hole2_status);
     }
 }
 
@@ -248,16 +381,29 @@ pub struct Event<'a> {
     pub hole: Option<u8>,
     /// Local time, close to the connect.
     pub event_time: Option<DeviceTime>,
+    /// Tag 5A, unexplained; another value on each connection.
+    pub tag_5a: Option<u16>,
 }
 
 impl<'a> Event<'a> {
-    pub(super) fn new(packet: Packet<'a>) -> Self {
-        Self {
+    #[expect(clippy::unnecessary_wraps, reason = "the other packets can lack a tag they need")]
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
             packet,
             socket: packet.u8(key::SOCKET_NO),
             hole: packet.u8(key::HOLE),
             event_time: packet.elements.get(key::EVENT_TIME).and_then(|time| time.array()).map(DeviceTime::from_bcd),
-        }
+            tag_5a: packet.u16(key::TAG_5A),
+        })
+    }
+
+    /// Appends the packet.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        write_header(out, self.packet.command, self.packet.header);
+        put(out, key::SOCKET_NO, self.socket);
+        put(out, key::HOLE, self.hole);
+        put(out, key::EVENT_TIME, self.event_time);
+        put(out, key::TAG_5A, self.tag_5a);
     }
 }
 
@@ -272,52 +418,68 @@ pub struct FeeStart<'a> {
     pub hole: u8,
     /// 1 on, 0 off.
     pub switch: u8,
+    /// 4, the fee mode, in the only example.
+    pub charge_mode: Option<u8>,
+    /// 1 in the only example, not explained.
+    pub control_type: Option<u8>,
+    /// Tag F4, 2 in the only example, not explained.
+    pub tag_f4: Option<u8>,
     /// Amount paid in 0.01 yuan.
     pub paid_amount_cent: Option<u16>,
     /// 0 by time, 1 by energy.
     pub service_fee_mode: Option<u8>,
-    /// Tiers of the day, the last ending at 23:59.
+    /// Number of tiers.
+    pub tier_count: Option<u8>,
+    /// Tiers of the day, the last ending at 23:59; at most 42 fit.
     pub tiers: Records<'a, FeeTier>,
 }
 
 impl<'a> FeeStart<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] if socket, hole or switch is absent.
-    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
         let tiers = packet.elements.get(key::FEE_TIERS).map_or(&[][..], |element| element.value);
         Ok(Self {
             packet,
             socket: need(packet.u8(key::SOCKET_NO), "socket_no", 1)?,
             hole: need(packet.u8(key::HOLE), "hole", 1)?,
             switch: need(packet.u8(key::SWITCH), "switch", 1)?,
+            charge_mode: packet.u8(key::CHARGE_MODE),
+            control_type: packet.u8(key::CONTROL_TYPE),
+            tag_f4: packet.u8(key::TAG_F4),
             paid_amount_cent: packet.u16(key::PAID_AMOUNT),
             service_fee_mode: packet.u8(key::SERVICE_FEE_MODE),
-            tiers: Records::rest(&mut Input::new(tiers)),
+            tier_count: packet.u8(key::TIER_COUNT),
+            tiers: Records::new(tiers),
         })
+    }
+
+    /// Appends the packet.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        write_header(out, self.packet.command, self.packet.header);
+        put(out, key::SOCKET_NO, self.socket);
+        put(out, key::HOLE, self.hole);
+        put(out, key::SWITCH, self.switch);
+        put(out, key::CHARGE_MODE, self.charge_mode);
+        put(out, key::CONTROL_TYPE, self.control_type);
+        put(out, key::TAG_F4, self.tag_f4);
+        put(out, key::PAID_AMOUNT, self.paid_amount_cent);
+        put(out, key::SERVICE_FEE_MODE, self.service_fee_mode);
+        put(out, key::TIER_COUNT, self.tier_count);
+        put(out, key::FEE_TIERS, (!self.tiers.is_empty()).then_some(self.tiers.as_bytes()));
     }
 }
 
-/// One tier of tag 83.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct FeeTier {
-    /// When the tier ends; it begins where the one before ends.
-    #[serde(rename = "end_hhmm")]
-    pub end: TimeOfDay,
-    /// Electricity price in 0.01 yuan per kWh.
-    pub electricity_cent_per_kwh: u16,
-    /// Service fee: 0.01 yuan per kWh when charged by energy; the basis by time is not stated.
-    pub service_cent_per_kwh: u16,
-}
-
-impl Record for FeeTier {
-    const LEN: usize = 6;
-
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            end: TimeOfDay { hour: input.u8("end_hour")?, minute: input.u8("end_minute")? },
-            electricity_cent_per_kwh: input.u16_be("electricity")?,
-            service_cent_per_kwh: input.u16_be("service")?,
-        })
+fields! {
+    /// One tier of tag 83.
+    pub struct FeeTier {
+        /// When the tier ends; it begins where the one before ends.
+        #[serde(rename = "end_hhmm")]
+        end: TimeOfDay,
+        /// Electricity price in 0.01 yuan per kWh.
+        electricity_cent_per_kwh: u16,
+        /// Service fee: 0.01 yuan per kWh when charged by energy; the basis by time is not stated.
+        service_cent_per_kwh: u16,
     }
 }
 
@@ -346,6 +508,8 @@ pub struct Params {
     pub key_base_amount: Option<u32>,
     /// Unit not given; only reported.
     pub anti_pulse_time: Option<u16>,
+    /// Tags 98 to 9B, unexplained; only reported.
+    pub tags_98_to_9b: [Option<u8>; 4],
 }
 
 impl Params {
@@ -365,12 +529,47 @@ impl Params {
                 key::TRICKLE_THRESHOLD => params.trickle_threshold_pct = element.u8(),
                 key::KEY_BASE_AMOUNT => params.key_base_amount = element.u32(),
                 key::ANTI_PULSE_TIME => params.anti_pulse_time = element.u16(),
-                _ => {}
+                key => {
+                    let at = UNEXPLAINED.iter().position(|unexplained| *unexplained == key);
+                    if let Some(tag) = at.and_then(|at| params.tags_98_to_9b.get_mut(at)) {
+                        *tag = element.u8();
+                    }
+                }
             }
         }
         params
     }
+
+    /// Appends what 1011 can set.
+    fn write_set(&self, out: &mut Vec<u8>) {
+        put(out, key::FULL_CHARGE_DELAY, self.full_charge_delay_s);
+        put(out, key::NO_LOAD_DELAY, self.no_load_delay_s);
+        put(out, key::FULL_POWER_THRESHOLD, self.full_power_threshold_dw);
+        put(out, key::NO_LOAD_POWER_THRESHOLD, self.no_load_power_threshold_dw);
+        put(out, key::HIGH_TEMP_THRESHOLD, self.high_temp_threshold);
+        put(out, key::POWER_LIMIT, self.power_limit_dw);
+        put(out, key::MAX_CHARGE_MIN, self.max_charge_min);
+    }
+
+    /// Appends what 1012 reports.
+    fn write_reply(&self, out: &mut Vec<u8>) {
+        put(out, key::FULL_POWER_THRESHOLD, self.full_power_threshold_dw);
+        put(out, key::TRICKLE_THRESHOLD, self.trickle_threshold_pct);
+        put(out, key::FULL_CHARGE_DELAY, self.full_charge_delay_s);
+        put(out, key::NO_LOAD_POWER_THRESHOLD, self.no_load_power_threshold_dw);
+        put(out, key::NO_LOAD_DELAY, self.no_load_delay_s);
+        put(out, key::MAX_CHARGE_MIN, self.max_charge_min);
+        put(out, key::HIGH_TEMP_THRESHOLD, self.high_temp_threshold);
+        put(out, key::POWER_LIMIT, self.power_limit_dw);
+        put(out, key::OVERCURRENT_LIMIT, self.overcurrent_limit_ma);
+        put(out, key::KEY_BASE_AMOUNT, self.key_base_amount);
+        put(out, key::ANTI_PULSE_TIME, self.anti_pulse_time);
+        UNEXPLAINED.iter().zip(self.tags_98_to_9b).for_each(|(key, value)| put(out, *key, value));
+    }
 }
+
+/// Keys of [`Params::tags_98_to_9b`].
+const UNEXPLAINED: [u8; 4] = [key::TAG_98, key::TAG_99, key::TAG_9A, key::TAG_9B];
 
 /// 1011 down: change parameters of one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -386,9 +585,16 @@ pub struct ParamSet<'a> {
 impl<'a> ParamSet<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] if the socket number is absent.
-    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
         let socket = need(packet.u8(key::SOCKET_NO), "socket_no", 1)?;
         Ok(Self { packet, socket, params: Params::of(&packet) })
+    }
+
+    /// Appends the packet; parameters that are only reported are left out.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        write_header(out, self.packet.command, self.packet.header);
+        put(out, key::SOCKET_NO, self.socket);
+        self.params.write_set(out);
     }
 }
 
@@ -404,8 +610,14 @@ pub struct ParamQuery<'a> {
 impl<'a> ParamQuery<'a> {
     /// # Errors
     /// [`DecodeError::Truncated`] if the socket number is absent.
-    pub(super) fn new(packet: Packet<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {
         Ok(Self { packet, socket: need(packet.u8(key::SOCKET_NO), "socket_no", 1)? })
+    }
+
+    /// Appends the packet.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        write_header(out, self.packet.command, self.packet.header);
+        put(out, key::SOCKET_NO, self.socket);
     }
 }
 
@@ -493,7 +705,7 @@ impl Serialize for Value<'_> {
                 Some(raw) => HoleStatus(raw).serialize(serializer),
                 None => prefixed_hex(element, serializer),
             },
-            key::FEE_TIERS => Records::<FeeTier>::rest(&mut Input::new(element.value)).serialize(serializer),
+            key::FEE_TIERS => Records::<FeeTier>::new(element.value).serialize(serializer),
             _ if (1..=8).contains(&element.value.len()) => {
                 let number = element.value.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
                 serializer.serialize_u64(number)

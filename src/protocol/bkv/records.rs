@@ -7,42 +7,61 @@ use serde::{Serialize, Serializer};
 
 use crate::protocol::{DecodeError, Input};
 
-/// A value of fixed size that occurs in runs.
+/// A value of fixed size.
 pub trait Record: Sized {
     /// Bytes per record.
     const LEN: usize;
 
-    /// Reads one record.
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError>;
+    /// Reads one record; `field` names it in the error, unless it has fields of its own.
+    ///
+    /// # Errors
+    /// The body ends inside the record.
+    fn read(input: &mut Input<'_>, field: &'static str) -> Result<Self, DecodeError>;
+
+    /// Appends the record: [`Record::LEN`] bytes.
+    fn write(&self, out: &mut Vec<u8>);
 }
 
-impl Record for u16 {
-    const LEN: usize = 2;
-
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        input.u16_be("word")
-    }
-}
-
-/// A run of records that borrows the frame and reads each on demand.
+/// A run of records that borrows its bytes and reads each on demand.
 pub struct Records<'a, T> {
     bytes: &'a [u8],
     record: PhantomData<fn() -> T>,
 }
 
 impl<'a, T: Record> Records<'a, T> {
+    /// Takes the bytes of the records; a last one that is cut short does not count.
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        // Whole records only, so that what is written is what is read.
+        let whole = match bytes.len().checked_rem(T::LEN) {
+            Some(rest) => bytes.len().saturating_sub(rest),
+            None => 0,
+        };
+        match bytes.split_at_checked(whole) {
+            Some((bytes, _)) => Self { bytes, record: PhantomData },
+            None => Self { bytes: &[], record: PhantomData },
+        }
+    }
+
+    /// Writes `records` into `buffer`, in place of what it held, and borrows them from there.
+    pub fn of(buffer: &'a mut Vec<u8>, records: impl IntoIterator<Item = T>) -> Self {
+        buffer.clear();
+        records.into_iter().for_each(|record| record.write(buffer));
+        Self { bytes: buffer, record: PhantomData }
+    }
+
     /// Takes `count` records from `input`.
+    #[inline]
     pub(super) fn take(input: &mut Input<'a>, field: &'static str, count: u8) -> Result<Self, DecodeError> {
         let bytes = input.bytes(field, usize::from(count).saturating_mul(T::LEN))?;
         Ok(Self { bytes, record: PhantomData })
     }
 
-    /// Takes all whole records that are left; a rest shorter than a record is ignored.
-    pub(super) const fn rest(input: &mut Input<'a>) -> Self {
-        Self { bytes: input.rest(), record: PhantomData }
+    /// The bytes of the whole records that are left.
+    pub const fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
-    /// Number of whole records.
+    /// Number of records.
     pub const fn len(&self) -> usize {
         match self.bytes.len().checked_div(T::LEN) {
             Some(count) => count,
@@ -50,7 +69,7 @@ impl<'a, T: Record> Records<'a, T> {
         }
     }
 
-    /// Whether there is no whole record.
+    /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -70,7 +89,7 @@ impl<T: Record> Iterator for Records<'_, T> {
     #[inline]
     fn next(&mut self) -> Option<T> {
         let mut input = Input::new(self.bytes);
-        let record = T::read(&mut input).ok()?;
+        let record = T::read(&mut input, "record").ok()?;
         self.bytes = input.rest();
         Some(record)
     }

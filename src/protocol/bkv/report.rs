@@ -3,13 +3,11 @@
 //! A gateway reports the same facts in different layouts: an end as 0x02, 0x18, 0x0C or tagged 1004, a state as a query
 //! reply (1C or 1D) or as a tagged push (1017). Consumers settle and track through the types here and need not know.
 
-use serde::Serialize;
-
 use super::clock::DeviceTime;
-use super::records::{Record, Records};
+use super::fields::fields;
+use super::records::Records;
 use super::status::HoleStatus;
 use super::tlv::{Elements, key};
-use crate::protocol::{DecodeError, Input};
 
 /// How a charge ended, from any of the four end reports.
 ///
@@ -52,43 +50,25 @@ pub struct EndReport {
     pub service_fee_cent: Option<u16>,
 }
 
-/// One hole's block in a query reply, 14 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct HoleBlock {
-    /// 0 or 1.
-    pub hole: u8,
-    /// Status byte.
-    pub status: HoleStatus,
-    /// Running order's number, 0 for none.
-    pub business_no: u16,
-    /// Voltage in 0.1 V.
-    pub voltage_dv: u16,
-    /// Power in 0.1 W.
-    pub power_dw: u16,
-    /// Current in mA.
-    pub current_ma: u16,
-    /// Energy of this order in Wh.
-    pub energy_wh: u16,
-    /// Charged time of this order in minutes.
-    pub charged_min: u16,
-}
-
-impl Record for HoleBlock {
-    const LEN: usize = 14;
-
-    #[inline]
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        let [hole, status, b0, b1, v0, v1, p0, p1, c0, c1, e0, e1, m0, m1] = input.array("hole block")?;
-        Ok(Self {
-            hole,
-            status: HoleStatus(status),
-            business_no: u16::from_be_bytes([b0, b1]),
-            voltage_dv: u16::from_be_bytes([v0, v1]),
-            power_dw: u16::from_be_bytes([p0, p1]),
-            current_ma: u16::from_be_bytes([c0, c1]),
-            energy_wh: u16::from_be_bytes([e0, e1]),
-            charged_min: u16::from_be_bytes([m0, m1]),
-        })
+fields! {
+    /// One hole's block in a query reply, 14 bytes.
+    pub struct HoleBlock {
+        /// 0 or 1.
+        hole: u8,
+        /// Status byte.
+        status: HoleStatus,
+        /// Running order's number, 0 for none.
+        business_no: u16,
+        /// Voltage in 0.1 V.
+        voltage_dv: u16,
+        /// Power in 0.1 W.
+        power_dw: u16,
+        /// Current in mA.
+        current_ma: u16,
+        /// Energy of this order in Wh.
+        energy_wh: u16,
+        /// Charged time of this order in minutes.
+        charged_min: u16,
     }
 }
 

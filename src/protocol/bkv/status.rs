@@ -8,9 +8,6 @@ use std::fmt;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::records::Record;
-use crate::protocol::{DecodeError, Input};
-
 /// Status of one hole, bit 7 first: online, metering fault, unclear, charging, no load, temperature, current, power.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct HoleStatus(pub u8);
@@ -87,14 +84,6 @@ impl HoleStatus {
 impl fmt::Debug for HoleStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#04x}", self.0)
-    }
-}
-
-impl Record for HoleStatus {
-    const LEN: usize = 1;
-
-    fn read(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        input.u8("status").map(Self)
     }
 }
 

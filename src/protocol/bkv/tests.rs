@@ -14,7 +14,7 @@ use super::packet::{FeeTier, PacketHeader, Params};
 use super::records::{Record, Records};
 use super::report::{EndReport, HoleBlock, HoleState};
 use super::{Body, Frame, GatewayId, HoleStatus, decode_body, deframe, device, encode};
-use crate::protocol::{Direction, Hex, Input, Step};
+use crate::protocol::{Direction, Hex, Step};
 
 fn only_frame(bytes: &[u8]) -> Frame<'_> {
     match deframe(bytes) {
@@ -70,7 +70,7 @@ prop_compose! {
 }
 
 fn records<T: Record>(bytes: &[u8]) -> Records<'_, T> {
-    Records::rest(&mut Input::new(bytes))
+    Records::new(bytes)
 }
 
 fn usage(bytes: &[u8], spent_cent: u16, settle_power_dw: u16) -> Usage<'_> {

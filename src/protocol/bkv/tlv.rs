@@ -14,6 +14,8 @@
 
 use serde::{Serialize, Serializer};
 
+use super::clock::DeviceTime;
+use super::status::HoleStatus;
 use crate::protocol::{DecodeError, Hex};
 
 /// The TYPE byte of every element seen.
@@ -162,6 +164,14 @@ impl<'a> Elements<'a> {
         check(bytes, 0).map(|odd_types| (Self(bytes), odd_types))
     }
 
+    /// No elements.
+    pub(super) const NONE: Self = Self(&[]);
+
+    /// The bytes of the elements.
+    pub const fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// The first element with this key, at this depth.
     #[inline]
     pub fn get(mut self, key: u8) -> Option<Element<'a>> {
@@ -258,6 +268,56 @@ pub fn write_with(out: &mut Vec<u8>, key: u8, content: impl FnOnce(&mut Vec<u8>)
     out.truncate(at.saturating_add(1).saturating_add(usize::from(len)));
     if let Some(byte) = out.get_mut(at) {
         *byte = len;
+    }
+}
+
+/// What an element can hold besides elements.
+pub trait Value {
+    /// Appends the element; nothing for a value that is absent.
+    fn put(&self, out: &mut Vec<u8>, key: u8);
+}
+
+/// Appends an element with this value.
+pub fn put(out: &mut Vec<u8>, key: u8, value: impl Value) {
+    value.put(out, key);
+}
+
+macro_rules! numbers {
+    ($($number:ty)*) => { $(
+        impl Value for $number {
+            fn put(&self, out: &mut Vec<u8>, key: u8) {
+                write(out, key, &self.to_be_bytes());
+            }
+        }
+    )* };
+}
+
+numbers! { u8 u16 u32 }
+
+impl Value for HoleStatus {
+    fn put(&self, out: &mut Vec<u8>, key: u8) {
+        write(out, key, &[self.0]);
+    }
+}
+
+/// As BCD: the plain binary form occurs in 0x18 only.
+impl Value for DeviceTime {
+    fn put(&self, out: &mut Vec<u8>, key: u8) {
+        write(out, key, &self.to_bcd());
+    }
+}
+
+impl Value for &[u8] {
+    fn put(&self, out: &mut Vec<u8>, key: u8) {
+        write(out, key, self);
+    }
+}
+
+impl<V: Value> Value for Option<V> {
+    fn put(&self, out: &mut Vec<u8>, key: u8) {
+        if let Some(value) = self {
+            value.put(out, key);
+        }
     }
 }
 

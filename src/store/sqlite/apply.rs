@@ -137,10 +137,7 @@ impl Tx<'_> {
                 self.report(&report.event)?;
                 Outcome::Reported { device_id: report.event.device_id, ticket: report.ticket }
             }
-            Job::Command(update) => {
-                self.update_command(update)?;
-                Outcome::Done
-            }
+            Job::Command(update) => self.update_command(update)?,
             Job::Claim { device_id, epoch, at } => {
                 let commands = self.claim_live(*device_id, *epoch, *at)?;
                 Outcome::Claimed { device_id: *device_id, commands }
@@ -151,6 +148,8 @@ impl Tx<'_> {
                 Outcome::Done
             }
             Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
+            Job::Call(new) => self.call_once(new)?,
+            Job::SetParams(wanted) => self.set_params_once(wanted)?,
         })
     }
 }
@@ -172,6 +171,8 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Device(event) => Some(event.device_id),
         Job::Report(report) => Some(report.event.device_id),
         Job::Claim { device_id, .. } => Some(*device_id),
+        Job::Call(new) => Some(new.device_id),
+        Job::SetParams(wanted) => Some(wanted.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
     }
 }

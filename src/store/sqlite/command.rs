@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, Priority},
-    store::{CommandUpdate, StoreError},
+    store::{CommandUpdate, Outcome, StoreError},
 };
 
 const END_PENDING_BACKOFF_MS: i64 = 10_000;
@@ -27,12 +27,15 @@ const END_PENDING_DOUBLINGS_MAX: u32 = 5;
 
 pub(super) struct NewCommand {
     pub(super) device_id: DeviceId,
-    pub(super) order_no: OrderNo,
+    pub(super) order_no: Option<OrderNo>,
     pub(super) body: CommandBody,
     pub(super) priority: Priority,
+    pub(super) attempts_max: u8,
     pub(super) at: i64,
+    pub(super) not_after: i64,
     /// Claimed at once if this is the device's epoch.
     pub(super) epoch: Option<i64>,
+    pub(super) request_id: Option<String>,
 }
 
 impl Tx<'_> {
@@ -53,16 +56,15 @@ impl Tx<'_> {
     ) -> Result<Option<Command>, StoreError> {
         let epoch = new.epoch.filter(|epoch| *epoch == session_epoch);
         let state = if epoch.is_some() { CommandState::Claimed } else { CommandState::Queued };
-        let not_after = new.at + self.limits.valid_for_order;
         let msg_id = msg_id as u32;
         run(
             self.conn,
             "INSERT INTO outbound_queue \
-             (device_id, order_no, kind, body, priority, state, epoch, msg_id, not_before, not_after, created_at, updated_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?9, ?9)",
+             (device_id, order_no, kind, body, priority, state, epoch, msg_id, not_before, not_after, created_at, \
+             updated_at, attempts_max, request_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?9, ?9, ?11, ?12)",
             (
                 new.device_id.to_string(),
-                new.order_no.as_str(),
+                new.order_no.as_ref().map(OrderNo::as_str),
                 new.body.as_str(),
                 json(&new.body)?,
                 new.priority.code(),
@@ -70,7 +72,9 @@ impl Tx<'_> {
                 epoch,
                 msg_id,
                 new.at,
-                not_after,
+                new.not_after,
+                new.attempts_max,
+                &new.request_id,
             ),
         )?;
         let Some(epoch) = epoch else {
@@ -80,13 +84,14 @@ impl Tx<'_> {
         Ok(Some(Command {
             id: self.conn.last_insert_rowid(),
             device_id: new.device_id,
-            order_no: Some(new.order_no),
+            order_no: new.order_no,
             body: new.body,
             priority: new.priority,
             msg_id,
             epoch,
-            not_after,
+            not_after: new.not_after,
             maybe_written: false,
+            attempts_max: new.attempts_max,
         }))
     }
 
@@ -119,11 +124,14 @@ impl Tx<'_> {
                 let Some(counters) = self.next_msg_id(order.device_id)? else { return Ok(None) };
                 let new = NewCommand {
                     device_id: order.device_id,
-                    order_no: order.order_no,
+                    order_no: Some(order.order_no),
                     body: CommandBody::Stop { port_no: order.port_no },
                     priority,
+                    attempts_max: 1,
                     at,
+                    not_after: at + self.limits.valid_for_order,
                     epoch,
+                    request_id: None,
                 };
                 self.insert_command(new, counters)
             }
@@ -164,8 +172,9 @@ impl Tx<'_> {
     pub(super) fn claim(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
         let waiting: Option<i64> = scalar(
             self.conn,
-            "SELECT 1 FROM outbound_queue WHERE device_id = ?1 AND state IN ('queued', 'claimed') LIMIT 1",
-            [device_id.to_string()],
+            "SELECT 1 FROM outbound_queue WHERE device_id = ?1 AND (state IN ('queued', 'claimed') \
+             OR (state = 'written' AND attempts_max > 1 AND epoch < ?2)) LIMIT 1",
+            (device_id.to_string(), epoch),
         )?;
         if waiting.is_none() {
             return Ok(Vec::new());
@@ -176,8 +185,8 @@ impl Tx<'_> {
             concat!(
                 "UPDATE outbound_queue AS q SET maybe_written = maybe_written OR state = 'claimed', state = 'claimed', \
                  epoch = ?2, updated_at = ?3 \
-                 WHERE q.device_id = ?1 AND q.state IN ('queued', 'claimed') \
-                 AND (q.state = 'queued' OR q.epoch < ?2) AND q.not_before <= ?3 AND q.not_after > ?3 \
+                 WHERE q.device_id = ?1 AND (q.state = 'queued' OR (q.state = 'claimed' AND q.epoch < ?2) \
+                 OR (q.state = 'written' AND q.attempts_max > 1 AND q.epoch < ?2)) AND q.not_before <= ?3 AND q.not_after > ?3 \
                  AND (q.order_no IS NULL OR EXISTS (SELECT 1 FROM orders o WHERE o.order_no = q.order_no AND CASE q.kind \
                  WHEN 'start' THEN o.status = 0 AND o.created_at + ?4 > ?3 \
                  WHEN 'stop' THEN o.settled_at IS NULL AND (o.status IN (8, 9) OR (o.status BETWEEN 3 AND 7 \
@@ -268,7 +277,9 @@ impl Tx<'_> {
     }
 
     /// Moves a row on, never back.
-    pub(super) fn update_command(&mut self, update: &CommandUpdate) -> Result<(), StoreError> {
+    ///
+    /// What follows from it may be a command for the same device, claimed where it is connected.
+    pub(super) fn update_command(&mut self, update: &CommandUpdate) -> Result<Outcome, StoreError> {
         // A start that was withdrawn in the instant it was written has been written all the same: the order keeps the time.
         if let (CommandState::Written, Some(order_no)) = (update.state, update.order_no) {
             run(
@@ -281,19 +292,22 @@ impl Tx<'_> {
         }
         // Rows are queued and claimed by the store alone.
         if matches!(update.state, CommandState::Queued | CommandState::Claimed) {
-            return Ok(());
+            return Ok(Outcome::Done);
         }
         let changed = run(
             self.conn,
             "UPDATE outbound_queue SET state = ?2, attempts = max(attempts, ?3), reason = coalesce(?4, reason), \
-             written_at = CASE WHEN ?2 = 'written' THEN coalesce(written_at, ?5) ELSE written_at END, updated_at = ?5 \
+             result = coalesce(?6, result), written_at = CASE WHEN ?2 IN ('written', 'acked') THEN coalesce(written_at, ?5) ELSE written_at END, updated_at = ?5 \
              WHERE id = ?1 AND state IN ('queued', 'claimed', 'written')",
-            (update.id, update.state.as_str(), update.attempts, update.reason, update.at),
+            (update.id, update.state.as_str(), update.attempts, update.reason, update.at, &update.result),
         )?;
         if changed > 0 && update.state == CommandState::Dead {
             self.command_dead(update.id, update.at)?;
         }
-        Ok(())
+        if changed == 0 || !matches!(update.state, CommandState::Acked | CommandState::Refused) {
+            return Ok(Outcome::Done);
+        }
+        self.command_answered(update)
     }
 
     /// Tells that a command was given up.
@@ -302,7 +316,7 @@ impl Tx<'_> {
             self.conn,
             concat!("SELECT ", command_columns!(), ", attempts, reason FROM outbound_queue WHERE id = ?1"),
             [id],
-            |row| Ok((command(row)?, row.get::<_, u8>(9)?, row.get::<_, Option<String>>(10)?)),
+            |row| Ok((command(row)?, row.get::<_, u8>(10)?, row.get::<_, Option<String>>(11)?)),
         )?;
         let Some((command, attempts, reason)) = dead else { return Ok(()) };
         let data = json!({

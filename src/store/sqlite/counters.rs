@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 11] = [
+pub const KINDS: [&str; 13] = [
     "bind",
     "create_order",
     "order",
@@ -18,6 +18,8 @@ pub const KINDS: [&str; 11] = [
     "backstop",
     "delivery",
     "prune",
+    "call",
+    "set_params",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -36,6 +38,8 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Backstop(_) => 8,
         Job::Delivery(_) => 9,
         Job::Prune(_) => 10,
+        Job::Call(_) => 11,
+        Job::SetParams(_) => 12,
     }
 }
 

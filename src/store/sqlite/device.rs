@@ -91,6 +91,7 @@ impl Tx<'_> {
         for order in &bound.orders {
             bound.commands.extend(self.stop_again(order, epoch, bind.at)?);
         }
+        bound.commands.extend(self.params_at_bind(device_id, epoch, bind.at)?);
         bound.commands.sort_by_key(|command| (command.priority, command.id));
         Ok(bound)
     }

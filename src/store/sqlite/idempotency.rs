@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     gateway::order::Verdict,
-    model::Order,
     store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, StoreError, payload},
 };
 
@@ -34,7 +33,7 @@ impl Tx<'_> {
         }
         let created = self.create_order(new)?;
         if let (Some(asked), Created::Order { order, .. }) = (&new.idempotency, &created) {
-            self.answered(asked, order, &new.request_id, new.at)?;
+            self.answered(asked, payload::accepted(order, &new.request_id, new.at))?;
         }
         Ok(Outcome::Created(Box::new(created)))
     }
@@ -47,19 +46,18 @@ impl Tx<'_> {
         let outcome = self.order_job(job)?;
         let accepted = outcome.order.as_ref().filter(|_| !matches!(outcome.verdict, Verdict::Refused));
         if let (Some(asked), Some(order)) = (&job.idempotency, accepted) {
-            self.answered(asked, order, job.request_id.as_deref().unwrap_or_default(), job.at)?;
+            self.answered(asked, payload::accepted(order, job.request_id.as_deref().unwrap_or_default(), job.at))?;
         }
         Ok(Outcome::Order(Box::new(outcome)))
     }
 
-    fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
+    pub(super) fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
         asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
     }
 
     /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
-    fn answered(&self, asked: &Idempotency, order: &Order, request_id: &str, at: i64) -> Result<(), StoreError> {
-        let body = payload::accepted(order, request_id, at)
-            .map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
+    pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
+        let body = body.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
         run(
             self.conn,
             "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \

@@ -17,6 +17,7 @@
 //! a job tries again).
 
 mod apply;
+mod call;
 mod cmd_log;
 mod command;
 mod counters;
@@ -26,6 +27,7 @@ mod event;
 mod idempotency;
 mod limits;
 mod order;
+mod params;
 mod read;
 mod row;
 mod settle;

@@ -153,11 +153,14 @@ impl Tx<'_> {
             .ok_or_else(|| StoreError::Statement(format!("device {} has no row", new.device_id)))?;
         let start = NewCommand {
             device_id: new.device_id,
-            order_no: new.order_no,
+            order_no: Some(new.order_no),
             body: CommandBody::Start { port_no: new.port_no, spec: new.spec.clone() },
             priority: Priority::Normal,
+            attempts_max: 1,
             at: new.at,
+            not_after: new.at + self.limits.valid_for_order,
             epoch: new.epoch,
+            request_id: Some(new.request_id.clone()),
         };
         let command = self.insert_command(start, counters)?;
         Ok(Created::Order { order, command })

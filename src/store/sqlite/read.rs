@@ -7,15 +7,15 @@ use super::{
     event::json,
     idempotency::earlier,
     row::{
-        active, all, device, device_columns, device_id, event, event_columns, one, order, order_columns, port,
-        port_columns, scalar,
+        active, all, command_record, command_record_columns, device, device_columns, device_id, event, event_columns,
+        one, order, order_columns, port, port_columns, scalar,
     },
 };
 use crate::{
     model::{DeviceId, Order, OrderNo},
     store::{
-        DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page, ParkedDelivery, PortRecord,
-        Reader, StoreError,
+        CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page, ParamRecord,
+        ParkedDelivery, PortRecord, Reader, StoreError,
     },
 };
 
@@ -190,6 +190,25 @@ impl Reader for SqliteReader {
 
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
         earlier(&self.conn, asked)
+    }
+
+    fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError> {
+        one(
+            &self.conn,
+            concat!("SELECT ", command_record_columns!(), " FROM outbound_queue WHERE id = ?1 AND device_id = ?2"),
+            (id, device_id.to_string()),
+            command_record,
+        )
+    }
+
+    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("device_id = ?", Some(device_id.to_string()));
+        self.page(command_record_columns!(), "outbound_queue", "id DESC", &sql, (page, size), command_record)
+    }
+
+    fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
+        super::params::find(&self.conn, device_id)
     }
 
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {

@@ -9,7 +9,7 @@ use rusqlite::{Connection, Params, Row, types::FromSql};
 
 use crate::{
     model::{ChargeSpec, Command, DeviceId, Order, OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol},
-    store::{DeviceRecord, EventRecord, PortRecord, StoreError},
+    store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
 };
 
 /// Columns in the order [`order`] reads them.
@@ -24,7 +24,7 @@ macro_rules! order_columns {
 /// Columns in the order [`command`] reads them.
 macro_rules! command_columns {
     () => {
-        "id, device_id, order_no, body, priority, msg_id, epoch, not_after, maybe_written"
+        "id, device_id, order_no, body, priority, msg_id, epoch, not_after, maybe_written, attempts_max"
     };
 }
 /// Columns in the order [`port`] reads them.
@@ -172,6 +172,35 @@ pub(super) fn command(row: &Row<'_>) -> Result<Command, StoreError> {
         epoch: row.get(6)?,
         not_after: row.get(7)?,
         maybe_written: row.get(8)?,
+        attempts_max: row.get(9)?,
+    })
+}
+
+/// Columns in the order [`command_record`] reads them.
+macro_rules! command_record_columns {
+    () => {
+        "id, device_id, order_no, body, state, attempts, reason, result, created_at, written_at, updated_at, not_after, \
+         request_id"
+    };
+}
+pub(super) use command_record_columns;
+
+pub(super) fn command_record(row: &Row<'_>) -> Result<CommandRecord, StoreError> {
+    let body = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+    Ok(CommandRecord {
+        id: row.get(0)?,
+        device_id: device_id(row, 1)?,
+        order_no: order_no_or_none(row, 2)?,
+        body: serde_json::from_str(body).map_err(|_| corrupt(row, 3, body))?,
+        state: row.get(4)?,
+        attempts: row.get(5)?,
+        reason: row.get(6)?,
+        result: row.get(7)?,
+        created_at: row.get(8)?,
+        written_at: row.get(9)?,
+        updated_at: row.get(10)?,
+        not_after: row.get(11)?,
+        request_id: row.get(12)?,
     })
 }
 

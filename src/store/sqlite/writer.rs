@@ -536,6 +536,8 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Reported { .. }
         | Outcome::Pruned { .. }
         | Outcome::Claimed { .. }
+        | Outcome::Called(_)
+        | Outcome::Params(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }

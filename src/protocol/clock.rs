@@ -141,11 +141,11 @@ fn small(value: i64) -> u8 {
     u8::try_from(value).unwrap_or(u8::MAX)
 }
 
-const fn from_bcd(byte: u8) -> u8 {
+pub(super) const fn from_bcd(byte: u8) -> u8 {
     (byte >> 4).wrapping_mul(10).wrapping_add(byte & 0x0F)
 }
 
-const fn to_bcd(value: u8) -> u8 {
+pub(super) const fn to_bcd(value: u8) -> u8 {
     ((value / 10 % 10) << 4) | (value % 10)
 }
 
