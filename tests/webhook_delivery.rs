@@ -232,6 +232,24 @@ impl Reader for FakeReader {
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {
         absent()
     }
+    fn firmware(&mut self, _: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
+        absent()
+    }
+    fn firmware_list(&mut self, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
+        absent()
+    }
+    fn ota_task(&mut self, _: i64) -> Result<Option<OtaTask>, StoreError> {
+        absent()
+    }
+    fn ota_tasks(&mut self, _: &OtaFilter, _: u32, _: u32) -> Result<Page<OtaTask>, StoreError> {
+        absent()
+    }
+    fn open_ota_task(&mut self, _: DeviceId) -> Result<Option<OtaTask>, StoreError> {
+        absent()
+    }
+    fn devices_with_open_ota(&mut self, _: Option<DeviceId>, _: u32) -> Result<Vec<DeviceId>, StoreError> {
+        absent()
+    }
 
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         let rows = self.0.value.lock();

@@ -15,7 +15,8 @@ use super::{
 use crate::{
     gateway::core::Cx,
     model::{
-        Ap3000Call, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, EventType, OrderNo, PortStatus, Protocol,
+        Ap3000Call, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, EventType, OrderNo, OtaMethod,
+        PortStatus, Protocol,
     },
     protocol::{
         Direction, Hex,
@@ -32,6 +33,10 @@ use crate::{
 };
 
 const CHARGE_CONTROL: u16 = 0x82;
+/// A host asks for the update that failed (host-server protocol v2.9).
+const HOST_UPDATE_REQUEST: u8 = 0x15;
+/// Recognition codes of hosts.
+const HOST_CODES: [u8; 2] = [0x09, 0x0A];
 /// Commands answered by one result byte whose reply completes a command of ours.
 const WIRE_WH_PER_UNIT: u32 = 10;
 
@@ -66,6 +71,13 @@ impl Core {
             device.and_then(|key| self.device(key)).is_none_or(|device| !device.sends_heartbeat);
         let sent = effects.tx.len();
         answer(ConnId::from(conn), &header, frame.command, &body, legacy_heartbeat_answered, now, effects);
+        if matches!(body, Body::Empty(_)) && frame.command == HOST_UPDATE_REQUEST {
+            // A host whose update failed asks for it again: 0 where there is one to give.
+            let updating =
+                device.and_then(|key| self.device(key)).is_some_and(|device| device.is_updated_by(OtaMethod::F9));
+            let result = u8::from(!updating);
+            effects.write(conn.into(), |out| encode::result_reply(out, &header, frame.command, result));
+        }
         if effects.tx.len() > sent {
             // A reply has the command of what it answers.
             self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
@@ -116,8 +128,6 @@ fn answer(
             let seconds = u32::try_from(now.unix_ms / 1000).unwrap_or(u32::MAX);
             effects.write(conn, |out| encode::time_reply(out, header, command, seconds));
         }
-        // A host whose update failed asks for it again; there is none to give.
-        Body::Empty(_) if command == 0x15 => effects.write(conn, |out| encode::result_reply(out, header, command, 1)),
         Body::OrderConfirm(confirm) => {
             let reply = OrderConfirmReply { port: confirm.port, result: 0, extra: Extra::NONE };
             effects.write(conn, |out| encode::order_confirm_reply(out, header, &reply));
@@ -187,6 +197,9 @@ impl Device {
             Body::LegacyHeartbeat(heartbeat) => {
                 if let Some(signal) = heartbeat.signal {
                     self.entry.set_signal(signal);
+                }
+                if let Some(device_type) = heartbeat.device_type {
+                    self.entry.set_device_type(device_type);
                 }
                 // Devices that send both kinds are told of by the other.
                 if !self.sends_heartbeat {
@@ -272,8 +285,20 @@ impl Device {
                 });
                 cx.event(self.id, EventType::DeviceAlarm, data);
             }
+            Body::OtaReply(reply) => {
+                self.ota_reply(cx, frame.command, frame.msg_id, reply.result, reply.packet_no);
+            }
+            Body::FirmwareUpdateRequest(_) => self.ota_requested(cx, OtaMethod::F8),
+            Body::Empty(_) if frame.command == HOST_UPDATE_REQUEST => self.ota_requested(cx, OtaMethod::F9),
             Body::HostHeartbeat(host) => {
                 self.entry.set_signal(host.signal);
+                if let Some(host_type) = host.host_type {
+                    self.entry.set_device_type(host_type);
+                }
+                // A charger with a module of its own says here what the module has; its own version is in its registration.
+                if HOST_CODES.contains(&frame.phy_id.recognition_code()) {
+                    self.set_firmware_version(host.fw_version);
+                }
                 if let Some(iccid) = &host.iccid {
                     self.entry.set_iccid(&String::from_utf8_lossy(iccid.as_bytes()));
                 }
@@ -296,9 +321,15 @@ impl Device {
         }
     }
 
-    fn registration(&mut self, registration: &Registration<'_>) {
-        let (major, minor) = (registration.fw_version / 100, registration.fw_version % 100);
+    /// `version` in hundredths.
+    fn set_firmware_version(&self, version: u16) {
+        let (major, minor) = (version / 100, version % 100);
         self.entry.set_firmware(format!("V{major}.{minor:02}").as_bytes());
+    }
+
+    fn registration(&mut self, registration: &Registration<'_>) {
+        self.set_firmware_version(registration.fw_version);
+        self.entry.set_device_type(registration.device_type);
         self.add_numbered_ports(registration.port_count);
     }
 

@@ -26,7 +26,7 @@ mod track;
 pub use self::call::FIRMWARE_FILE_MAX;
 pub use self::core::{Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
-pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message};
+pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message, OtaStart};
 pub use times::OrderTimes;
 
 /// Index of a shard, from 0.

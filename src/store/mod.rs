@@ -23,13 +23,16 @@ use std::{
 use crate::{
     gateway::{order, params::Held},
     model::{
-        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceId, EventType, Order, OrderNo, OrderStatus,
-        PortStatus, Priority, Protocol,
+        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceId, EventType, Firmware, Order, OrderNo,
+        OrderStatus, OtaTask, PortStatus, Priority, Protocol,
     },
 };
 
+mod ota;
 pub mod payload;
 pub mod sqlite;
+
+pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 
 /// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub enum Job {
     Call(Box<NewCall>),
     /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
     SetParams(Box<WantedParams>),
+    /// Firmware, or an update of a device. Dropped: as each [`OtaJob`] says.
+    Ota(Box<OtaJob>),
 }
 
 /// A named command to queue.
@@ -250,6 +255,8 @@ pub struct Bound {
     pub protocol: Protocol,
     /// BKV/GN: its record has sockets, or it showed a socket ≥ 1.
     pub networked: bool,
+    /// It has an open update.
+    pub has_ota: bool,
     /// First of [`Bound::MSG_IDS`] message ids reserved for the shard's own queries during this epoch.
     pub msg_id_first: u32,
     /// Known ports.
@@ -567,6 +574,8 @@ pub enum Outcome {
     Called(Called),
     /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
     Params(Option<Vec<ParamRecord>>),
+    /// Of [`Job::Ota`].
+    Ota(Box<OtaOutcome>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -629,6 +638,8 @@ pub trait Notify: Send + Sync {
     fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
     /// Commands were queued for a device that had no live epoch at the time.
     fn commands_queued(&self, device_id: DeviceId);
+    /// An update was created, or ended at the request of somebody other than its shard. Called after the answer was given.
+    fn ota_changed(&self, _task: &OtaTask) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
 }
@@ -683,6 +694,8 @@ pub struct DeviceRecord {
     pub iccid: Option<String>,
     /// Epoch of the last bind.
     pub session_epoch: i64,
+    /// Device type, or host type (AP3000).
+    pub device_type: Option<u8>,
 }
 
 /// Latest values, written every few seconds.
@@ -702,6 +715,8 @@ pub enum Latest {
         iccid: Option<String>,
         /// It showed a socket ≥ 1.
         networked: bool,
+        /// Device type, or host type (AP3000).
+        device_type: Option<u8>,
     },
     /// A port snapshot.
     Port(PortRecord),
@@ -827,6 +842,18 @@ pub trait Reader {
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
+    /// One image.
+    fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
+    /// Images, newest first; `page` from 1.
+    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
+    /// One update.
+    fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError>;
+    /// Updates, newest first; `page` from 1.
+    fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError>;
+    /// The open update of a device.
+    fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError>;
+    /// Devices that have one, behind `after`.
+    fn devices_with_open_ota(&mut self, after: Option<DeviceId>, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }
 
 /// A query to run on a reader thread.

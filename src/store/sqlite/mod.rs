@@ -27,6 +27,7 @@ mod event;
 mod idempotency;
 mod limits;
 mod order;
+mod ota;
 mod params;
 mod read;
 mod row;

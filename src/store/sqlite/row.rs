@@ -37,7 +37,7 @@ macro_rules! port_columns {
 /// Columns in the order [`device`] reads them.
 macro_rules! device_columns {
     () => {
-        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch"
+        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch, device_type"
     };
 }
 /// Columns in the order [`event`] reads them.
@@ -99,7 +99,7 @@ fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Result<T, StoreError> {
     text.parse().map_err(|_| corrupt(row, column, text))
 }
 
-fn corrupt(row: &Row<'_>, column: usize, value: &str) -> StoreError {
+pub(super) fn corrupt(row: &Row<'_>, column: usize, value: &str) -> StoreError {
     StoreError::Corrupt(format!("{} is `{value}`", row.as_ref().column_name(column).unwrap_or("a column")))
 }
 
@@ -232,6 +232,7 @@ pub(super) fn device(row: &Row<'_>) -> Result<DeviceRecord, StoreError> {
         firmware: row.get(6)?,
         iccid: row.get(7)?,
         session_epoch: row.get(8)?,
+        device_type: row.get(9)?,
     })
 }
 

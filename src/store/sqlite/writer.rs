@@ -21,10 +21,10 @@ use super::{
     read::SqliteReader,
 };
 use crate::{
-    model::{Command, DeviceId, Order, OrderNumbers},
+    model::{Command, DeviceId, Order, OrderNumbers, OtaTask},
     store::{
-        CommandLogRow, Created, Job, Latest, Notify, OrderOutcome, Outcome, ReadCall, Reply, Store, StoreError,
-        StoreHealth,
+        CommandLogRow, Created, Job, Latest, Notify, OrderOutcome, OtaOutcome, Outcome, ReadCall, Reply, Store,
+        StoreError, StoreHealth,
     },
     telemetry::{Exposition, MetricSource},
 };
@@ -496,11 +496,15 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
         match reply {
             Reply::Shard(shard) => notify.shard(shard, outcome),
             Reply::Call(call) => {
-                let changes = changes(&outcome);
+                let (changes, updates) = (changes(&outcome), updates(&outcome));
                 guarded("a reply", || call(outcome));
                 tell(&changes, notify);
+                updates.iter().for_each(|task| notify.ota_changed(task));
             }
-            Reply::None => tell(&changes(&outcome), notify),
+            Reply::None => {
+                tell(&changes(&outcome), notify);
+                updates(&outcome).iter().for_each(|task| notify.ota_changed(task));
+            }
         }
     }
     for device_id in delivery.queued {
@@ -508,6 +512,16 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
     }
     if let Some(pos) = delivery.last_pos {
         notify.events_committed(pos);
+    }
+}
+
+/// Updates of devices that began or ended without their shard's doing.
+fn updates(outcome: &Outcome) -> Vec<OtaTask> {
+    let Outcome::Ota(outcome) = outcome else { return Vec::new() };
+    match &**outcome {
+        OtaOutcome::Created(task) | OtaOutcome::Cancelled(task) => vec![task.clone()],
+        OtaOutcome::Expired(tasks) => tasks.clone(),
+        _ => Vec::new(),
     }
 }
 
@@ -538,6 +552,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Claimed { .. }
         | Outcome::Called(_)
         | Outcome::Params(_)
+        | Outcome::Ota(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }
