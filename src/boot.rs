@@ -38,11 +38,12 @@ use crate::{
     },
     config::{self, ApiKey, Config, EVENT_TYPES, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
     gateway::{
-        Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts, directory::Directory,
+        BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
+        directory::Directory,
     },
     job::{self, Jobs, Retention, Schedule, database_state},
     model::OrderNumbers,
-    protocol::ap3000::Magics,
+    protocol::{ap3000::Magics, bkv},
     router::Router,
     shard::{
         Clock, ListenAddress,
@@ -424,6 +425,17 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
     Ok(CoreConfig {
         shard,
         magics: Magics::new(&config.ap3000.magics.0)?,
+        bkv: BkvReadings {
+            power_start_command: match config.bkv.power_start_command {
+                config::PowerStartCommand::Control => bkv::command::CONTROL,
+                config::PowerStartCommand::Network => bkv::command::NETWORK,
+            },
+            charge_end_ack: match config.bkv.charge_end_ack {
+                config::ChargeEndAck::CardEnd => bkv::command::sub::CARD_END,
+                config::ChargeEndAck::Echo => bkv::command::sub::CHARGE_END,
+            },
+            card_time_in_seconds: config.bkv.card_time_unit == config::CardTimeUnit::Seconds,
+        },
         known_only: config.devices.admission == config::Admission::Known,
         stranger_frames_max: config.devices.unknown_frames_max,
         accept_rate_per_s: share(u64::from(config.limits.accept_rate_per_s)),

@@ -13,14 +13,16 @@
 //! ```
 //!
 //! - [`ap3000`] charger with 1 to 16 ports, [`bkv`] gateway with sockets, [`rude`] peers that misbehave.
-//! - [`charge`] the power model they share.
+//! - [`charge`] the power model they share, [`ledger`] what each of them knows about its charges.
 
 pub mod ap3000;
 pub mod bkv;
 pub mod charge;
+pub mod ledger;
 pub mod rude;
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use ap3000::Ap3000Device;
 pub use bkv::BkvDevice;
@@ -71,6 +73,51 @@ pub trait Device {
     }
 }
 
+/// A device that is driven in one place and asked or told in another: a test keeps a clone, makes the device swipe a
+/// card, and reads its ledger while a driver owns the other clone.
+impl<D: Device> Device for Arc<Mutex<D>> {
+    fn connected(&mut self, now_us: u64) {
+        locked(self).connected(now_us);
+    }
+
+    fn receive(&mut self, now_us: u64, bytes: &[u8]) {
+        locked(self).receive(now_us, bytes);
+    }
+
+    fn timeout(&mut self, now_us: u64) {
+        locked(self).timeout(now_us);
+    }
+
+    fn poll_output(&mut self, out: &mut Vec<u8>) {
+        locked(self).poll_output(out);
+    }
+
+    fn poll_timeout(&self) -> Option<u64> {
+        locked(self).poll_timeout()
+    }
+
+    fn disconnected(&mut self, now_us: u64) {
+        locked(self).disconnected(now_us);
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        locked(self).poll_event()
+    }
+
+    fn poll_close(&mut self) -> bool {
+        locked(self).poll_close()
+    }
+
+    fn reads(&self) -> bool {
+        locked(self).reads()
+    }
+}
+
+/// A holder that panicked is a test that failed; what it left is still a device.
+fn locked<D>(device: &Arc<Mutex<D>>) -> MutexGuard<'_, D> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How a device behaves, beyond its protocol.
 #[derive(Clone, Copy, Debug)]
 pub struct Behaviour {
@@ -109,40 +156,60 @@ impl Behaviour {
     }
 }
 
-/// What a device asks of the server and wants an answer to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Request {
+macro_rules! requests {
+    ($( $(#[$meta:meta])* $name:ident $word:literal, )*) => {
+        /// What a device asks of the server and wants an answer to.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Request {
+            $( $(#[$meta])* $name, )*
+        }
+
+        impl Request {
+            /// All, in the order of the report.
+            pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$( Self::$name ),*];
+            /// How many kinds there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The word in the report.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $( Self::$name => $word, )*
+                }
+            }
+        }
+    };
+}
+
+requests! {
     /// AP3000 0x20.
-    Registration,
-    /// AP3000 0x21, BKV 0x0000.
-    Heartbeat,
+    Registration "registration",
+    /// AP3000 0x21 or 0x01, BKV 0x0000.
+    Heartbeat "heartbeat",
     /// AP3000 0x22.
-    Time,
+    Time "time",
     /// AP3000 0x03, BKV end reports.
-    Settlement,
+    Settlement "settlement",
     /// BKV 1017.
-    StatusPush,
+    StatusPush "status_push",
     /// BKV 1013; the guide does not know it, so an answer is not owed.
-    TimedEvent,
+    TimedEvent "timed_event",
+    /// AP3000 0x02, BKV 0B.
+    Card "card",
+    /// BKV 1A.
+    Balance "balance",
+    /// BKV 1010.
+    Exception "exception",
+    /// AP3000 0x04.
+    OrderConfirm "order_confirm",
+    /// AP3000 0x12.
+    HostTime "host_time",
+    /// AP3000 0x15.
+    HostUpdate "host_update",
+    /// AP3000 0x3B.
+    HostRadio "host_radio",
 }
 
 impl Request {
-    /// All, in the order of the report.
-    pub const ALL: [Self; 6] =
-        [Self::Registration, Self::Heartbeat, Self::Time, Self::Settlement, Self::StatusPush, Self::TimedEvent];
-
-    /// The word in the report.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Registration => "registration",
-            Self::Heartbeat => "heartbeat",
-            Self::Time => "time",
-            Self::Settlement => "settlement",
-            Self::StatusPush => "status_push",
-            Self::TimedEvent => "timed_event",
-        }
-    }
-
     const fn index(self) -> usize {
         self as usize
     }

@@ -20,11 +20,11 @@ macro_rules! counters {
         pub struct Counters {
             $( $(#[$meta])* pub $name: AtomicI64, )*
             /// Requests sent, by [`Request`].
-            pub sent: [AtomicI64; 6],
+            pub sent: [AtomicI64; Request::COUNT],
             /// Requests answered, by [`Request`].
-            pub answered: [AtomicI64; 6],
+            pub answered: [AtomicI64; Request::COUNT],
             /// Requests given up, by [`Request`].
-            pub given_up: [AtomicI64; 6],
+            pub given_up: [AtomicI64; Request::COUNT],
         }
 
         /// The sum of all [`Counters`] at one time.
@@ -33,13 +33,13 @@ macro_rules! counters {
             $( $(#[$meta])* pub $name: i64, )*
             /// Requests sent, by [`Request`].
             #[serde(skip)]
-            pub sent: [i64; 6],
+            pub sent: [i64; Request::COUNT],
             /// Requests answered, by [`Request`].
             #[serde(skip)]
-            pub answered: [i64; 6],
+            pub answered: [i64; Request::COUNT],
             /// Requests given up, by [`Request`].
             #[serde(skip)]
-            pub given_up: [i64; 6],
+            pub given_up: [i64; Request::COUNT],
         }
 
         impl Totals {
@@ -48,7 +48,7 @@ macro_rules! counters {
                 let mut totals = Self::default();
                 for counters in counters {
                     $( totals.$name += counters.$name.load(Relaxed); )*
-                    for request in 0..6 {
+                    for request in 0..Request::COUNT {
                         totals.sent[request] += counters.sent[request].load(Relaxed);
                         totals.answered[request] += counters.answered[request].load(Relaxed);
                         totals.given_up[request] += counters.given_up[request].load(Relaxed);
@@ -104,7 +104,7 @@ counters! {
 impl Counters {
     /// Counts an event of a device. What belongs to its connection is counted by the engine.
     pub fn count(&self, event: Event) {
-        let of = |counters: &[AtomicI64; 6], request: Request| add(&counters[request as usize], 1);
+        let of = |counters: &[AtomicI64; Request::COUNT], request: Request| add(&counters[request as usize], 1);
         match event {
             Event::Sent(request) => of(&self.sent, request),
             Event::Answered(request, _) => of(&self.answered, request),
@@ -178,7 +178,7 @@ fn owed() -> impl Iterator<Item = usize> {
 
 /// Times from request to answer, in microseconds.
 #[derive(Clone, Debug)]
-pub struct Latencies([Histogram<u64>; 6]);
+pub struct Latencies([Histogram<u64>; Request::COUNT]);
 
 impl Default for Latencies {
     fn default() -> Self {

@@ -77,6 +77,8 @@ routes! {
     CommandList = Get "/api/v1/third/devices/{device}/commands", READ, PAGED, [];
     Command = Get "/api/v1/third/devices/{device}/commands/{id}", READ, SINGLE, [];
     Params = Get "/api/v1/third/devices/{device}/params", READ, SINGLE, [];
+    /// The code that starts a charge on a keypad.
+    VerificationCode = Get "/api/v1/third/devices/{device}/verification-code", CONTROL, SINGLE, ["port_no"];
     ParamsSet = Post "/api/v1/third/devices/{device}/params", CONTROL, SINGLE, [];
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];

@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::key::{Key, Kind, Reload, Value};
 use super::lists::{ApiKey, WebhookEndpoint};
 use super::value::{
-    Admission, Engine, LogFormat, LogLevel, Magics, OrderPrefix, QueueUrl, RetrySchedule, Setting, StoreUrl,
+    Admission, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix, PowerStartCommand,
+    QueueUrl, RetrySchedule, Setting, StoreUrl,
 };
 
 use Kind::{Address, AddressOrNone, AutoInt, Bool, Choice, Int, Path, Prefix};
@@ -246,6 +247,17 @@ settings! {
         magics: Magics = ["444e59", "44224e"], Kind::Magics, Restart;
         /// Pause from one command to the next on one device; shorter ones are lost by the module.
         command_interval: Duration = "500ms", span(0, MIN), Restart;
+    }
+
+    /// The BKV and GN protocols, where the vendor's guide contradicts itself.
+    bkv: Bkv {
+        /// Command word of a start by power tiers: "0015" as the guide's text says, or "0005" as its example shows.
+        power_start_command: PowerStartCommand = "0015", Choice(PowerStartCommand::WORDS), Restart;
+        /// Acknowledgement of an end report 02: in the form of sub-command "0c", proven in the field, or as its echo "02". A report that
+        /// comes again although it was acknowledged gets both.
+        charge_end_ack: ChargeEndAck = "0c", Choice(ChargeEndAck::WORDS), Restart;
+        /// Unit of the time in the order for a swiped card (0B): "minutes" as everywhere else, or "seconds" as the guide's example suggests.
+        card_time_unit: CardTimeUnit = "minutes", Choice(CardTimeUnit::WORDS), Restart;
     }
 
     /// Which devices are served.

@@ -35,7 +35,8 @@ pub use keys::{
 };
 pub use lists::{ApiKey, EVENT_TYPES, EventPattern, Scope, Scopes, WebhookEndpoint};
 pub use value::{
-    Admission, Engine, LogFormat, LogLevel, Magics, OrderPrefix, QueueUrl, RetrySchedule, Secret, StoreUrl,
+    Admission, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix, PowerStartCommand,
+    QueueUrl, RetrySchedule, Secret, StoreUrl,
 };
 
 use key::{Raw, show};

@@ -208,6 +208,36 @@ choice! {
 }
 
 choice! {
+    /// Command word of a start by power tiers.
+    PowerStartCommand {
+        /// The guide's text.
+        Control = "0015",
+        /// The guide's example.
+        Network = "0005",
+    }
+}
+
+choice! {
+    /// Acknowledgement of an end report 02.
+    ChargeEndAck {
+        /// The form of a card's end report.
+        CardEnd = "0c",
+        /// The echo.
+        Echo = "02",
+    }
+}
+
+choice! {
+    /// Unit of the time in 0B.
+    CardTimeUnit {
+        /// As in 07.
+        Minutes = "minutes",
+        /// As the guide's example suggests.
+        Seconds = "seconds",
+    }
+}
+
+choice! {
     /// Least important level that is logged.
     LogLevel {
         /// Somebody must act.

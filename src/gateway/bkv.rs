@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::{
-    ConnId, Core, Effects, Listener, Now, call,
+    BkvReadings, ConnId, Core, Effects, Listener, Now, call,
     core::{Ack, Cx, WaitingAck},
     device::{About, Answer, Charging, Device, PortReport},
     lane::{Outgoing, ReplyKey},
@@ -70,7 +70,7 @@ impl Core {
         }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
         if let Some(report) = body.end_report() {
-            let ack = end_ack(frame.gateway_id, &body, &report);
+            let ack = end_ack(frame.gateway_id, &body, &report, self.config().bkv.charge_end_ack);
             let waiting = WaitingAck { conn: conn.into(), ack };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
@@ -116,12 +116,15 @@ fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, now: Now, effect
     }
 }
 
-fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport) -> Ack {
+fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport, charge_end_ack: u8) -> Ack {
     let socket = report.socket;
     match body {
         Body::FeeEnd(end) => Ack::BkvFeeEnd { gateway_id, header: end.packet.header, socket, hole: report.hole },
         Body::PowerEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::POWER_END, socket, replay: None },
-        Body::ChargeEnd(..) => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: Some(sub::CHARGE_END) },
+        Body::ChargeEnd(..) => {
+            let other = if charge_end_ack == sub::CHARGE_END { sub::CARD_END } else { sub::CHARGE_END };
+            Ack::BkvEnd { gateway_id, sub: charge_end_ack, socket, replay: Some(other) }
+        }
         _ => Ack::BkvEnd { gateway_id, sub: sub::CARD_END, socket, replay: None },
     }
 }
@@ -314,6 +317,7 @@ pub(super) fn encode(
     hole: u8,
     what: &Outgoing,
     msg_id: u32,
+    readings: &BkvReadings,
 ) -> Option<ReplyKey> {
     let stop = |out: &mut Vec<u8>| {
         encode::start(out, gateway_id, msg_id, &Start::stop(socket, hole));
@@ -354,7 +358,7 @@ pub(super) fn encode(
                             })
                             .collect();
                         let order = PowerOrder { socket, hole, on: true, paid_cent: paid, levels: &levels };
-                        encode::power_start(out, gateway_id, msg_id, CONTROL, &order);
+                        encode::power_start(out, gateway_id, msg_id, readings.power_start_command, &order);
                     }
                     ChargeMode::ServiceFee { periods, by_energy } => {
                         let tiers: Vec<FeeTier> = periods

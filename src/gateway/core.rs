@@ -94,6 +94,27 @@ impl Default for Timeouts {
     }
 }
 
+/// How the integration guide V1.7 is read where it contradicts itself.
+#[derive(Clone, Copy, Debug)]
+pub struct BkvReadings {
+    /// Command word of 17.
+    pub power_start_command: u16,
+    /// Sub-command that acknowledges 02; the other form is added when the report comes again.
+    pub charge_end_ack: u8,
+    /// The time in 0B down is in seconds.
+    pub card_time_in_seconds: bool,
+}
+
+impl Default for BkvReadings {
+    fn default() -> Self {
+        Self {
+            power_start_command: bkv::command::CONTROL,
+            charge_end_ack: bkv::command::sub::CARD_END,
+            card_time_in_seconds: false,
+        }
+    }
+}
+
 /// What a core is told at start.
 #[derive(Clone, Debug)]
 pub struct CoreConfig {
@@ -101,6 +122,8 @@ pub struct CoreConfig {
     pub shard: ShardId,
     /// AP3000 magics.
     pub magics: Magics,
+    /// Readings of the BKV/GN guide.
+    pub bkv: BkvReadings,
     /// Refuse devices that have no row.
     pub known_only: bool,
     /// Frames of a refused device after which its connection is closed.
@@ -135,6 +158,7 @@ impl CoreConfig {
         Self {
             shard,
             magics: Magics::default(),
+            bkv: BkvReadings::default(),
             known_only: false,
             stranger_frames_max: 5,
             accept_rate_per_s: 10_000,

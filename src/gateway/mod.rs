@@ -24,7 +24,7 @@ mod times;
 mod track;
 
 pub use self::call::FIRMWARE_FILE_MAX;
-pub use self::core::{Core, CoreConfig, Timeouts};
+pub use self::core::{BkvReadings, Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
 pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message, OtaStart};
 pub use times::OrderTimes;

@@ -8,7 +8,8 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::{
-    collections::VecDeque,
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
@@ -41,12 +42,25 @@ pub(crate) struct Peer {
     pub(crate) device: Box<dyn Device>,
     conn: Option<ConnId>,
     connect_at: u64,
+    /// Its live entry among the wakes.
+    wake: u64,
     /// Frames the gateway wrote, whole writes.
     pub(crate) received: Vec<Vec<u8>>,
     /// Nothing the gateway writes arrives.
     pub(crate) deaf: bool,
     /// Does not connect again.
     pub(crate) gone: bool,
+    /// Keep no copy of what it was sent: for worlds with many devices.
+    pub(crate) forgetful: bool,
+}
+
+impl Peer {
+    /// When it next does something by itself.
+    fn due(&self) -> u64 {
+        let timer = self.device.poll_timeout().map(|us| us.div_ceil(1000));
+        let connect = (self.conn.is_none() && !self.gone).then_some(self.connect_at);
+        [timer, connect].into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
 }
 
 pub(crate) struct World {
@@ -59,6 +73,12 @@ pub(crate) struct World {
     directory: Arc<Directory>,
     effects: Effects,
     pub(crate) peers: Vec<Peer>,
+    by_conn: HashMap<ConnId, usize>,
+    /// When peers act; an entry that is not its peer's `wake` is stale.
+    wakes: BinaryHeap<Reverse<(u64, usize)>>,
+    /// Peers to be looked at at this instant.
+    ready: Vec<usize>,
+    config: CoreConfig,
     numbers: OrderNumbers,
     /// The store refuses everything.
     pub(crate) store_down: bool,
@@ -74,10 +94,14 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(CoreConfig { heartbeat_events: true, ..CoreConfig::new(ShardId(0)) })
+    }
+
+    pub(crate) fn with(config: CoreConfig) -> Self {
         let dir = directory();
         let db = Some(open(&dir));
         let reader = rusqlite::Connection::open(path(&dir)).unwrap();
-        let (core, directory) = gateway();
+        let (core, directory) = gateway(&config);
         Self {
             now_ms: 1,
             dir,
@@ -87,6 +111,10 @@ impl World {
             directory,
             effects: Effects::default(),
             peers: Vec::new(),
+            by_conn: HashMap::new(),
+            wakes: BinaryHeap::new(),
+            ready: Vec::new(),
+            config,
             numbers: OrderNumbers::new(*b"THD", 1),
             store_down: false,
             mishap: None,
@@ -106,8 +134,48 @@ impl World {
         let id = id.parse().unwrap();
         let device = Box::new(device);
         let connect_at = self.now_ms;
-        self.peers.push(Peer { id, device, conn: None, connect_at, received: Vec::new(), deaf: false, gone: false });
-        self.peers.len() - 1
+        let peer = Peer {
+            id,
+            device,
+            conn: None,
+            connect_at,
+            wake: u64::MAX,
+            received: Vec::new(),
+            deaf: false,
+            gone: false,
+            forgetful: false,
+        };
+        self.peers.push(peer);
+        let index = self.peers.len() - 1;
+        self.ready.push(index);
+        index
+    }
+
+    /// What a test did to a peer may make it act now.
+    pub(crate) fn poke(&mut self, index: usize) {
+        self.ready.push(index);
+    }
+
+    /// Notes when a peer acts next.
+    fn arm(&mut self, index: usize) {
+        let due = self.peers[index].due();
+        if self.peers[index].wake != due {
+            self.peers[index].wake = due;
+            if due != u64::MAX {
+                self.wakes.push(Reverse((due, index)));
+            }
+        }
+    }
+
+    /// The next instant a peer acts at.
+    fn next_wake(&mut self) -> Option<u64> {
+        while let Some(Reverse((at, index))) = self.wakes.peek().copied() {
+            if self.peers[index].wake == at {
+                return Some(at);
+            }
+            self.wakes.pop();
+        }
+        None
     }
 
     /// Lets `ms` pass, event by event.
@@ -128,11 +196,7 @@ impl World {
             if done(self) {
                 return true;
             }
-            let peers = self.peers.iter().flat_map(|peer| {
-                let timer = peer.device.poll_timeout().map(|us| us.div_ceil(1000));
-                let connect = (peer.conn.is_none() && !peer.gone).then_some(peer.connect_at);
-                [timer, connect].into_iter().flatten()
-            });
+            let peers = self.next_wake().into_iter();
             let store = self.pending.front().map(|(due, _)| *due);
             let jobs = [Some(self.backstop_at), Some(self.poll_at), store].into_iter().flatten();
             let next = peers.chain(self.core.poll_timeout()).chain(jobs).filter(|at| *at > self.now_ms).min();
@@ -149,13 +213,24 @@ impl World {
         // Everything that happens at this instant, until nothing more does.
         for _ in 0..1_000 {
             let mut busy = self.store_done(self.now_ms);
-            for index in 0..self.peers.len() {
+            while self.next_wake().is_some_and(|at| at <= self.now_ms) {
+                if let Some(Reverse((_, index))) = self.wakes.pop() {
+                    self.peers[index].wake = u64::MAX;
+                    self.ready.push(index);
+                }
+            }
+            // In the order of their numbers, so that a seed replays.
+            let mut ready = std::mem::take(&mut self.ready);
+            ready.sort_unstable();
+            ready.dedup();
+            for index in ready {
                 busy |= self.step_peer(index);
+                self.arm(index);
             }
             let now = self.now();
             self.core.timeout(now, &mut self.effects);
             busy |= self.carry_out();
-            if !busy {
+            if !busy && self.ready.is_empty() {
                 return;
             }
         }
@@ -169,6 +244,7 @@ impl World {
             let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
             let conn = self.core.accept(now, ip, Listener::Devices).expect("accepted");
             peer.conn = Some(conn);
+            self.by_conn.insert(conn, index);
             peer.device.connected(now_us);
         }
         if peer.device.poll_timeout().is_some_and(|at| at <= now_us) {
@@ -201,6 +277,8 @@ impl World {
         let (now, now_us) = (self.now(), self.now_ms * 1000);
         let peer = &mut self.peers[index];
         if let Some(conn) = peer.conn.take() {
+            self.by_conn.remove(&conn);
+            self.ready.push(index);
             peer.device.disconnected(now_us);
             peer.connect_at = self.now_ms + back_after_ms;
             self.core.closed(now, conn, chargegate::gateway::CloseReason::Peer, &mut self.effects);
@@ -215,16 +293,21 @@ impl World {
             let tx = std::mem::take(&mut self.effects.tx);
             for (conn, range) in std::mem::take(&mut self.effects.writes) {
                 busy = true;
-                let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == Some(conn)) else { continue };
+                let Some(index) = self.by_conn.get(&conn).copied() else { continue };
+                self.ready.push(index);
+                let peer = &mut self.peers[index];
                 if peer.deaf {
                     continue;
                 }
                 let mishap = self.mishap.as_mut().and_then(|mishap| mishap(range.len()));
                 let passes = range.start..range.start + mishap.map_or_else(|| range.len(), |(passes, _)| passes);
-                peer.received.push(tx[passes.clone()].to_vec());
+                if !peer.forgetful {
+                    peer.received.push(tx[passes.clone()].to_vec());
+                }
                 peer.device.receive(now_us, &tx[passes]);
                 if let Some((_, back_after_ms)) = mishap {
                     peer.conn = None;
+                    self.by_conn.remove(&conn);
                     peer.device.disconnected(now_us);
                     peer.connect_at = self.now_ms + back_after_ms;
                     let now = Now { mono_ms: self.now_ms, unix_ms: unix_ms(self.now_ms) };
@@ -233,7 +316,9 @@ impl World {
             }
             for conn in std::mem::take(&mut self.effects.closes) {
                 busy = true;
-                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.conn == Some(conn)) {
+                if let Some(index) = self.by_conn.remove(&conn) {
+                    self.ready.push(index);
+                    let peer = &mut self.peers[index];
                     peer.conn = None;
                     peer.device.disconnected(now_us);
                     peer.connect_at = self.now_ms + 4_000;
@@ -414,13 +499,15 @@ impl World {
 
     /// The gateway is lost with all its memory and started again on the same database.
     pub(crate) fn restart(&mut self) {
-        for peer in &mut self.peers {
+        for (index, peer) in self.peers.iter_mut().enumerate() {
             if peer.conn.take().is_some() {
                 peer.device.disconnected(self.now_ms * 1000);
                 peer.connect_at = self.now_ms + 1_000;
+                self.ready.push(index);
             }
         }
-        let (core, directory) = gateway();
+        self.by_conn.clear();
+        let (core, directory) = gateway(&self.config);
         (self.core, self.directory) = (core, directory);
         self.effects = Effects::default();
         self.pending.clear();
@@ -433,6 +520,7 @@ impl World {
     /// A device without a connection comes back after `ms`.
     pub(crate) fn stay_away(&mut self, peer: usize, ms: u64) {
         self.peers[peer].connect_at = self.now_ms + ms;
+        self.arm(peer);
     }
 
     /// What waits for the store is still committed; the gateway is lost before it hears of it.
@@ -534,12 +622,11 @@ fn refused(job: &Job) -> Outcome {
     Outcome::Failed { device_id, key, error }
 }
 
-fn gateway() -> (Core, Arc<Directory>) {
+fn gateway(config: &CoreConfig) -> (Core, Arc<Directory>) {
     let directory = Arc::new(Directory::default());
     let limits = Arc::new(ConnectionLimits::new(1_000_000, 1_000_000));
     let metrics = Metrics::new(1).claim_shard(0).unwrap();
-    let config = CoreConfig { heartbeat_events: true, ..CoreConfig::new(ShardId(0)) };
-    let core = Core::new(config, Arc::clone(&directory), limits, metrics);
+    let core = Core::new(config.clone(), Arc::clone(&directory), limits, metrics);
     (core, directory)
 }
 

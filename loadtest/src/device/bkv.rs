@@ -184,7 +184,7 @@ impl BkvDevice {
         match request {
             Request::Heartbeat => &mut self.heartbeat,
             Request::TimedEvent => &mut self.timed_event,
-            Request::Settlement | Request::Registration | Request::Time | Request::StatusPush => &mut self.settlement,
+            _ => &mut self.settlement,
         }
     }
 
@@ -542,6 +542,7 @@ impl BkvDevice {
                 End::Duration | End::Energy | End::DurationMax => HoleStatus::QUOTA,
                 End::NoLoad | End::Unplugged | End::Full => HoleStatus(0x98),
                 End::Stopped => HoleStatus(if charge.power_dw() == 0 { 0x98 } else { 0x90 }),
+                End::Fault(status) => HoleStatus(status),
             },
             business_no: running.business_no,
             power_dw: charge.power_dw(),
@@ -723,7 +724,7 @@ fn port_no(socket: u8, hole: u8) -> u16 {
 const fn end_reason(end: End) -> u8 {
     match end {
         End::NoLoad | End::Unplugged | End::Full => 0x02,
-        End::Duration | End::Energy | End::DurationMax | End::Stopped => 0x00,
+        End::Duration | End::Energy | End::DurationMax | End::Stopped | End::Fault(_) => 0x00,
     }
 }
 

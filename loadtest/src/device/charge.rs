@@ -40,6 +40,8 @@ pub enum End {
     Stopped,
     /// The charger was pulled out.
     Unplugged,
+    /// The device cut the power. AP3000: the stop reason; BKV: the status byte of the end report.
+    Fault(u8),
 }
 
 /// A running charge.
@@ -114,6 +116,16 @@ impl Charge {
     /// When it ends by itself, and why; the time is `u64::MAX` if never.
     pub const fn ends(&self) -> (u64, End) {
         (self.ends_us, self.end)
+    }
+
+    /// When it began.
+    pub const fn started_us(&self) -> u64 {
+        self.started_us
+    }
+
+    /// Whether the battery is full at `now_us`, watched or not.
+    pub fn is_full(&self, now_us: u64) -> bool {
+        self.elapsed_s(now_us) >= self.full_s
     }
 
     /// Power in 0.1 W.

@@ -16,13 +16,16 @@ use crate::api::overload::Reservation;
 use crate::api::route::Query;
 use crate::gateway::params;
 use crate::model::{Ap3000Call, DeviceCall, DeviceId, GatewayCall, ModifiedLimit, Priority, Protocol, SubDevice};
-use crate::protocol::ap3000::PhyId;
+use crate::protocol::ap3000::{PhyId, offline::VerificationCode};
 use crate::store::{Called, Job, NewCall, Outcome, WantedParams, payload};
+use crate::time::Rfc3339;
 
 /// How long a command is valid where the request does not say.
 const VALID_S: u32 = 300;
 /// Longest validity: a day.
 const VALID_S_MAX: u32 = 86_400;
+/// How far a device's clock may be off for a code to be taken.
+const CODE_SLACK_S: i64 = 120;
 /// Attempts of commands that may be repeated.
 const ATTEMPTS_MAX: u8 = 3;
 
@@ -148,6 +151,28 @@ pub(super) fn one(device_id: DeviceId, id: i64) -> Next {
         Some(record) => Ok(json!(payload::CommandObject::from(&record))),
         None => Err(ApiError::new(ErrorCode::NotFound, format!("device {device_id} has no command {id}"))),
     })
+}
+
+/// The code that a person types on a keypad model to start a charge now, also where the device has no connection (device-server
+/// protocol v8.6, command 03, verification code). It starts a charge, so it wants the scope of one.
+pub(super) fn verification_code(device_id: DeviceId, query: &Query<'_>) -> Result<Next, ApiError> {
+    let DeviceId::Ap3000(phy_id) = device_id else {
+        return Err(ApiError::new(ErrorCode::NotSupported, "verification codes are not supported by bkv and gn"));
+    };
+    let port_no = query.parsed("port_no", "a number in 1..=255")?;
+    let port_no: u8 = port_no.ok_or_else(|| ApiError::invalid("port_no is missing"))?;
+    let port = port_no.checked_sub(1).ok_or_else(|| ApiError::invalid("port_no must be a number in 1..=255, got 0"))?;
+    let unix_s = now().unix_ms / 1000;
+    let minute = unix_s - unix_s.rem_euclid(60);
+    let code = VerificationCode::at(phy_id, port, u32::try_from(minute).unwrap_or(u32::MAX));
+    let data = json!({
+        "device_id": device_id,
+        "port_no": port_no,
+        "code": format!("{:06}", code.as_u32()),
+        "valid_from": Rfc3339((minute - CODE_SLACK_S) * 1000),
+        "valid_until": Rfc3339((minute + 60 + CODE_SLACK_S) * 1000),
+    });
+    Ok(Box::new(move |call| call.success(200, &data)))
 }
 
 /// Parameters of a device: desired, reported, pending.

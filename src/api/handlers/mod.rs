@@ -202,6 +202,7 @@ impl Api {
             RouteId::CommandList => commands::list(device_of(matched)?, &matched.query),
             RouteId::Command => Ok(commands::one(device_of(matched)?, matched.id.unwrap_or_default())),
             RouteId::Params => Ok(commands::params(device_of(matched)?)),
+            RouteId::VerificationCode => commands::verification_code(device_of(matched)?, &matched.query),
             RouteId::ParamsSet => commands::set_params(self, device_of(matched)?, request),
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);

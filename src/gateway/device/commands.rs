@@ -166,19 +166,20 @@ impl Device {
     /// Encodes and writes; `None`: the device's protocol has no such command.
     pub(super) fn send(&self, cx: &mut Cx<'_>, conn: Key, what: &Outgoing, msg_id: u32) -> Option<ReplyKey> {
         let start = cx.effects.tx.len();
+        let readings = cx.shared.config.bkv;
         let mut key = None;
         cx.effects.write(conn.into(), |out| {
             key = match self.id {
                 DeviceId::Ap3000(phy_id) => ap3000::encode(out, self.magic, phy_id, what, msg_id),
                 // A named command says itself which socket it is for.
                 DeviceId::Gateway(gateway_id) if what.call().is_some() => {
-                    bkv::encode(out, gateway_id, 0, 0, what, msg_id)
+                    bkv::encode(out, gateway_id, 0, 0, what, msg_id, &readings)
                 }
                 DeviceId::Gateway(gateway_id) => {
                     let address = socket_of_port(what.port_no(), self.entry.networked());
                     match address {
                         Some(PortAddress::Hole { socket, hole }) => {
-                            bkv::encode(out, gateway_id, socket, hole, what, msg_id)
+                            bkv::encode(out, gateway_id, socket, hole, what, msg_id, &readings)
                         }
                         Some(PortAddress::Port(_)) | None => None,
                     }

@@ -29,6 +29,9 @@ pub mod offline;
 pub mod update;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use body::Body;
 pub use command::code;
 pub use command::{Command, Reply, decode_body, guess_direction, lookup};
