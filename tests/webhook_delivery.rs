@@ -18,11 +18,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{DeviceId, Order, OrderNo},
+    model::{DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
-        CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency,
-        Job, Latest, OrderFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, ReadCall, Reader, Reply,
-        Store, StoreError, StoreHealth,
+        CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey,
+        Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord,
+        ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };

@@ -14,6 +14,8 @@ use crate::config::Scope;
 /// What the third parties' paths begin with.
 pub const BASE: &str = "/api/v1/third";
 
+/// The path whose POST bodies are images.
+pub const FIRMWARE_PATH: &str = "/api/v1/third/firmware";
 /// Query keys of lists.
 const PAGE_KEYS: [&str; 2] = ["page", "size"];
 /// Entries of a page where `size` is left out, and at most.
@@ -46,6 +48,7 @@ macro_rules! routes {
 
 const READ: Option<Scope> = Some(Scope::Read);
 const CONTROL: Option<Scope> = Some(Scope::Control);
+const ADMIN: Option<Scope> = Some(Scope::Admin);
 /// No key needed.
 const OPEN: Option<Scope> = None;
 const PAGED: bool = true;
@@ -80,6 +83,13 @@ routes! {
     /// The code that starts a charge on a keypad.
     VerificationCode = Get "/api/v1/third/devices/{device}/verification-code", CONTROL, SINGLE, ["port_no"];
     ParamsSet = Post "/api/v1/third/devices/{device}/params", CONTROL, SINGLE, [];
+    /// Takes an image, whose bytes the guard has written to a file.
+    FirmwareUpload = Post FIRMWARE_PATH, ADMIN, SINGLE, ["name", "version", "device_type"];
+    FirmwareList = Get FIRMWARE_PATH, READ, PAGED, [];
+    OtaCreate = Post "/api/v1/third/devices/{device}/ota", CONTROL, SINGLE, [];
+    OtaList = Get "/api/v1/third/ota", READ, PAGED, ["device_id", "state"];
+    Ota = Get "/api/v1/third/ota/{id}", READ, SINGLE, [];
+    OtaCancel = Delete "/api/v1/third/ota/{id}", CONTROL, SINGLE, [];
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];

@@ -367,12 +367,10 @@ impl Device {
         let magic = self.magic;
         let Some(ota) = &mut self.ota else { return };
         let start = cx.effects.tx.len();
-        let (mut command, mut msg_id) = (0, own_id);
-        match (&mut ota.way, due, self.id) {
+        let (command, msg_id) = match (&mut ota.way, due, self.id) {
             (Way::Push(push), Due::Packet(out), DeviceId::Ap3000(phy_id)) => {
                 let header = Header { magic, phy_id, msg_id: push.message_id() };
                 let byte = push.method().command().unwrap_or_default();
-                (command, msg_id) = (u16::from(byte), u32::from(header.msg_id));
                 cx.effects.write(conn.into(), |tx| match out {
                     Out::Trigger => encode::empty(tx, &header, byte),
                     Out::Packet(no) => {
@@ -381,22 +379,23 @@ impl Device {
                     }
                 });
                 push.written(cx.now.mono_ms);
+                (u16::from(byte), u32::from(header.msg_id))
             }
             (Way::Ftp { source, before, told }, Due::Ftp, DeviceId::Gateway(gateway_id)) => {
-                command = OTA;
                 cx.effects.write(conn.into(), |tx| {
                     bkv_encode::ota(tx, gateway_id, own_id, source.host, source.port, &source.file);
                 });
                 before.clone_from(&firmware_before);
                 *told = true;
+                (OTA, own_id)
             }
             (Way::SelfUpdate, Due::SelfUpdate, DeviceId::Ap3000(phy_id)) => {
-                command = 0xE4;
                 let msg_id = u16::try_from(own_id & 0xFFFF).unwrap_or(1);
                 cx.effects.write(conn.into(), |tx| encode::empty(tx, &Header { magic, phy_id, msg_id }, 0xE4));
+                (0xE4, own_id)
             }
             _ => return,
-        }
+        };
         match self.id {
             DeviceId::Ap3000(_) => cx.shared.metrics.frames.ap3000(Direction::Down, command.to_be_bytes()[1]),
             DeviceId::Gateway(_) => cx.shared.metrics.frames.bkv(Direction::Down, command, 0),
