@@ -480,6 +480,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
             session_bkv: signed(config.session.timeout_bkv),
             session_gn: signed(config.session.timeout_gn),
             session_shared: signed(config.session.timeout_shared),
+            session_host: signed(config.session.timeout_host),
             port_sync: ms(config.jobs.port_sync_interval),
             command_gap: ms(config.ap3000.command_interval),
             flush: ms(config.store.flush_interval),

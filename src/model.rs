@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 
 mod call;
+mod fleet;
 mod order_no;
 mod ota;
 mod ports;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
+pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};

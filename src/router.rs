@@ -10,7 +10,7 @@ use crate::{
     model::{Command, DeviceId, Order, OrderStatus, OtaTask},
     ota,
     shard::Mailbox,
-    store::{Notify, Outcome},
+    store::{Notify, Outcome, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
     webhook::Pusher,
 };
@@ -137,6 +137,10 @@ impl Notify for Router {
         } else if let Some(ota) = self.ota.get() {
             ota.wake(task.device_id);
         }
+    }
+
+    fn settings_changed(&self, settings: &SettingsOutcome) {
+        self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
     }
 
     fn events_committed(&self, pos: i64) {

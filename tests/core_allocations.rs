@@ -75,10 +75,12 @@ impl Gateway {
                     protocol: Protocol::Bkv,
                     networked: false,
                     has_ota: false,
+                    heartbeat_interval_s: None,
                     msg_id_first: 1,
                     ports: Vec::new(),
                     orders: Vec::new(),
                     commands: Vec::new(),
+                    details: Box::default(),
                 };
                 let message = Message::Outcome(Outcome::Bound(Box::new(bound)));
                 self.core.message(self.now, message, &mut self.effects);

@@ -51,10 +51,12 @@ impl Store for Amnesiac {
                 protocol: bind.protocol,
                 networked: false,
                 has_ota: false,
+                heartbeat_interval_s: None,
                 msg_id_first: 1,
                 ports: vec![known_port(bind.device_id)],
                 orders: Vec::new(),
                 commands: Vec::new(),
+                details: Box::default(),
             })),
             _ => Outcome::Done,
         };

@@ -24,7 +24,7 @@ pub mod rude;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use ap3000::Ap3000Device;
+pub use ap3000::{Ap3000Device, HostDevice};
 pub use bkv::BkvDevice;
 pub use rude::{RudeDevice, Rudeness};
 

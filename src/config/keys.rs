@@ -215,6 +215,8 @@ settings! {
         timeout_gn: Duration = "130s", span(SEC, HOUR), Restart;
         /// The same for an AP3000 device that shares its socket with others: twice its own 180 s heartbeat, and a grace.
         timeout_shared: Duration = "390s", span(SEC, HOUR), Restart;
+        /// The same for an AP3000 host beside its sub-devices: twice its own 30 min heartbeat, and a grace.
+        timeout_host: Duration = "3630s", span(SEC, DAY), Restart;
         /// How long a lost connection (20 points) and a missed acknowledgement (30 points) weigh on the online score.
         penalty_window: Duration = "300s", span(SEC, DAY), Restart;
         /// After a start or an outage of the store, no device is declared offline for this long.

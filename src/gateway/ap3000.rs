@@ -3,7 +3,9 @@
 //! Replies go first and at once; they never wait for the store, except the acknowledgement of a settlement, which follows its
 //! commit. An older socket whose device has moved on is still answered, and its settlements are still stored.
 
-use serde_json::json;
+mod host;
+
+use host::UpdateRequest;
 
 use super::{
     ConnId, Core, Effects, Now, call,
@@ -15,11 +17,10 @@ use super::{
 use crate::{
     gateway::core::Cx,
     model::{
-        Ap3000Call, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, EventType, OrderNo, OtaMethod,
-        PortStatus, Protocol,
+        Ap3000Call, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, OrderNo, OtaMethod, PortStatus, Protocol,
     },
     protocol::{
-        Direction, Hex,
+        Direction,
         ap3000::{
             Body, Frame, PhyId,
             body::{CardReply, ChargeControl, OrderConfirmReply, Registration, Settlement},
@@ -35,8 +36,6 @@ use crate::{
 const CHARGE_CONTROL: u16 = 0x82;
 /// A host asks for the update that failed (host-server protocol v2.9).
 const HOST_UPDATE_REQUEST: u8 = 0x15;
-/// Recognition codes of hosts.
-const HOST_CODES: [u8; 2] = [0x09, 0x0A];
 /// Commands answered by one result byte whose reply completes a command of ours.
 const WIRE_WH_PER_UNIT: u32 = 10;
 
@@ -44,11 +43,15 @@ impl Core {
     pub(super) fn ap3000_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
         let device_id = DeviceId::Ap3000(frame.phy_id);
         let device = self.device_of(now, conn, device_id, Protocol::Ap3000, effects);
+        if let Some(device) = device {
+            // Its commands go out in the same dress, also the first ones, which may wait for nothing but the store.
+            self.set_magic(device, frame.magic);
+        }
         if self.is_asked(conn) {
             return;
         }
         self.shared_mut().metrics.frames.ap3000(Direction::Up, frame.command);
-        if self.stranger(now, conn, effects) {
+        if self.stranger(now, conn, device_id, effects) {
             return;
         }
         let body = match decode_body(frame, Direction::Up) {
@@ -63,6 +66,9 @@ impl Core {
                     u32::from(frame.msg_id),
                     effects,
                 );
+                if let Some(device) = device {
+                    self.on_frame(now, device, effects, |_, _| {});
+                }
                 return;
             }
         };
@@ -82,6 +88,9 @@ impl Core {
             // A reply has the command of what it answers.
             self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
         }
+        if let Body::FskRequest(request) = &body {
+            self.answer_fsk(now, conn, device, &header, request, effects);
+        }
         if let Body::Settlement(settlement) = &body {
             let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
             let waiting = WaitingAck { conn: conn.into(), ack: Ack::Ap3000 { header } };
@@ -100,7 +109,6 @@ impl Core {
         }
         if let Some(device) = device {
             self.on_frame(now, device, effects, |device, cx| {
-                device.magic = frame.magic;
                 device.ap3000(cx, frame, &body);
             });
         }
@@ -204,13 +212,14 @@ impl Device {
                 // Devices that send both kinds are told of by the other.
                 if !self.sends_heartbeat {
                     self.heartbeat(cx);
+                    self.set_firmware(heartbeat.fw_version);
                 }
                 self.ap3000_reported(cx, body);
                 let power = heartbeat.port_power;
                 let states = heartbeat.port_states.iter();
                 self.port_states(cx, heartbeat.port_count, heartbeat.voltage, states, |index| power.get(index));
             }
-            Body::Registration(registration) => self.registration(registration),
+            Body::Registration(registration) => self.registration(cx, registration),
             Body::ChargingReport(report) => {
                 let charging = if report.port_state.is_charging() { Charging::Yes } else { Charging::Unclear };
                 let status = match report.port_state {
@@ -246,6 +255,8 @@ impl Device {
                 cx,
                 &PortReport {
                     status: Some((PortStatus::Finished, PortState::FULL.0)),
+                    energy_wh: Some(u32::from(complete.energy) * WIRE_WH_PER_UNIT),
+                    charged_seconds: Some(u32::from(complete.duration_s)),
                     about: about(complete.start_mode, complete.order_no.0),
                     ..PortReport::of_port(u16::from(complete.port) + 1)
                 },
@@ -258,8 +269,12 @@ impl Device {
             Body::ResultReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
             Body::EepromReadReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
             Body::CabinetStopReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
+            Body::Params11(params) => {
+                self.beats_every(cx, Some(params.heartbeat_interval_s));
+                self.ap3000_replied(cx, frame, 0, body);
+            }
             // Queries are answered by the values alone.
-            Body::Params11(_) | Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
+            Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
                 self.ap3000_replied(cx, frame, 0, body);
             }
             Body::Settlement(settlement) => {
@@ -267,41 +282,27 @@ impl Device {
                 self.end_reported(cx, u16::from(settlement.port) + 1, about);
             }
             Body::CardSwipe(_) => self.hold_commands(cx),
-            Body::Alarm(alarm) => {
-                let data = json!({
-                    "reason": alarm.alarm_type.text(),
-                    "raw": alarm.alarm_type.0,
-                    "port_no": u16::from(alarm.port) + 1,
-                    "trigger_bits": alarm.trigger_bits,
-                });
-                cx.event(self.id, EventType::DeviceAlarm, data);
+            Body::Alarm(alarm) => self.alarm(cx, alarm),
+            Body::PortEvent(event) => self.port_event(cx, event),
+            Body::CabinetHeartbeat(beat) => self.cabinet(cx, beat),
+            Body::HostHeartbeat(beat) => self.host_heartbeat(cx, beat),
+            Body::HostStatus(status) => self.host_status(cx, status),
+            Body::SubDeviceVersions(versions) => self.sub_devices(versions),
+            Body::FirmwareUpdateRequest(wanted) => {
+                let request = UpdateRequest {
+                    command: frame.command,
+                    device_type: wanted.device_type,
+                    fw_version: wanted.fw_version,
+                    package_type: wanted.package_type,
+                };
+                self.update_requested(cx, request);
             }
-            Body::PortEvent(event) => {
-                let data = json!({
-                    "reason": "port_event",
-                    "raw": event.event_type,
-                    "port_no": u16::from(event.port) + 1,
-                    "order_ref": Hex(event.order_no.0),
-                });
-                cx.event(self.id, EventType::DeviceAlarm, data);
+            Body::OtaReply(reply) if reply.packet_no == 0 && !self.has_ota() => {
+                self.update_requested(cx, UpdateRequest::of(frame.command));
             }
-            Body::OtaReply(reply) => {
-                self.ota_reply(cx, frame.command, frame.msg_id, reply.result, reply.packet_no);
-            }
-            Body::FirmwareUpdateRequest(_) => self.ota_requested(cx, OtaMethod::F8),
-            Body::Empty(_) if frame.command == HOST_UPDATE_REQUEST => self.ota_requested(cx, OtaMethod::F9),
-            Body::HostHeartbeat(host) => {
-                self.entry.set_signal(host.signal);
-                if let Some(host_type) = host.host_type {
-                    self.entry.set_device_type(host_type);
-                }
-                // A charger with a module of its own says here what the module has; its own version is in its registration.
-                if HOST_CODES.contains(&frame.phy_id.recognition_code()) {
-                    self.set_firmware_version(host.fw_version);
-                }
-                if let Some(iccid) = &host.iccid {
-                    self.entry.set_iccid(&String::from_utf8_lossy(iccid.as_bytes()));
-                }
+            Body::OtaReply(reply) => self.ota_reply(cx, frame.command, frame.msg_id, reply.result, reply.packet_no),
+            Body::Empty(_) if frame.command == HOST_UPDATE_REQUEST => {
+                self.update_requested(cx, UpdateRequest::of(frame.command))
             }
             _ => {}
         }
@@ -321,16 +322,11 @@ impl Device {
         }
     }
 
-    /// `version` in hundredths.
-    fn set_firmware_version(&self, version: u16) {
-        let (major, minor) = (version / 100, version % 100);
-        self.entry.set_firmware(format!("V{major}.{minor:02}").as_bytes());
-    }
-
-    fn registration(&mut self, registration: &Registration<'_>) {
-        self.set_firmware_version(registration.fw_version);
+    fn registration(&mut self, cx: &Cx<'_>, registration: &Registration<'_>) {
+        self.set_firmware(registration.fw_version);
         self.entry.set_device_type(registration.device_type);
         self.add_numbered_ports(registration.port_count);
+        self.is_charger(cx);
     }
 
     fn port_states(
@@ -342,6 +338,7 @@ impl Device {
         power: impl Fn(usize) -> Option<u16>,
     ) {
         self.add_numbered_ports(count);
+        self.is_charger(cx);
         for (index, raw) in states.enumerate() {
             let port_no = u16::try_from(index + 1).unwrap_or(u16::MAX);
             let status = PortStatus::from_code(port_status_code(raw));

@@ -6,16 +6,15 @@
 use serde_json::json;
 
 use super::{
-    BkvReadings, ConnId, Core, Effects, Listener, Now, call,
+    BkvReadings, ConnId, Core, Effects, Now, call,
     core::{Ack, Cx, WaitingAck},
     device::{About, Answer, Charging, Device, PortReport},
+    gn,
     lane::{Outgoing, ReplyKey},
     slots::Key,
 };
 use crate::{
-    model::{
-        ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus, Protocol, port_of_socket,
-    },
+    model::{ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus, port_of_socket},
     protocol::{
         Direction,
         bkv::{
@@ -35,7 +34,7 @@ use crate::{
 
 impl Core {
     pub(super) fn bkv_frame(&mut self, now: Now, conn: Key, frame: &Frame<'_>, effects: &mut Effects) {
-        let protocol = if self.listener(conn) == Listener::Gn { Protocol::Gn } else { Protocol::Bkv };
+        let protocol = gn::protocol_of(self.listener(conn));
         if frame.direction == Direction::Down {
             self.shared_mut().metrics.events[ShardEvent::WrongDirection].inc();
             return;
@@ -46,7 +45,7 @@ impl Core {
             return;
         }
         self.shared_mut().metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
-        if self.stranger(now, conn, effects) {
+        if self.stranger(now, conn, device_id, effects) {
             return;
         }
         let body = match decode_body(frame) {
@@ -58,7 +57,7 @@ impl Core {
                     effects.write(conn.into(), |out| encode::heartbeat_reply(out, frame.gateway_id, seconds));
                     self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, 0);
                 }
-                self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, effects);
+                self.gn_unread(now, device, frame, error, effects);
                 return;
             }
         };
@@ -168,6 +167,7 @@ fn settle(
 
 fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> DeviceEvent {
     let data = json!({
+        "device_id": device_id,
         "reason": "exception",
         "socket": exception.socket,
         "states": exception.states,
@@ -242,7 +242,7 @@ impl Device {
 
     fn saw_socket(&mut self, socket: u8) {
         if socket >= 1 && !self.entry.networked() {
-            self.entry.set_networked();
+            self.becomes_networked();
         }
     }
 
@@ -257,8 +257,9 @@ impl Device {
             Some(_) | None => Charging::Unclear,
         };
         let about = match state.business_no {
-            Some(no) if no != 0 => About::Business(no),
-            Some(_) | None => About::Nothing,
+            Some(0) => About::NoOrder,
+            Some(no) => About::Business(no),
+            None => About::Nothing,
         };
         self.port_report(
             cx,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use smallvec::SmallVec;
 
 use super::{effects::Listener, slots::Key};
+use crate::model::DeviceId;
 
 /// Devices one AP3000 socket may carry: a host with 50 sub-devices and itself, and some room.
 pub(super) const DEVICES_MAX: usize = 64;
@@ -22,15 +23,13 @@ pub(super) enum Codec {
     Bkv,
 }
 
-/// Whether the device of a connection may speak (admission `known`).
+/// Whether the devices of a connection may speak (admission `known`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// Frames are handled.
+    /// Frames are handled, but for those of [`Conn::strangers`].
     Open,
-    /// The store is being asked; bytes wait.
-    Asked,
-    /// Frames are counted and not answered.
-    Stranger(u32),
+    /// The store is being asked about this device; bytes wait.
+    Asked(Key),
 }
 
 #[derive(Debug)]
@@ -39,6 +38,10 @@ pub(super) struct Conn {
     pub(super) listener: Listener,
     pub(super) codec: Codec,
     pub(super) admission: Admission,
+    /// Ids that are not admitted: their frames are counted and not answered. Judged once per connection.
+    pub(super) strangers: Vec<DeviceId>,
+    /// Frames of strangers.
+    pub(super) stranger_frames: u32,
     /// Place in the order of accepting, over all shards.
     pub(super) accepted: u64,
     pub(super) opened_at: u64,
@@ -52,6 +55,8 @@ pub(super) struct Conn {
     pub(super) received: u64,
     pub(super) garbage: u64,
     pub(super) devices: SmallVec<[Key; 1]>,
+    /// It carries several devices, or did.
+    pub(super) shared: bool,
     pub(super) iccid: Option<Box<str>>,
     /// Live entry in the timer heap; `u64::MAX`: none.
     pub(super) armed: u64,
@@ -64,6 +69,8 @@ impl Conn {
             listener,
             codec: Codec::Detecting,
             admission: Admission::Open,
+            strangers: Vec::new(),
+            stranger_frames: 0,
             accepted,
             opened_at: now_ms,
             last_rx: now_ms,
@@ -73,8 +80,14 @@ impl Conn {
             received: 0,
             garbage: 0,
             devices: SmallVec::new(),
+            shared: false,
             iccid: None,
             armed: u64::MAX,
         }
+    }
+
+    /// Whether the store is being asked about one of its devices.
+    pub(super) const fn is_asked(&self) -> bool {
+        matches!(self.admission, Admission::Asked(_))
     }
 }

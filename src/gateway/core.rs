@@ -67,6 +67,8 @@ pub struct Timeouts {
     pub session_gn: i64,
     /// AP3000 host with several devices: offline after this silence of the device's own.
     pub session_shared: i64,
+    /// The host itself, which is heard of every half hour: offline after this silence of its own.
+    pub session_host: i64,
     /// Between two questions for the state of all ports.
     pub port_sync: u64,
     /// AP3000: from command to command.
@@ -87,6 +89,7 @@ impl Default for Timeouts {
             session_bkv: 130_000,
             session_gn: 130_000,
             session_shared: 390_000,
+            session_host: 3_630_000,
             port_sync: 300_000,
             command_gap: 500,
             flush: 3_000,
@@ -466,7 +469,7 @@ impl Core {
         state.received += bytes.len() as u64;
         self.shared.metrics.received_bytes.add(bytes.len() as u64);
         // A socket with one device: every byte is a sign of its life. With several, each has to speak for itself.
-        if let [device] = state.devices.as_slice()
+        if let ([device], false) = (state.devices.as_slice(), state.shared)
             && let Some(device) = self.devices.get(*device)
         {
             device.entry.seen(now.unix_ms);
@@ -524,6 +527,11 @@ impl Core {
             }
             Message::CommandsQueued(device_id) => {
                 self.with_device(now, device_id, effects, Device::claim);
+            }
+            Message::SettingsChanged(settings) => {
+                self.with_device(now, settings.device_id, effects, |device, cx| {
+                    device.settings_changed(cx, &settings);
+                });
             }
             Message::Superseded { device_id, generation } => self.superseded(now, device_id, generation, effects),
             Message::Drain => {

@@ -33,7 +33,10 @@ use crate::{
         PortStatus, Protocol, socket_of_port,
     },
     protocol::Direction,
-    store::{Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, payload::PortObject},
+    store::{
+        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, SettingsOutcome,
+        payload::PortObject,
+    },
     telemetry::label::{OutboundFailure, ShardEvent},
     time::Rfc3339,
 };
@@ -69,6 +72,8 @@ pub(super) enum About {
     Foreign,
     /// BKV/GN business number, not 0.
     Business(u16),
+    /// BKV/GN business number 0: for no order that has a number.
+    NoOrder,
     /// Not said.
     Nothing,
 }
@@ -134,6 +139,20 @@ pub(super) struct Device {
     pub(super) magic: [u8; 3],
     /// It sent 0x21: 0x01 is not answered any more.
     pub(super) sends_heartbeat: bool,
+    /// BKV/GN: its record allows the integrator's extension.
+    pub(super) extensions: bool,
+    /// AP3000 host: what its record sets, MHz.
+    pub(super) fsk_frequency: Option<u16>,
+    /// What it told as a host is not in the latest values yet.
+    pub(super) host_dirty: bool,
+    /// Its socket carries, or carried, other devices too.
+    shares_socket: bool,
+    /// It told as a host, and has no ports.
+    host_only: bool,
+    /// A deadline may be sooner than the timer is set.
+    sooner: bool,
+    /// How often it beats, where it said so.
+    beat_interval_s: Option<u16>,
     key: Option<Key>,
     epoch: i64,
     bind_at: Option<u64>,
@@ -165,6 +184,13 @@ impl Device {
             armed: u64::MAX,
             magic: [0; 3],
             sends_heartbeat: false,
+            extensions: false,
+            fsk_frequency: None,
+            host_dirty: false,
+            shares_socket: false,
+            host_only: false,
+            sooner: false,
+            beat_interval_s: None,
             key: None,
             epoch: 0,
             bind_at: None,

@@ -23,7 +23,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::ShardId;
 use crate::{
-    model::{DeviceId, OrderNo, PortStatus, Protocol},
+    model::{DeviceDetails, DeviceId, HostValues, OrderNo, PortStatus, Protocol},
     store::PortRecord,
 };
 
@@ -140,6 +140,15 @@ pub struct Owner {
     pub generation: u64,
 }
 
+/// What a device told of itself as a host, a cabinet or a module.
+#[derive(Debug, Default)]
+struct Told {
+    imei: Option<String>,
+    module_version: Option<String>,
+    host_type: Option<u8>,
+    host: Option<Arc<HostValues>>,
+}
+
 /// Live state of one device.
 #[derive(Debug)]
 pub struct Entry {
@@ -167,6 +176,8 @@ pub struct Entry {
     firmware: AtomicU64,
     device_type: AtomicU16,
     iccid: RwLock<Option<Box<str>>>,
+    /// Most devices tell none of it.
+    told: RwLock<Option<Box<Told>>>,
     waiting: AtomicU32,
     ports: RwLock<Arc<[PortCell]>>,
 }
@@ -193,6 +204,7 @@ impl Entry {
             firmware: AtomicU64::new(0),
             device_type: AtomicU16::new(u16::MAX),
             iccid: RwLock::new(None),
+            told: RwLock::new(None),
             waiting: AtomicU32::new(0),
             ports: RwLock::new(Arc::new([])),
         }
@@ -395,6 +407,61 @@ impl Entry {
         if self.iccid.read().as_deref().map(str::as_bytes) != Some(iccid) {
             *self.iccid.write() = Some(String::from_utf8_lossy(iccid).into());
         }
+    }
+
+    /// Number of the communication module.
+    pub fn imei(&self) -> Option<String> {
+        self.told.read().as_ref()?.imei.clone()
+    }
+
+    /// Firmware of the communication module.
+    pub fn module_version(&self) -> Option<String> {
+        self.told.read().as_ref()?.module_version.clone()
+    }
+
+    /// Host type; from a charger with a module of its own its device type.
+    pub fn host_type(&self) -> Option<u8> {
+        self.told.read().as_ref()?.host_type
+    }
+
+    /// Latest values of a host.
+    pub fn host(&self) -> Option<Arc<HostValues>> {
+        self.told.read().as_ref()?.host.clone()
+    }
+
+    /// Stores what a module tells of itself; `None` leaves what is known. Whether anything is new.
+    pub fn set_module(&self, imei: Option<&str>, version: Option<&str>, host_type: Option<u8>) -> bool {
+        let mut told = self.told.write();
+        let told = told.get_or_insert_default();
+        let differs = |known: &Option<String>, new: Option<&str>| new.is_some() && known.as_deref() != new;
+        let new = differs(&told.imei, imei)
+            || differs(&told.module_version, version)
+            || host_type.is_some() && told.host_type != host_type;
+        if new {
+            told.imei = imei.map(str::to_owned).or_else(|| told.imei.take());
+            told.module_version = version.map(str::to_owned).or_else(|| told.module_version.take());
+            told.host_type = host_type.or(told.host_type);
+        }
+        new
+    }
+
+    /// Replaces the latest values of a host.
+    pub fn set_host(&self, host: Option<Arc<HostValues>>) {
+        self.told.write().get_or_insert_default().host = host;
+    }
+
+    /// Takes over what is stored, where this process has heard nothing newer.
+    pub fn know_details(&self, stored: &DeviceDetails) {
+        let DeviceDetails { imei, module_version, host_type, host, .. } = stored;
+        if imei.is_none() && module_version.is_none() && host_type.is_none() && host.is_none() {
+            return;
+        }
+        let mut told = self.told.write();
+        let told = told.get_or_insert_default();
+        told.imei = told.imei.take().or_else(|| imei.clone());
+        told.module_version = told.module_version.take().or_else(|| module_version.clone());
+        told.host_type = told.host_type.or(*host_type);
+        told.host = told.host.take().or_else(|| host.clone().map(Arc::new));
     }
 
     /// Commands accepted for the device and not yet written.

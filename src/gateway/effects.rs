@@ -6,7 +6,7 @@ use super::ShardId;
 use crate::{
     model::{Command, DeviceId, Order, OtaTask},
     protocol::ap3000::update::Verification,
-    store::{CommandLogRow, Job, Latest, Outcome},
+    store::{CommandLogRow, Job, Latest, Outcome, SettingsOutcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -129,6 +129,8 @@ pub enum Message {
         /// The generation that lost it.
         generation: u64,
     },
+    /// An operator changed what is kept of a device. Dropped: in force from the next bind.
+    SettingsChanged(Box<SettingsOutcome>),
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
     /// An update and its image, for a device of the shard. Dropped: it is offered again.

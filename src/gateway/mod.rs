@@ -12,6 +12,7 @@ mod core;
 mod device;
 pub mod directory;
 mod effects;
+mod gn;
 mod lane;
 pub mod order;
 pub mod ota;

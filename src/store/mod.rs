@@ -23,8 +23,8 @@ use std::{
 use crate::{
     gateway::{order, params::Held},
     model::{
-        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceId, EventType, Firmware, Order, OrderNo,
-        OrderStatus, OtaTask, PortStatus, Priority, Protocol,
+        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceDetails, DeviceId, EventType, Firmware,
+        HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus, Priority, Protocol,
     },
 };
 
@@ -72,6 +72,42 @@ pub enum Job {
     SetParams(Box<WantedParams>),
     /// Firmware, or an update of a device. Dropped: as each [`OtaJob`] says.
     Ota(Box<OtaJob>),
+    /// An operator sets what is kept of a device, and registers it where it was never seen. Dropped: the API answers `NOT_READY`.
+    Settings(Box<Settings>),
+}
+
+/// Settings of a device. `None` leaves the stored value.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The device.
+    pub device_id: DeviceId,
+    /// Protocol of a gateway from now on, whatever its connection says.
+    pub protocol: Option<Protocol>,
+    /// Whether the integrator's extension commands are taken.
+    pub extensions: Option<bool>,
+    /// The operator's name; empty: none.
+    pub name: Option<String>,
+    /// Frequency for the host's sub-devices, MHz; 0: the one it reports.
+    pub fsk_frequency: Option<u16>,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::settings`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What became of settings.
+#[derive(Clone, Debug)]
+pub struct SettingsOutcome {
+    /// The device.
+    pub device_id: DeviceId,
+    /// The job made its row.
+    pub registered: bool,
+    /// Its protocol now.
+    pub protocol: Protocol,
+    /// All its details now.
+    pub details: DeviceDetails,
 }
 
 /// A named command to queue.
@@ -257,6 +293,8 @@ pub struct Bound {
     pub networked: bool,
     /// It has an open update.
     pub has_ota: bool,
+    /// What the device last reported as its heartbeat interval, seconds (AP3000).
+    pub heartbeat_interval_s: Option<u16>,
     /// First of [`Bound::MSG_IDS`] message ids reserved for the shard's own queries during this epoch.
     pub msg_id_first: u32,
     /// Known ports.
@@ -268,6 +306,8 @@ pub struct Bound {
     /// With them, new stops for orders that are final while the device still charges: at each bind, 10 s after the first and
     /// then doubling, five in all, the last with an alarm `device_end_pending`.
     pub commands: Vec<Command>,
+    /// Settings, and what it told of itself.
+    pub details: Box<DeviceDetails>,
 }
 
 impl Bound {
@@ -576,6 +616,8 @@ pub enum Outcome {
     Params(Option<Vec<ParamRecord>>),
     /// Of [`Job::Ota`].
     Ota(Box<OtaOutcome>),
+    /// Of [`Job::Settings`].
+    Settings(Box<SettingsOutcome>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -642,6 +684,8 @@ pub trait Notify: Send + Sync {
     fn ota_changed(&self, _task: &OtaTask) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
+    /// Settings of a device changed. Called after the answer was given.
+    fn settings_changed(&self, _settings: &SettingsOutcome) {}
 }
 
 /// A port as stored.
@@ -696,6 +740,8 @@ pub struct DeviceRecord {
     pub session_epoch: i64,
     /// Device type, or host type (AP3000).
     pub device_type: Option<u8>,
+    /// Settings, and what it told of itself.
+    pub details: DeviceDetails,
 }
 
 /// Latest values, written every few seconds.
@@ -730,6 +776,19 @@ pub enum Latest {
         energy_wh: u32,
         /// Unix ms.
         at: i64,
+    },
+    /// What a device told of itself as a host, a cabinet or a module; `None` leaves the stored value.
+    Host {
+        /// The device.
+        device_id: DeviceId,
+        /// Of the communication module.
+        imei: Option<String>,
+        /// Firmware of the communication module.
+        module_version: Option<String>,
+        /// Host type; from a charger its device type.
+        host_type: Option<u8>,
+        /// Latest values.
+        host: Option<Arc<HostValues>>,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{CommandRecord, ParamRecord, PortRecord};
+use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
 use crate::model::{DeviceId, Firmware, Order, OrderNo, OrderStatus, OtaTask};
 use crate::protocol::Hex;
@@ -224,6 +224,28 @@ impl<'a> ParamsObject<'a> {
             .collect();
         Self { device_id, pending: params.iter().any(|param| param.pending), params }
     }
+}
+
+/// HTTP status of [`settings`].
+pub const OK: u16 = 200;
+
+/// The whole answer to settings of a device, as [`accepted`].
+///
+/// # Errors
+/// None in practice: the data are numbers and text.
+pub fn settings(outcome: &SettingsOutcome, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let SettingsOutcome { device_id, registered, protocol, details } = outcome;
+    let data = serde_json::json!({
+        "device_id": device_id,
+        "protocol": protocol,
+        "name": details.name,
+        "extensions": details.extensions,
+        "fsk_frequency": details.fsk_frequency,
+        "registered": registered,
+    });
+    let mut body = Vec::with_capacity(256);
+    envelope::write_success(&mut body, &data, request_id, unix_ms)?;
+    Ok(body)
 }
 
 /// `data` of [`accepted`]: where the order stands now.

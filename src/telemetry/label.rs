@@ -68,6 +68,14 @@ labels! {
         JobFailed = "job_failed",
         /// A message that found another shard's mailbox full.
         TellLost = "tell_lost",
+        /// A device that asks for firmware.
+        UpdateRequested = "update_requested",
+        /// A frame of an id that found its socket full.
+        SocketFull = "socket_full",
+        /// A command of the integrator's extension, taken.
+        Extension = "extension",
+        /// A payload of a layout that is not known, kept in the command log.
+        Opaque = "opaque",
     }
 
     /// Why an order failed.

@@ -1,4 +1,4 @@
-//! An AP3000 charger (device-server protocol v8.6).
+//! An AP3000 charger (device-server protocol v8.6), and a host of several.
 //!
 //! ```text
 //! connect ─> ICCID, 0x20, 0x22, 0x21 in one go
@@ -22,6 +22,7 @@
 //! | [`parameters`] | settings, EEPROM, texts |
 //! | [`cards`], [`offline`] | card swipes; charges without the server |
 //! | [`firmware`] | reception of an image |
+//! | [`host`] | one connection for many chargers |
 //! | [`cabinet`] | alarms, doors, occupied bays |
 //! | [`model`] | kinds of charger, faults on demand |
 //! | [`line`] | numbering, requests that wait, replies to repeat |
@@ -31,6 +32,7 @@ mod cards;
 mod charging;
 mod commands;
 mod firmware;
+mod host;
 mod line;
 mod model;
 mod offline;
@@ -56,8 +58,8 @@ use model::Faults;
 use parameters::Panel;
 
 pub use cards::{BALANCE_ONLY, Card, Swipe, SwipeState};
+pub use host::{HostDevice, HostModel, SUB_DEVICES_MAX};
 pub use model::{Fault, Heartbeats, Model};
-pub use offline::verification_code;
 pub use parameters::{EEPROM_LEN, Parameters};
 
 /// Most ports of a charger.
@@ -201,6 +203,11 @@ impl Ap3000Device {
     /// Its id.
     pub const fn phy_id(&self) -> PhyId {
         self.line.phy_id
+    }
+
+    /// Magic of its frames.
+    pub const fn magic(&self) -> [u8; 3] {
+        self.line.magic
     }
 
     /// State of a port counted from 0.
@@ -505,6 +512,16 @@ impl Ap3000Device {
             }
         } else if update.ask_us <= now_us && self.connected {
             self.ask_for_update(now_us);
+        }
+    }
+
+    /// The host distributed an image that it received: the charger restarts with it.
+    fn installed_by_host(&mut self, now_us: u64, version: u16) {
+        self.fw_version = version;
+        if self.connected {
+            self.closing = Closing::Reboot;
+        } else {
+            self.power_cycled(now_us);
         }
     }
 

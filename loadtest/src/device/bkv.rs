@@ -3,31 +3,49 @@
 //! ```text
 //! connect ─ 2 s ─> heartbeat ─ 0.4 s ─> 1013          heartbeat every 60 s
 //! 07, 17, 1007 start ─> reply with a business number ─ 0.5 s ─> 1017
-//! end ─> 02, 18 or 1004 ── acknowledged ─ 1 s ─> 1017 with status 80
-//!                       └─ three tries 10.5 s apart, 17 s later close; after the reconnect all over again
+//! 0B swipe ─> 0B order ─> 0F confirmation ─ 0.5 s ─> 1017
+//! end ─> 02, 18, 0C or 1004 ── acknowledged ─ 1 s ─> 1017 with status 80
+//!                           └─ three tries 10.5 s apart, 17 s later close; after the reconnect all over again
+//! 0007 ─ 20 s ─> close; after the reconnect the heartbeat has another firmware
 //! ```
 //!
 //! - Without sockets the device is standalone: socket 0 with two holes. A network list (08, 09, 0A) replaces that.
-//! - 1D is answered by 1C. 1017 comes on changes and every 5 min, divided by the time factor while something charges.
-//! - End reports go one at a time, because their acknowledgement names the socket only.
+//! - 1D is answered by 1C, or as the options say. 1017 comes on changes and every 5 min, divided by the time factor while
+//!   something charges.
+//! - End reports go one at a time, because their acknowledgement names the socket only. A socket out of radio reach
+//!   charges on, and its report waits until it is back.
 //! - The device learns the time from heartbeat replies.
-//! - Absent: cards, OTA, exception events.
+//!
+//! | part | what it holds |
+//! |---|---|
+//! | [`charging`] | charges and their end reports |
+//! | [`fees`] | prices by time of day |
+//! | [`cards`] | card swipes, balances |
+//! | [`commands`] | what each command does; exceptions, download |
+
+mod cards;
+mod charging;
+mod commands;
+mod fees;
 
 use std::collections::VecDeque;
 
-use chargegate::protocol::bkv::body::{ChargeEnd, EndBlock, Level, StartReply};
+use chargegate::protocol::Step;
+use chargegate::protocol::bkv::body::Period;
 use chargegate::protocol::bkv::clock::DeviceTime;
-use chargegate::protocol::bkv::command::{CONTROL, PACKET, packet_sub, sub};
+use chargegate::protocol::bkv::command::packet_sub;
 use chargegate::protocol::bkv::device::{self, Socket as SocketBody};
-use chargegate::protocol::bkv::encode;
-use chargegate::protocol::bkv::packet::Params;
+use chargegate::protocol::bkv::packet::{Event as EventBody, Packet, PacketHeader, Params};
 use chargegate::protocol::bkv::report::HoleBlock;
-use chargegate::protocol::bkv::tlv::{self, key};
-use chargegate::protocol::bkv::{Body, EndReport, Frame, GatewayId, HoleStatus, decode_body, deframe};
-use chargegate::protocol::{Direction, Hex, Step};
+use chargegate::protocol::bkv::{GatewayId, HoleStatus, deframe};
 
-use super::charge::{Charge, End, Limits};
+use super::charge::End;
+use super::ledger::Ledger;
 use super::{Behaviour, Device, Event, Events, Exchange, NEVER, Request, SECOND_US, Tail, Waiting, earliest};
+use charging::{Record, Running, saturate};
+
+pub use cards::{Swipe, SwipeState};
+pub use commands::{Download, Trouble};
 
 /// Most sockets a gateway can have.
 pub const SOCKETS_MAX: u8 = 250;
@@ -42,13 +60,14 @@ const PUSH_EVERY_S: u64 = 300;
 const END_AGAIN_US: u64 = SECOND_US * 21 / 2;
 const END_TRIES: u8 = 3;
 const CLOSE_AFTER_US: u64 = 17 * SECOND_US;
+/// The simulated FTP server is slow.
+const DOWNLOAD_US: u64 = 20 * SECOND_US;
 /// A charge without load ends after this many seconds.
 const NO_LOAD_S: u32 = 60;
 /// Longest charge without an ordered time.
 const DURATION_MAX_S: u32 = 36_000;
 /// Pushes whose answer is awaited; an older one counts as unanswered.
 const PUSHES_MAX: usize = 512;
-const LEVELS_MAX: usize = 5;
 const SOCKET_FW: [u8; 2] = [0x50, 0x36];
 const TEMP_C: u8 = 28;
 const RADIO: u8 = 0x1a;
@@ -67,24 +86,84 @@ pub const fn gateway_id(index: u32) -> GatewayId {
     GatewayId(id)
 }
 
+/// Points on which gateways, or readings of the guide, differ.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// What answers 1D.
+    pub query_reply: QueryReply,
+    /// The time of a card order counts seconds, as its example in the guide suggests, not minutes.
+    pub card_time_in_seconds: bool,
+}
+
+/// What answers a socket query.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueryReply {
+    /// Sub-command 1C, as in the guide's frame.
+    #[default]
+    Sub1C,
+    /// Sub-command 1D, as in the guide's text.
+    Sub1D,
+    /// A push, as in the field.
+    Push,
+}
+
+/// Something that goes wrong, once, the next time there is an occasion. Commands are named by sub-command: 07, 17, 08,
+/// 09, 0A, 0B, 1B, 1D, 1007, 1011, 1012.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The reply to this command gets lost; the command is carried out.
+    ReplyLost(u16),
+    /// This command is not carried out, and its reply says so.
+    Refused(u16),
+    /// A firmware file cannot be fetched.
+    DownloadFails,
+}
+
+#[derive(Debug, Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Whether this fault waited; it is over now.
+    fn is(&mut self, fault: Fault) -> bool {
+        let at = self.0.iter().position(|waiting| *waiting == fault);
+        at.map(|at| self.0.remove(at)).is_some()
+    }
+
+    fn is_refused(&mut self, sub: u16) -> bool {
+        self.is(Fault::Refused(sub))
+    }
+}
+
 /// A gateway; see the module.
 #[derive(Debug)]
 pub struct BkvDevice {
     gateway_id: GatewayId,
     index: u32,
     behaviour: Behaviour,
+    options: Options,
     sockets: Vec<Socket>,
     connected: bool,
     registered: bool,
     /// The server's clock when a heartbeat was last answered: our time, Unix seconds.
     clock: Option<(u64, i64)>,
     next_business_no: u16,
+    /// Counts firmware updates.
+    fw_minor: u16,
     heartbeat: Exchange,
     timed_event: Exchange,
     settlement: Exchange,
+    balance_query: Exchange,
+    exception: Exchange,
     tries: u8,
     pushes: VecDeque<u64>,
     records: VecDeque<Record>,
+    swipes: Vec<Swipe>,
+    balance: Option<([u8; 6], u32)>,
+    /// Exceptions to be acknowledged, and how often each was sent.
+    troubles: VecDeque<(Trouble, u8)>,
+    download: Option<Download>,
+    faults: Faults,
+    ledger: Ledger,
     tail: Tail,
     out: Vec<u8>,
     events: Events,
@@ -94,9 +173,13 @@ pub struct BkvDevice {
 #[derive(Debug)]
 struct Socket {
     number: u8,
+    mac: [u8; 6],
+    /// Whether the gateway hears it.
+    online: bool,
     holes: [Hole; 2],
     push_us: u64,
     params: Params,
+    voice: Option<Voice>,
 }
 
 #[derive(Debug)]
@@ -106,53 +189,52 @@ struct Hole {
     running: Option<Box<Running>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    charge: Charge,
-    business_no: u16,
-    kind: Kind,
-}
-
-/// What was ordered, as far as the end report repeats it.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// 07: time or energy.
-    Plain,
-    /// 17: `tier` is the one whose power the charge draws.
-    Power { levels: [Level; LEVELS_MAX], count: u8, tier: u8 },
-    /// 1007: prices of the first tier in 0.01 yuan per kWh.
-    Fee { electricity_cent: u16, service_cent: u16 },
-}
-
-/// An end report that is not acknowledged.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    block: EndBlock,
-    kind: Kind,
-    end: End,
-    ended_us: u64,
+/// The voice window of a socket (1B).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Voice {
+    /// Whether the buzzer is on inside the periods.
+    pub buzzer: bool,
+    /// Whether the voice is on inside the periods.
+    pub voice: bool,
+    /// At most two.
+    pub periods: Vec<Period>,
 }
 
 impl BkvDevice {
     /// The device with this index: standalone with `sockets` 0, else with sockets 1 to `sockets` (at most
     /// [`SOCKETS_MAX`]) already in its network list.
     pub fn new(index: u32, sockets: u8, behaviour: Behaviour) -> Self {
+        Self::with_options(index, sockets, behaviour, Options::default())
+    }
+
+    /// As [`new`](Self::new), with other readings of the guide.
+    pub fn with_options(index: u32, sockets: u8, behaviour: Behaviour, options: Options) -> Self {
         let numbers = if sockets == 0 { 0..=0 } else { 1..=sockets.min(SOCKETS_MAX) };
         Self {
             gateway_id: gateway_id(index),
             index,
             behaviour,
+            options,
             sockets: numbers.map(|number| Socket::new(number, index, &behaviour)).collect(),
             connected: false,
             registered: false,
             clock: None,
             next_business_no: 1,
+            fw_minor: 0,
             heartbeat: Exchange::IDLE,
             timed_event: Exchange::IDLE,
             settlement: Exchange::IDLE,
+            balance_query: Exchange::IDLE,
+            exception: Exchange::IDLE,
             tries: 0,
             pushes: VecDeque::new(),
             records: VecDeque::new(),
+            swipes: Vec::new(),
+            balance: None,
+            troubles: VecDeque::new(),
+            download: None,
+            faults: Faults::default(),
+            ledger: Ledger::default(),
             tail: Tail::default(),
             out: Vec::new(),
             events: Events::default(),
@@ -170,10 +252,67 @@ impl BkvDevice {
         self.records.len()
     }
 
+    /// Its charges.
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// Status of a hole, `None` if there is no such socket.
     pub fn hole_status(&self, socket: u8, hole: u8) -> Option<HoleStatus> {
         let socket = self.sockets.iter().find(|known| known.number == socket)?;
-        socket.holes.get(usize::from(hole)).map(Hole::status)
+        socket.holes.get(usize::from(hole)).map(|hole| socket.status(hole))
+    }
+
+    /// Numbers and MACs of the network list; number 0 is the standalone socket.
+    pub fn sockets(&self) -> impl Iterator<Item = (u8, [u8; 6])> {
+        self.sockets.iter().map(|socket| (socket.number, socket.mac))
+    }
+
+    /// The voice window of a socket, if one was set.
+    pub fn voice(&self, socket: u8) -> Option<&Voice> {
+        self.sockets.iter().find(|known| known.number == socket)?.voice.as_ref()
+    }
+
+    /// The firmware that was last to be fetched.
+    pub const fn last_download(&self) -> Option<&Download> {
+        self.download.as_ref()
+    }
+
+    /// Firmware as in the heartbeat.
+    pub fn firmware_name(&self) -> String {
+        format!("sim1.{}", self.fw_minor)
+    }
+
+    /// Makes something go wrong the next time there is an occasion. Faults of the same occasion add up, in order.
+    pub fn set_fault(&mut self, fault: Fault) {
+        self.faults.0.push(fault);
+    }
+
+    /// Plugs a charger into a hole; a charge that began without load stays without.
+    pub fn plug(&mut self, socket: u8, hole: u8) {
+        if let Some(hole) = self.hole_mut(socket, hole) {
+            hole.plugged = true;
+        }
+    }
+
+    /// Pulls the charger out of a hole, which ends a running charge.
+    pub fn unplug(&mut self, now_us: u64, socket: u8, hole: u8) {
+        self.end_charge(now_us, socket, hole, End::Unplugged);
+        if let Some(hole) = self.hole_mut(socket, hole) {
+            hole.plugged = false;
+        }
+    }
+
+    /// Takes a socket out of radio reach, or brings it back.
+    pub fn set_online(&mut self, now_us: u64, number: u8, online: bool) {
+        let Some(socket) = self.sockets.iter_mut().find(|socket| socket.number == number) else { return };
+        if socket.online != online {
+            socket.online = online;
+            socket.push_us = now_us;
+            if self.settlement.due_us == NEVER && self.next_record().is_some() {
+                self.settlement.due_us = now_us;
+            }
+        }
     }
 
     fn voltage_dv(&self) -> u16 {
@@ -184,6 +323,8 @@ impl BkvDevice {
         match request {
             Request::Heartbeat => &mut self.heartbeat,
             Request::TimedEvent => &mut self.timed_event,
+            Request::Balance => &mut self.balance_query,
+            Request::Exception => &mut self.exception,
             _ => &mut self.settlement,
         }
     }
@@ -207,7 +348,8 @@ impl BkvDevice {
 
     fn send_heartbeat(&mut self, now_us: u64) {
         let iccid = "89860448160000000000";
-        device::heartbeat(&mut self.out, self.gateway_id, iccid, "sim1.0", 31);
+        let firmware = self.firmware_name();
+        device::heartbeat(&mut self.out, self.gateway_id, iccid, &firmware, 31);
         let first = self.heartbeat.waiting.is_none() && !self.registered;
         let again_us = self.behaviour.heartbeat_us;
         let again_us = if first { self.behaviour.first_interval(again_us, self.index) } else { again_us };
@@ -216,14 +358,14 @@ impl BkvDevice {
 
     /// 1013, as the field's devices send it; its tag 5A is not explained.
     fn send_timed_event(&mut self, now_us: u64) {
-        let time = DeviceTime::from_unix(self.unix_s(now_us)).to_bcd();
-        let socket = self.sockets.first().map_or(0, |socket| socket.number);
-        packet(&mut self.out, self.gateway_id, 0, packet_sub::EVENT, |out| {
-            tlv::write(out, key::SOCKET_NO, &[socket]);
-            tlv::write(out, key::HOLE, &[0x7f]);
-            tlv::write(out, key::EVENT_TIME, &time);
-            tlv::write(out, key::TAG_5A, &[0, 1]);
-        });
+        let event = EventBody {
+            packet: Packet::new(packet_sub::EVENT, PacketHeader::new(0, self.gateway_id)),
+            socket: Some(self.sockets.first().map_or(0, |socket| socket.number)),
+            hole: Some(0x7f),
+            event_time: Some(DeviceTime::from_unix(self.unix_s(now_us))),
+            tag_5a: Some(1),
+        };
+        device::event(&mut self.out, self.gateway_id, &event);
         self.sent(now_us, Request::TimedEvent, NEVER);
     }
 
@@ -253,321 +395,15 @@ impl BkvDevice {
         self.events.push(Event::Sent(Request::StatusPush));
     }
 
-    /// Sends the oldest end report, or closes the connection when it was sent often enough.
-    fn settle(&mut self, now_us: u64) {
-        let Some(record) = self.records.front().copied() else {
-            self.settlement.due_us = NEVER;
-            return;
-        };
-        if self.tries == END_TRIES {
-            self.settlement.due_us = NEVER;
-            self.closing = true;
-            return;
-        }
-        self.tries += 1;
-        let end_time = DeviceTime::from_unix(self.unix_s(record.ended_us));
-        let (out, id, block) = (&mut self.out, self.gateway_id, &record.block);
-        match record.kind {
-            Kind::Plain => device::charge_end(out, id, &ChargeEnd { block: *block }),
-            Kind::Power { levels, count, tier } => power_end(out, id, &record, end_time, (&levels, count, tier)),
-            Kind::Fee { electricity_cent, service_cent } => {
-                let fee = |price: u16| saturate(u32::from(block.energy_wh) * u32::from(price) / 1000);
-                let report = EndReport {
-                    socket: block.socket,
-                    hole: block.hole,
-                    status: block.status,
-                    business_no: block.business_no,
-                    power_dw: Some(block.power_dw),
-                    current_ma: Some(block.current_ma),
-                    energy_wh: block.energy_wh,
-                    charged_min: block.charged_min,
-                    temp_c: Some(block.temp_c),
-                    rssi: None,
-                    end_reason_raw: Some(end_reason(record.end)),
-                    spent_cent: None,
-                    settle_power_dw: None,
-                    end_time: Some(end_time),
-                    card: None,
-                    electricity_fee_cent: Some(fee(electricity_cent)),
-                    service_fee_cent: Some(fee(service_cent)),
-                };
-                let [minutes, energy] = [block.charged_min, block.energy_wh].map(u16::to_be_bytes);
-                let tier = [minutes[0], minutes[1], 0, 0, energy[0], energy[1]];
-                device::fee_end(out, id, &report, &tier);
-            }
-        }
-        let again_us = if self.tries == END_TRIES { CLOSE_AFTER_US } else { END_AGAIN_US };
-        self.sent(now_us, Request::Settlement, again_us);
-    }
-
-    /// An acknowledgement of an end report came, for the socket that it names.
-    fn settled(&mut self, now_us: u64, socket: u8) {
-        if self.records.front().is_none_or(|record| record.block.socket != socket) {
-            return;
-        }
-        if !self.answered(now_us, Request::Settlement) {
-            return;
-        }
-        self.records.pop_front();
-        self.tries = 0;
-        self.settlement.due_us = if self.records.is_empty() { NEVER } else { now_us };
-        self.push_by(socket, now_us.saturating_add(PUSH_AFTER_END_US));
-        self.events.push(Event::Settled);
-    }
-
     fn push_by(&mut self, number: u8, push_us: u64) {
         if let Some(socket) = self.sockets.iter_mut().find(|socket| socket.number == number) {
             socket.push_us = socket.push_us.min(push_us);
         }
     }
 
-    fn handle_frame(&mut self, now_us: u64, frame: &Frame<'_>) {
-        if frame.direction != Direction::Down || frame.gateway_id != self.gateway_id {
-            self.events.push(Event::Malformed);
-            return;
-        }
-        let Ok(body) = decode_body(frame) else {
-            self.events.push(Event::Malformed);
-            return;
-        };
-        match body {
-            Body::HeartbeatReply(reply) => self.handle_time(now_us, reply.server_time_bcd.0),
-            Body::EndAck(_, ack) if ack.result == 1 => self.settled(now_us, ack.socket),
-            Body::PacketReply(reply) if reply.ack == 1 => match reply.packet.command {
-                packet_sub::PUSH => {
-                    if let Some(sent_us) = self.pushes.pop_front() {
-                        self.events.push(Event::Answered(Request::StatusPush, now_us.saturating_sub(sent_us)));
-                    }
-                }
-                packet_sub::FEE_END => self.settled(now_us, reply.socket.unwrap_or_default()),
-                packet_sub::EVENT => {
-                    self.answered(now_us, Request::TimedEvent);
-                }
-                _ => {}
-            },
-            // Refused: the report goes again.
-            Body::EndAck(..) | Body::PacketReply(_) => {}
-            command => {
-                self.events.push(Event::Command);
-                self.handle_command(now_us, frame, &command);
-            }
-        }
-    }
-
-    fn handle_time(&mut self, now_us: u64, bcd: [u8; 7]) {
-        self.clock = DeviceTime::from_bcd(bcd).to_unix().map(|unix_s| (now_us, unix_s)).or(self.clock);
-        if self.answered(now_us, Request::Heartbeat) && !self.registered {
-            self.registered = true;
-            self.events.push(Event::Registered);
-        }
-    }
-
-    fn handle_command(&mut self, now_us: u64, frame: &Frame<'_>, body: &Body<'_>) {
-        let (id, sequence) = (self.gateway_id, frame.sequence);
-        match body {
-            Body::SocketQuery(_, query) => {
-                let voltage_dv = self.voltage_dv();
-                if let Some(socket) = self.sockets.iter().find(|socket| socket.number == query.socket) {
-                    let holes = socket.blocks(now_us, voltage_dv);
-                    device::socket_reply(&mut self.out, id, sequence, sub::SOCKET_REPLY, &socket.body(&holes));
-                }
-            }
-            Body::Start(_, start) => {
-                let limits = if start.mode == 1 {
-                    Limits { duration_s: Some(u32::from(start.minutes) * 60), ..Limits::default() }
-                } else {
-                    Limits {
-                        energy_wh: Some(u32::from(start.energy_wh)),
-                        duration_max_s: Some(DURATION_MAX_S),
-                        ..Limits::default()
-                    }
-                };
-                let reply = self.switch(now_us, [start.socket, start.hole, start.switch], limits, |_| Kind::Plain);
-                device::start_reply(&mut self.out, id, sequence, sub::START, &reply);
-            }
-            Body::PowerStart(_, start) => {
-                let mut levels = [Level { power_dw: 0, price_cent: 0, minutes: 0 }; LEVELS_MAX];
-                levels.iter_mut().zip(start.tariff.levels).for_each(|(slot, level)| *slot = level);
-                let count = start.tariff.level_count.min(LEVELS_MAX as u8);
-                let paid = u32::from(start.tariff.paid_cent);
-                let kind = |power_dw: u16| {
-                    let levels_used = levels.get(..usize::from(count)).unwrap_or_default();
-                    let fits = levels_used.iter().position(|level| power_dw <= level.power_dw);
-                    let tier = fits.unwrap_or_else(|| levels_used.len().saturating_sub(1));
-                    Kind::Power { levels, count, tier: u8::try_from(tier).unwrap_or_default() }
-                };
-                let limits = Limits { duration_max_s: Some(DURATION_MAX_S), ..Limits::default() };
-                let at = [start.socket, start.hole, start.switch];
-                let reply = self.switch(now_us, at, limits, kind);
-                self.limit_running(&reply, |running| {
-                    let Kind::Power { levels, tier, .. } = running.kind else { return limits };
-                    let level = levels[usize::from(tier)];
-                    let minutes = paid * u32::from(level.minutes) / u32::from(level.price_cent.max(1));
-                    Limits { duration_s: Some(minutes * 60), ..limits }
-                });
-                device::start_reply(&mut self.out, id, sequence, sub::POWER_START, &reply);
-            }
-            Body::FeeStart(start) => {
-                let first = { start.tiers }.next();
-                let (electricity_cent, service_cent) =
-                    first.map_or((0, 0), |tier| (tier.electricity_cent_per_kwh, tier.service_cent_per_kwh));
-                let price = (u32::from(electricity_cent) + u32::from(service_cent)).max(1);
-                let limits = Limits {
-                    energy_wh: start.paid_amount_cent.map(|paid| u32::from(paid) * 1000 / price),
-                    duration_max_s: Some(DURATION_MAX_S),
-                    ..Limits::default()
-                };
-                let kind = |_| Kind::Fee { electricity_cent, service_cent };
-                let reply = self.switch(now_us, [start.socket, start.hole, start.switch], limits, kind);
-                device::fee_start_reply(&mut self.out, id, sequence, &reply);
-            }
-            Body::SocketList(_, list) => {
-                let numbers = list.sockets.map(|entry| entry.socket);
-                let mut before = std::mem::take(&mut self.sockets);
-                for number in numbers.filter(|number| (1..=SOCKETS_MAX).contains(number)) {
-                    let kept = before.iter().position(|socket| socket.number == number);
-                    let fresh = || Socket::new(number, self.index, &self.behaviour);
-                    self.sockets.push(kept.map_or_else(fresh, |at| before.swap_remove(at)));
-                }
-                self.network_changed(now_us, sequence, sub::SOCKET_LIST);
-            }
-            Body::SocketAdd(_, entry) => {
-                let numbered = (1..=SOCKETS_MAX).contains(&entry.socket);
-                if numbered && !self.sockets.iter().any(|socket| socket.number == entry.socket) {
-                    self.sockets.retain(|socket| socket.number != 0);
-                    self.sockets.push(Socket::new(entry.socket, self.index, &self.behaviour));
-                }
-                self.network_changed(now_us, sequence, sub::SOCKET_ADD);
-            }
-            Body::SocketDelete(_, deleted) => {
-                self.sockets.retain(|socket| socket.number != deleted.socket);
-                self.network_changed(now_us, sequence, sub::SOCKET_DELETE);
-            }
-            Body::VoiceSet(_, voice) => {
-                let reply = [0, 3, sub::VOICE, voice.socket, voice.hole, 1];
-                encode::frame(&mut self.out, Direction::Up, CONTROL, sequence, id, |out| out.extend_from_slice(&reply));
-            }
-            Body::ParamSet(set) => {
-                let known = self.sockets.iter_mut().find(|socket| socket.number == set.socket);
-                let ok = u8::from(known.is_some());
-                if let Some(socket) = known {
-                    merge(&mut socket.params, &set.params);
-                }
-                packet(&mut self.out, id, sequence, packet_sub::PARAM_SET, |out| {
-                    tlv::write(out, key::SOCKET_NO, &[set.socket]);
-                    tlv::write(out, key::ACK, &[ok]);
-                });
-            }
-            Body::ParamQuery(query) => {
-                if let Some(socket) = self.sockets.iter().find(|socket| socket.number == query.socket) {
-                    param_reply(&mut self.out, id, sequence, socket);
-                }
-            }
-            // Everything else has no reply, or belongs to what this device does not have.
-            _ => {}
-        }
-    }
-
-    fn network_changed(&mut self, now_us: u64, sequence: u32, sub: u8) {
-        device::network_result(&mut self.out, self.gateway_id, sequence, sub, true);
-        self.sockets.iter_mut().for_each(|socket| socket.push_us = now_us);
-    }
-
-    /// Switches a hole on or off. A start is refused while it charges, a stop while it does not.
-    fn switch(
-        &mut self,
-        now_us: u64,
-        [socket, hole, switch]: [u8; 3],
-        limits: Limits,
-        kind: impl FnOnce(u16) -> Kind,
-    ) -> StartReply {
-        let refused = StartReply { result: 0, socket, hole, business_no: 0 };
-        let business_no = self.next_business_no;
-        let behaviour = self.behaviour;
-        let index = u64::from(self.index);
-        let Some(found) = self.hole_mut(socket, hole) else {
-            self.events.push(Event::ChargeRefused(0));
-            return refused;
-        };
-        if switch == 0 {
-            let Some(running) = &found.running else { return refused };
-            let business_no = running.business_no;
-            self.end_charge(now_us, socket, hole, End::Stopped);
-            return StartReply { result: 1, business_no, ..refused };
-        }
-        if found.running.is_some() {
-            self.events.push(Event::ChargeRefused(0));
-            return refused;
-        }
-        let load = if found.plugged { Ok(()) } else { Err(NO_LOAD_S) };
-        let nth = [index, port_no(socket, hole).into(), u64::from(found.charges)];
-        let charge = Charge::begin(now_us, &behaviour, nth, load, limits);
-        found.charges = found.charges.wrapping_add(1);
-        found.running = Some(Box::new(Running { charge, business_no, kind: kind(charge.power_dw()) }));
-        // 0 means "no order".
-        self.next_business_no = business_no.checked_add(1).unwrap_or(1);
-        self.push_by(socket, now_us.saturating_add(PUSH_AFTER_START_US));
-        self.events.push(Event::ChargeStarted(port_no(socket, hole)));
-        StartReply { result: 1, business_no, ..refused }
-    }
-
-    /// Limits that depend on the power, which is known only once the charge runs.
-    fn limit_running(&mut self, reply: &StartReply, limits: impl FnOnce(&Running) -> Limits) {
-        let running = self.hole_mut(reply.socket, reply.hole).and_then(|hole| hole.running.as_mut());
-        if let Some(running) = running.filter(|running| reply.result == 1 && running.business_no == reply.business_no)
-            && running.charge.power_dw() > 0
-        {
-            let limits = limits(running);
-            running.charge.limit(limits);
-        }
-    }
-
     fn hole_mut(&mut self, socket: u8, hole: u8) -> Option<&mut Hole> {
         let socket = self.sockets.iter_mut().find(|known| known.number == socket)?;
         socket.holes.get_mut(usize::from(hole))
-    }
-
-    fn end_charge(&mut self, now_us: u64, socket: u8, hole: u8, end: End) {
-        let voltage_dv = self.voltage_dv();
-        let Some(running) = self.hole_mut(socket, hole).and_then(|hole| hole.running.take()) else { return };
-        let charge = &running.charge;
-        let block = EndBlock {
-            socket,
-            fw: Hex(SOCKET_FW),
-            temp_c: TEMP_C,
-            rssi: RADIO,
-            hole,
-            // The moment before switch-off.
-            status: match end {
-                End::Duration | End::Energy | End::DurationMax => HoleStatus::QUOTA,
-                End::NoLoad | End::Unplugged | End::Full => HoleStatus(0x98),
-                End::Stopped => HoleStatus(if charge.power_dw() == 0 { 0x98 } else { 0x90 }),
-                End::Fault(status) => HoleStatus(status),
-            },
-            business_no: running.business_no,
-            power_dw: charge.power_dw(),
-            current_ma: charge.current_ma(voltage_dv),
-            energy_wh: saturate(charge.energy_wh(now_us)),
-            charged_min: saturate(charge.elapsed_s(now_us) / 60),
-        };
-        self.records.push_back(Record { block, kind: running.kind, end, ended_us: now_us });
-        if self.records.len() == 1 {
-            self.settlement.due_us = now_us;
-        }
-        self.events.push(Event::ChargeEnded(port_no(socket, hole)));
-    }
-
-    fn charges_timeout(&mut self, now_us: u64) {
-        for at in 0..self.sockets.len() {
-            for hole in 0..2 {
-                let Some(socket) = self.sockets.get(at) else { continue };
-                let Some(running) = &socket.holes[usize::from(hole)].running else { continue };
-                let (number, (ends_us, end)) = (socket.number, running.charge.ends());
-                if ends_us <= now_us {
-                    self.end_charge(ends_us, number, hole, end);
-                }
-            }
-        }
     }
 }
 
@@ -580,7 +416,8 @@ impl Device for BkvDevice {
         self.heartbeat.due_us = first_us;
         self.timed_event.due_us = first_us.saturating_add(TIMED_EVENT_US);
         // The first frame of a connection is a heartbeat.
-        self.settlement.due_us = if self.records.is_empty() { NEVER } else { first_us };
+        self.settlement.due_us = if self.next_record().is_none() { NEVER } else { first_us };
+        self.exception.due_us = if self.troubles.is_empty() { NEVER } else { first_us };
         for socket in &mut self.sockets {
             let every_us = now_us.saturating_add(PUSH_EVERY_S * SECOND_US);
             socket.push_us = if socket.is_charging() { first_us } else { every_us };
@@ -608,6 +445,7 @@ impl Device for BkvDevice {
 
     fn timeout(&mut self, now_us: u64) {
         self.charges_timeout(now_us);
+        self.download_timeout(now_us);
         if !self.connected {
             return;
         }
@@ -620,6 +458,10 @@ impl Device for BkvDevice {
         if self.settlement.due_us <= now_us {
             self.settle(now_us);
         }
+        if self.exception.due_us <= now_us {
+            self.send_exception(now_us);
+        }
+        self.give_up_swipes(now_us);
         for at in 0..self.sockets.len() {
             if self.sockets.get(at).is_some_and(|socket| socket.push_us <= now_us) {
                 self.push(now_us, at);
@@ -636,9 +478,11 @@ impl Device for BkvDevice {
         let charges = charges.filter_map(|hole| hole.running.as_ref()).map(|running| running.charge.ends().0);
         let connection = self.connected.then(|| {
             let pushes = self.sockets.iter().map(|socket| socket.push_us).min().unwrap_or(NEVER);
-            pushes.min(self.heartbeat.due_us).min(self.timed_event.due_us).min(self.settlement.due_us)
+            let own = [&self.heartbeat, &self.timed_event, &self.settlement, &self.exception];
+            own.iter().map(|exchange| exchange.due_us).fold(pushes.min(self.swipes_due_us()), u64::min)
         });
-        earliest(charges.chain(connection))
+        let download = self.download.as_ref().map(|download| download.done_us);
+        earliest(charges.chain(download).chain(connection))
     }
 
     fn disconnected(&mut self, _now_us: u64) {
@@ -646,11 +490,14 @@ impl Device for BkvDevice {
         self.registered = false;
         self.tail = Tail::default();
         self.out.clear();
-        for request in [Request::Heartbeat, Request::TimedEvent, Request::Settlement] {
+        for request in
+            [Request::Heartbeat, Request::TimedEvent, Request::Settlement, Request::Balance, Request::Exception]
+        {
             if self.exchange(request).waiting.take().is_some() {
                 self.events.push(Event::Unanswered(request));
             }
         }
+        self.give_up_swipes(NEVER);
         for _ in self.pushes.drain(..) {
             self.events.push(Event::Unanswered(Request::StatusPush));
         }
@@ -661,7 +508,7 @@ impl Device for BkvDevice {
     }
 
     fn poll_close(&mut self) -> bool {
-        std::mem::take(&mut self.closing)
+        self.connected && std::mem::take(&mut self.closing)
     }
 }
 
@@ -669,7 +516,15 @@ impl Socket {
     fn new(number: u8, index: u32, behaviour: &Behaviour) -> Self {
         let hole =
             |hole| Hole { plugged: behaviour.plugged(index, port_no(number, hole).into()), charges: 0, running: None };
-        Self { number, holes: [hole(0), hole(1)], push_us: NEVER, params: Params::default() }
+        Self {
+            number,
+            mac: [0; 6],
+            online: true,
+            holes: [hole(0), hole(1)],
+            push_us: NEVER,
+            params: PARAMS,
+            voice: None,
+        }
     }
 
     fn is_charging(&self) -> bool {
@@ -681,7 +536,7 @@ impl Socket {
             let hole = &self.holes[usize::from(number)];
             let idle = HoleBlock {
                 hole: number,
-                status: hole.status(),
+                status: self.status(hole),
                 business_no: 0,
                 voltage_dv,
                 power_dw: 0,
@@ -698,6 +553,10 @@ impl Socket {
                 ..idle
             })
         })
+    }
+
+    fn status(&self, hole: &Hole) -> HoleStatus {
+        if self.online { hole.status() } else { HoleStatus(0) }
     }
 
     const fn body<'a>(&self, holes: &'a [HoleBlock]) -> SocketBody<'a> {
@@ -720,84 +579,18 @@ fn port_no(socket: u8, hole: u8) -> u16 {
     u16::from(socket.saturating_sub(1)) * 2 + u16::from(hole) + 1
 }
 
-/// The reason byte has no list in the guide; its two examples of ends without load show 02 and 08.
-const fn end_reason(end: End) -> u8 {
-    match end {
-        End::NoLoad | End::Unplugged | End::Full => 0x02,
-        End::Duration | End::Energy | End::DurationMax | End::Stopped | End::Fault(_) => 0x00,
-    }
-}
-
-/// 0x18. Written by hand: the codec's list of tier minutes can only be made from received bytes.
-fn power_end(
-    out: &mut Vec<u8>,
-    id: GatewayId,
-    record: &Record,
-    end_time: DeviceTime,
-    (levels, count, tier): (&[Level; LEVELS_MAX], u8, u8),
-) {
-    let block = &record.block;
-    let used = levels.get(usize::from(tier)).copied().unwrap_or(levels[0]);
-    let spent = u32::from(block.charged_min) * u32::from(used.price_cent) / u32::from(used.minutes.max(1));
-    encode::frame(out, Direction::Up, CONTROL, 0, id, |out| {
-        let inner_len = 30 + 2 * u16::from(count);
-        out.extend_from_slice(&inner_len.to_be_bytes());
-        out.extend_from_slice(&[sub::POWER_END, block.socket, block.fw.0[0], block.fw.0[1], block.temp_c, block.rssi]);
-        out.extend_from_slice(&[block.hole, block.status.0]);
-        for word in [block.business_no, block.power_dw, block.current_ma, block.energy_wh, block.charged_min] {
-            out.extend_from_slice(&word.to_be_bytes());
-        }
-        out.extend_from_slice(&end_time.to_binary());
-        out.push(end_reason(record.end));
-        out.extend_from_slice(&saturate(spent).to_be_bytes());
-        out.extend_from_slice(&block.power_dw.to_be_bytes());
-        out.push(count);
-        for level in 0..count {
-            let minutes = if level == tier { block.charged_min } else { 0 };
-            out.extend_from_slice(&minutes.to_be_bytes());
-        }
-    });
-}
-
-/// A tagged packet of the device.
-fn packet(out: &mut Vec<u8>, id: GatewayId, sequence: u32, sub: u16, elements: impl FnOnce(&mut Vec<u8>)) {
-    encode::frame(out, Direction::Up, PACKET, sequence, id, |out| {
-        tlv::write(out, key::CMD, &sub.to_be_bytes());
-        tlv::write(out, key::FRAME_SEQ, &u64::from(sequence).to_be_bytes());
-        tlv::write(out, key::GATEWAY_ID, &id.0);
-        elements(out);
-    });
-}
-
-fn merge(params: &mut Params, set: &Params) {
-    params.full_charge_delay_s = set.full_charge_delay_s.or(params.full_charge_delay_s);
-    params.no_load_delay_s = set.no_load_delay_s.or(params.no_load_delay_s);
-    params.full_power_threshold_dw = set.full_power_threshold_dw.or(params.full_power_threshold_dw);
-    params.no_load_power_threshold_dw = set.no_load_power_threshold_dw.or(params.no_load_power_threshold_dw);
-    params.high_temp_threshold = set.high_temp_threshold.or(params.high_temp_threshold);
-    params.power_limit_dw = set.power_limit_dw.or(params.power_limit_dw);
-    params.max_charge_min = set.max_charge_min.or(params.max_charge_min);
-}
-
-/// 1012 up, in the order of the guide's example; its unexplained tags are left out.
-fn param_reply(out: &mut Vec<u8>, id: GatewayId, sequence: u32, socket: &Socket) {
-    let params = &socket.params;
-    packet(out, id, sequence, packet_sub::PARAM_QUERY, |out| {
-        let word = |out: &mut Vec<u8>, key, value: u16| tlv::write(out, key, &value.to_be_bytes());
-        tlv::write(out, key::SOCKET_NO, &[socket.number]);
-        tlv::write(out, key::ACK, &[1]);
-        word(out, key::FULL_POWER_THRESHOLD, params.full_power_threshold_dw.unwrap_or(300));
-        tlv::write(out, key::TRICKLE_THRESHOLD, &[20]);
-        word(out, key::FULL_CHARGE_DELAY, params.full_charge_delay_s.unwrap_or(3600));
-        word(out, key::NO_LOAD_POWER_THRESHOLD, params.no_load_power_threshold_dw.unwrap_or(30));
-        word(out, key::NO_LOAD_DELAY, params.no_load_delay_s.unwrap_or(60));
-        word(out, key::MAX_CHARGE_MIN, params.max_charge_min.unwrap_or(600));
-        tlv::write(out, key::HIGH_TEMP_THRESHOLD, &[params.high_temp_threshold.unwrap_or(85)]);
-        word(out, key::POWER_LIMIT, params.power_limit_dw.unwrap_or(10_000));
-        word(out, key::OVERCURRENT_LIMIT, 10_000);
-    });
-}
-
-fn saturate(value: u32) -> u16 {
-    u16::try_from(value).unwrap_or(u16::MAX)
-}
+/// Parameters as delivered, in the manner of the guide's example.
+const PARAMS: Params = Params {
+    full_charge_delay_s: Some(3600),
+    no_load_delay_s: Some(60),
+    full_power_threshold_dw: Some(300),
+    no_load_power_threshold_dw: Some(30),
+    high_temp_threshold: Some(85),
+    power_limit_dw: Some(10_000),
+    max_charge_min: Some(600),
+    overcurrent_limit_ma: Some(10_000),
+    trickle_threshold_pct: Some(20),
+    key_base_amount: Some(0),
+    anti_pulse_time: Some(0),
+    tags_98_to_9b: [Some(1), Some(0), Some(0), Some(0)],
+};

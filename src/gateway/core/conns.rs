@@ -7,7 +7,7 @@ impl Core {
         let mut used = 0;
         loop {
             let Some(conn) = self.conns.get_mut(key) else { return buf.len() };
-            if conn.admission == Admission::Asked {
+            if conn.is_asked() {
                 return used;
             }
             let rest = buf.get(used..).unwrap_or_default();
@@ -114,11 +114,7 @@ impl Core {
             Codec::Ap3000 => conn.last_rx + timeouts.idle_ap3000,
             Codec::Bkv => conn.last_rx + timeouts.idle_bkv,
         };
-        let frame = if conn.tail.is_empty() || conn.admission == Admission::Asked {
-            u64::MAX
-        } else {
-            conn.tail_since + timeouts.frame
-        };
+        let frame = if conn.tail.is_empty() || conn.is_asked() { u64::MAX } else { conn.tail_since + timeouts.frame };
         let write = if conn.blocked_since == 0 { u64::MAX } else { conn.blocked_since + timeouts.write };
         silence.min(frame).min(write)
     }
@@ -154,8 +150,7 @@ impl Core {
             }
             Codec::Detecting | Codec::Ap3000 | Codec::Bkv => {}
         }
-        let stale =
-            !conn.tail.is_empty() && conn.admission != Admission::Asked && late(conn.tail_since, timeouts.frame);
+        let stale = !conn.tail.is_empty() && !conn.is_asked() && late(conn.tail_since, timeouts.frame);
         if stale && conn.codec != Codec::Detecting {
             // The frame that began here never ended: what looked like its start was not one.
             let mut held = std::mem::take(&mut conn.tail);

@@ -31,15 +31,15 @@ impl Core {
         effects: &mut Effects,
     ) -> Option<Key> {
         let conn = self.conns.get_mut(key)?;
-        if conn.devices.len() >= DEVICES_MAX || self.draining {
+        if self.draining || conn.strangers.contains(&device_id) {
             return None;
         }
-        // Judged once: a stranger's connection binds nothing more until it is closed.
-        if matches!(conn.admission, Admission::Stranger(_)) {
+        if conn.devices.len() + conn.strangers.len() >= DEVICES_MAX {
+            self.shared.metrics.events[ShardEvent::SocketFull].inc();
             return None;
         }
-        // A BKV/GN connection belongs to the first id seen on it.
-        if conn.codec == Codec::Bkv && !conn.devices.is_empty() {
+        // A BKV/GN connection belongs to the first id seen on it, admitted or not.
+        if conn.codec == Codec::Bkv && !(conn.devices.is_empty() && conn.strangers.is_empty()) {
             return None;
         }
         let shard = self.shared.config.shard;
@@ -67,19 +67,20 @@ impl Core {
         let conn = self.conns.get_mut(key)?;
         conn.devices.push(device_key);
         if self.shared.config.known_only {
-            conn.admission = Admission::Asked;
+            conn.admission = Admission::Asked(device_key);
         }
         if let Some(iccid) = &conn.iccid {
             taken.entry.set_iccid(iccid);
         }
-        let shares = conn.devices.len() > 1;
-        if conn.devices.len() == 2 {
-            // The socket turned out to be shared: its first device speaks for itself from now on, too.
-            if let Some(first) = conn.devices.first().and_then(|first| self.devices.get(*first)) {
-                first.entry.set_timeout(self.shared.config.timeouts.session_shared);
-            }
-        }
+        // Once shared, for good: what comes on the socket is no sign of the last device left on it.
+        conn.shared |= conn.devices.len() > 1;
+        let shares = conn.shared;
         let mut cx = Cx { now, shared: &mut self.shared, effects };
+        if conn.devices.len() == 2
+            && let Some(first) = conn.devices.first().and_then(|first| self.devices.get_mut(*first))
+        {
+            first.joined(&cx);
+        }
         self.devices.get_mut(device_key)?.bound(&mut cx, key, device_key, taken.owner, shares);
         self.arm_device(now, device_key);
         Some(device_key)
@@ -89,6 +90,11 @@ impl Core {
     pub(super) fn detach(&mut self, now: Now, conn_key: Key, device_key: Key, effects: &mut Effects) {
         let Some(conn) = self.conns.get_mut(conn_key) else { return };
         conn.devices.retain(|key| *key != device_key);
+        if conn.admission == Admission::Asked(device_key) {
+            // Nobody waits for that answer here any more: its other devices go on.
+            conn.admission = Admission::Open;
+            conn.tail_since = now.mono_ms;
+        }
         if conn.codec == Codec::Bkv {
             self.close(now, conn_key, CloseReason::Replaced, effects);
         }
@@ -160,6 +166,8 @@ impl Core {
         if device.has_work() {
             device.pump(&mut cx);
             self.arm_device(now, device_key);
+        } else if device.take_sooner() {
+            self.arm_device(now, device_key);
         }
     }
 
@@ -191,13 +199,31 @@ impl Core {
         self.arm_device(now, device_key);
     }
 
-    /// Counts a frame of a device that may not speak; closes the connection when there were too many.
-    pub(in crate::gateway) fn stranger(&mut self, now: Now, key: Key, effects: &mut Effects) -> bool {
+    /// Counts a frame of a device that may not speak; closes the connection when there were too many, and nobody else is on it.
+    pub(in crate::gateway) fn stranger(
+        &mut self,
+        now: Now,
+        key: Key,
+        device_id: DeviceId,
+        effects: &mut Effects,
+    ) -> bool {
         let Some(conn) = self.conns.get_mut(key) else { return true };
-        let Admission::Stranger(frames) = &mut conn.admission else { return false };
-        *frames += 1;
+        let is_stranger = match conn.codec {
+            Codec::Bkv => !conn.strangers.is_empty(),
+            // On a full socket nobody was asked about it.
+            Codec::Ap3000 | Codec::Detecting => {
+                let bound = |key: &Key| self.devices.get(*key).is_some_and(|device| device.id == device_id);
+                let full = conn.devices.len() + conn.strangers.len() >= DEVICES_MAX;
+                conn.strangers.contains(&device_id)
+                    || self.shared.config.known_only && full && !conn.devices.iter().any(bound)
+            }
+        };
+        if !is_stranger {
+            return false;
+        }
+        conn.stranger_frames = conn.stranger_frames.saturating_add(1);
         self.shared.metrics.events[ShardEvent::Stranger].inc();
-        if *frames >= self.shared.config.stranger_frames_max {
+        if conn.devices.is_empty() && conn.stranger_frames >= self.shared.config.stranger_frames_max {
             self.close(now, key, CloseReason::NotAdmitted, effects);
         }
         true
@@ -205,7 +231,20 @@ impl Core {
 
     /// Whether the store is being asked if the connection's device may speak.
     pub(in crate::gateway) fn is_asked(&self, key: Key) -> bool {
-        self.conns.get(key).is_some_and(|conn| conn.admission == Admission::Asked)
+        self.conns.get(key).is_some_and(Conn::is_asked)
+    }
+
+    /// The devices bound to a connection.
+    pub(in crate::gateway) fn devices_on(&self, key: Key) -> impl Iterator<Item = DeviceId> {
+        let devices = self.conns.get(key).map_or(&[][..], |conn| conn.devices.as_slice());
+        devices.iter().filter_map(|device| self.devices.get(*device)).map(|device| device.id)
+    }
+
+    /// Notes the magic of a device's frames.
+    pub(in crate::gateway) fn set_magic(&mut self, key: Key, magic: [u8; 3]) {
+        if let Some(device) = self.devices.get_mut(key) {
+            device.magic = magic;
+        }
     }
 
     pub(in crate::gateway) fn device(&self, key: Key) -> Option<&Device> {

@@ -73,6 +73,7 @@ impl Core {
             | Outcome::Repeated(_)
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }
+            | Outcome::Settings(_)
             | Outcome::Called(_)
             | Outcome::Params(_)
             | Outcome::Done => {}
@@ -83,10 +84,13 @@ impl Core {
     pub(super) fn admitted(&mut self, now: Now, key: Key, device_id: DeviceId, effects: &mut Effects) {
         let admitted = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).is_some_and(Device::is_live);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.admission != Admission::Asked {
+        if !conn.is_asked() {
             return;
         }
-        conn.admission = if admitted { Admission::Open } else { Admission::Stranger(0) };
+        conn.admission = Admission::Open;
+        if !admitted {
+            conn.strangers.push(device_id);
+        }
         let held = std::mem::take(&mut conn.tail);
         if !admitted {
             self.turn_away(key, device_id);

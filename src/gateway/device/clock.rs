@@ -76,6 +76,16 @@ impl Device {
             networked: self.entry.networked(),
             device_type: self.entry.device_type(),
         });
+        if std::mem::take(&mut self.host_dirty) {
+            let (imei, module_version) = (self.entry.imei(), self.entry.module_version());
+            cx.effects.latest.push(Latest::Host {
+                device_id: self.id,
+                imei,
+                module_version,
+                host_type: self.entry.host_type(),
+                host: self.entry.host(),
+            });
+        }
         for port_no in std::mem::take(&mut self.ports_dirty) {
             if let Some(cell) = self.ports.iter().find(|cell| cell.port_no == port_no) {
                 cx.effects.latest.push(Latest::Port(cell.load().record(self.id)));

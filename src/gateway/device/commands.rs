@@ -89,6 +89,11 @@ impl Device {
         !self.lane.is_empty() || !self.tracks.is_empty() || self.has_ota()
     }
 
+    /// Whether a deadline moved to an earlier time since the timer was set.
+    pub(in crate::gateway) fn take_sooner(&mut self) -> bool {
+        std::mem::take(&mut self.sooner)
+    }
+
     /// Writes what may be written now.
     pub(in crate::gateway) fn pump(&mut self, cx: &mut Cx<'_>) {
         if !self.lane.is_empty() {

@@ -61,6 +61,7 @@ impl Device {
             About::Order(order_no) => self.tracks.iter().find(|track| track.order_no == order_no),
             About::Business(no) => self.tracks.iter().filter(on_port).find(|track| track.business_no == Some(no)),
             About::Foreign => None,
+            About::NoOrder => self.tracks.iter().filter(on_port).find(|track| track.business_no.is_none()),
             About::Nothing => self.tracks.iter().find(on_port),
         }
         .map(|track| track.order_no)
@@ -94,6 +95,10 @@ impl Device {
                     let numberless = |t: &Track| on_port(t) && t.business_no.is_none() && t.was_start_written();
                     self.tracks.iter().position(|t| numberless(t) && t.is_active())
                 })
+            }
+            About::NoOrder => {
+                let numberless = |t: &Track| t.port_no == port_no && t.business_no.is_none() && t.is_active();
+                self.tracks.iter().position(numberless)
             }
             About::Nothing if self.contrary.contains(&port_no) => None,
             About::Nothing => {

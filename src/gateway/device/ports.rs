@@ -17,6 +17,23 @@ impl Device {
         self.ports = self.entry.ports();
     }
 
+    /// The device addresses sockets from 1 on. What was taken for holes of a standalone device are those of socket 1, unless
+    /// nothing was ever heard of them.
+    pub(in crate::gateway) fn becomes_networked(&mut self) {
+        self.entry.set_networked();
+        if self.ports.iter().all(|cell| cell.socket != Some(0)) {
+            return;
+        }
+        let heard_of = |state: &PortState| state.socket != Some(0) || state.updated_at != 0 || state.order_no.is_some();
+        let renamed = |state: PortState| {
+            let socket = if state.socket == Some(0) { Some(1) } else { state.socket };
+            PortCell::new(&PortState { socket, ..state })
+        };
+        let cells = self.ports.iter().map(PortCell::load).filter(heard_of).map(renamed).collect();
+        self.entry.set_ports(cells);
+        self.ports = self.entry.ports();
+    }
+
     /// Makes AP3000 ports 1 to `count` known.
     pub(in crate::gateway) fn add_numbered_ports(&mut self, count: u8) {
         if usize::from(count) > self.ports.len() {

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Beyond two heartbeats, a device that shares its socket is offline after this.
+const BEAT_GRACE_MS: i64 = 30_000;
+
 impl Device {
     /// A connection carries the device from now on; the store is asked for its epoch.
     pub(in crate::gateway) fn bound(
@@ -13,12 +16,7 @@ impl Device {
         shares_socket: bool,
     ) {
         let timeouts = &cx.shared.config.timeouts;
-        let timeout = match self.protocol {
-            Protocol::Ap3000 if shares_socket => timeouts.session_shared,
-            Protocol::Ap3000 => timeouts.session_ap3000,
-            Protocol::Bkv => timeouts.session_bkv,
-            Protocol::Gn => timeouts.session_gn,
-        };
+        self.shares_socket = shares_socket;
         self.key = Some(key);
         self.conn = Some(conn);
         self.owner = owner;
@@ -29,7 +27,7 @@ impl Device {
         let spread =
             u64::from(self.id.to_string().bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(byte)));
         self.sync_at = cx.now.mono_ms + timeouts.port_sync + spread % timeouts.port_sync.max(1);
-        self.entry.set_timeout(timeout);
+        self.set_timeout(cx);
         self.entry.set_connected_at(cx.now.unix_ms);
         self.entry.seen(cx.now.unix_ms);
         if let DeviceId::Ap3000(phy_id) = self.id
@@ -38,6 +36,55 @@ impl Device {
             self.entry.set_fallback();
         }
         self.submit_bind(cx);
+    }
+
+    /// Its socket carries another device too: it speaks for itself from now on.
+    pub(in crate::gateway) fn joined(&mut self, cx: &Cx<'_>) {
+        self.shares_socket = true;
+        self.set_timeout(cx);
+    }
+
+    /// It told what hosts tell. One without ports is nothing else, and is heard of as seldom as hosts are.
+    pub(in crate::gateway) fn is_host(&mut self, cx: &Cx<'_>) {
+        self.host_only = self.ports.is_empty();
+        self.set_timeout(cx);
+    }
+
+    /// It told what chargers tell.
+    pub(in crate::gateway) fn is_charger(&mut self, cx: &Cx<'_>) {
+        if self.host_only && !self.ports.is_empty() {
+            self.host_only = false;
+            self.sooner = true;
+            self.set_timeout(cx);
+        }
+    }
+
+    /// It said how often it beats, seconds.
+    pub(in crate::gateway) fn beats_every(&mut self, cx: &Cx<'_>, interval_s: Option<u16>) {
+        self.beat_interval_s = interval_s;
+        self.set_timeout(cx);
+    }
+
+    fn set_timeout(&self, cx: &Cx<'_>) {
+        let timeouts = &cx.shared.config.timeouts;
+        self.entry.set_timeout(match self.protocol {
+            Protocol::Ap3000 if !self.shares_socket => timeouts.session_ap3000,
+            Protocol::Ap3000 if self.host_only && self.conn.is_some() => timeouts.session_host,
+            Protocol::Ap3000 => self
+                .beat_interval_s
+                .map_or(timeouts.session_shared, |interval_s| 2 * i64::from(interval_s) * 1000 + BEAT_GRACE_MS),
+            Protocol::Bkv => timeouts.session_bkv,
+            Protocol::Gn => timeouts.session_gn,
+        });
+    }
+
+    /// The operator's settings, at bind and whenever they change.
+    pub(in crate::gateway) fn settings_changed(&mut self, cx: &Cx<'_>, settings: &SettingsOutcome) {
+        self.extensions = settings.details.extensions;
+        self.fsk_frequency = settings.details.fsk_frequency;
+        self.protocol = settings.protocol;
+        self.entry.set_protocol(settings.protocol);
+        self.set_timeout(cx);
     }
 
     pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
@@ -57,6 +104,8 @@ impl Device {
     /// The connection is gone.
     pub(in crate::gateway) fn unbound(&mut self, cx: &mut Cx<'_>) {
         self.conn = None;
+        // A host is heard of every half hour; without a socket that is no reason to believe in it for so long.
+        self.set_timeout(cx);
         self.streak = 0;
         self.epoch = 0;
         self.bind_at = None;
@@ -82,15 +131,22 @@ impl Device {
         }
         self.epoch = bound.epoch;
         self.protocol = bound.protocol;
+        if bound.heartbeat_interval_s.is_some() {
+            self.beats_every(cx, bound.heartbeat_interval_s);
+        }
+        self.extensions = bound.details.extensions;
+        self.fsk_frequency = bound.details.fsk_frequency;
+        self.entry.know_details(&bound.details);
+        self.set_timeout(cx);
         self.msg_id_first = bound.msg_id_first;
         self.msg_id_used = 0;
         self.entry.set_protocol(bound.protocol);
-        if bound.networked {
-            self.entry.set_networked();
-        }
         self.entry.set_epoch(bound.epoch);
         let known: Vec<PortState> = bound.ports.iter().map(PortState::of_record).collect();
         self.add_ports(&known);
+        if bound.networked {
+            self.becomes_networked();
+        }
         let absent = if self.absent_since == 0 { 0 } else { cx.now.mono_ms.saturating_sub(self.absent_since) };
         let situation = self.situation(cx.now, &cx.shared.config.orders);
         for order in &bound.orders {

@@ -151,6 +151,7 @@ impl Tx<'_> {
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
             Job::Ota(job) => self.ota(job)?,
+            Job::Settings(settings) => self.settings_once(settings)?,
         })
     }
 }
@@ -179,6 +180,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
             crate::store::OtaJob::Update(update) => Some(update.device_id),
             _ => None,
         },
+        Job::Settings(settings) => Some(settings.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
     }
 }

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 15] = [
     "bind",
     "create_order",
     "order",
@@ -21,6 +21,7 @@ pub const KINDS: [&str; 14] = [
     "call",
     "set_params",
     "ota",
+    "settings",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -42,6 +43,7 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Call(_) => 11,
         Job::SetParams(_) => 12,
         Job::Ota(_) => 13,
+        Job::Settings(_) => 14,
     }
 }
 

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 
 use super::{
     apply::Tx,
-    row::{active, all, device_columns, one, order, order_columns, port, port_columns, protocol, run},
+    row::{active, all, details, device_columns, one, order, order_columns, port, port_columns, protocol, run},
 };
 use crate::{
-    model::{DeviceId, EventType},
-    store::{Bind, Bound, DeviceEvent, Latest, StoreError},
+    model::{DeviceId, EventType, Protocol},
+    store::{Bind, Bound, DeviceEvent, Latest, Settings, SettingsOutcome, StoreError},
     time::Rfc3339,
 };
 
@@ -26,10 +26,12 @@ impl Tx<'_> {
             protocol: bind.protocol,
             networked: false,
             has_ota: false,
+            heartbeat_interval_s: None,
             msg_id_first: 0,
             ports: Vec::new(),
             orders: Vec::new(),
             commands: Vec::new(),
+            details: Box::default(),
         };
         if !bind.known_only {
             let inserted = run(
@@ -43,7 +45,7 @@ impl Tx<'_> {
         run(
             self.conn,
             "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + ?2, \
-             protocol = CASE WHEN protocol = 'gn' AND ?3 = 'bkv' THEN 'gn' ELSE ?3 END, \
+             protocol = coalesce(protocol_set, CASE WHEN protocol = 'gn' AND ?3 = 'bkv' THEN 'gn' ELSE ?3 END), \
              printed_no = coalesce(?4, printed_no), connected_at = ?5, last_seen_at = max(coalesce(last_seen_at, 0), ?5) \
              WHERE device_id = ?1",
             (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at),
@@ -52,23 +54,27 @@ impl Tx<'_> {
             self.conn,
             "SELECT session_epoch, msg_counter, protocol, \
              networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = d.device_id), \
+             name, extensions, fsk_frequency, imei, module_version, host_type, host, \
              EXISTS (SELECT 1 FROM ota_tasks t WHERE t.device_id = d.device_id AND t.state IN (0, 1, 2)) \
              FROM devices d WHERE device_id = ?1",
             [&id],
             |row| {
-                let (networked, has_ota) = (row.get::<_, bool>(3)?, row.get::<_, bool>(4)?);
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, protocol(row, 2)?, networked, has_ota))
+                let (epoch, msg_counter) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?);
+                let (networked, has_ota) = (row.get::<_, bool>(3)?, row.get::<_, bool>(11)?);
+                Ok((epoch, msg_counter, protocol(row, 2)?, networked, details(row, 4)?, has_ota))
             },
         )?;
-        let Some((epoch, msg_counter, protocol, networked, has_ota)) = row else { return Ok(bound) };
+        let Some((epoch, msg_counter, protocol, networked, details, has_ota)) = row else { return Ok(bound) };
+        bound.details = Box::new(details);
         bound.admitted = true;
         bound.epoch = epoch;
         bound.protocol = protocol;
         bound.networked = networked;
         bound.has_ota = has_ota;
         bound.msg_id_first = (msg_counter - i64::from(Bound::MSG_IDS) + 1) as u32;
+        bound.heartbeat_interval_s = self.heartbeat_interval(device_id)?;
         if bound.first_seen {
-            let data = registered(bind, &bound);
+            let data = registered(bind.device_id, bound.protocol, bind.printed_no, Some(bind.at));
             self.device_event(device_id, EventType::DeviceRegistered, &data, bind.at)?;
         }
         bound.ports = all(
@@ -102,6 +108,44 @@ impl Tx<'_> {
         Ok(bound)
     }
 
+    /// Sets what the operator says of a device; makes its row where there is none.
+    pub(super) fn set_settings(&mut self, settings: &Settings) -> Result<SettingsOutcome, StoreError> {
+        let device_id = settings.device_id;
+        let id = device_id.to_string();
+        let (protocol, printed_no) = match device_id {
+            DeviceId::Ap3000(phy_id) => (Protocol::Ap3000, Some(phy_id.printed_number())),
+            DeviceId::Gateway(_) => (settings.protocol.unwrap_or(Protocol::Bkv), None),
+        };
+        let inserted = run(
+            self.conn,
+            "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES (?1, ?2, ?3, ?4) \
+             ON CONFLICT DO NOTHING",
+            (&id, protocol.as_str(), printed_no, settings.at),
+        )?;
+        let protocol_set = settings.protocol.filter(|_| protocol != Protocol::Ap3000).map(Protocol::as_str);
+        run(
+            self.conn,
+            "UPDATE devices SET protocol_set = coalesce(?2, protocol_set), protocol = coalesce(?2, protocol), \
+             extensions = coalesce(?3, extensions), name = nullif(coalesce(?4, name), ''), \
+             fsk_frequency = nullif(coalesce(?5, fsk_frequency), 0) WHERE device_id = ?1",
+            (&id, protocol_set, settings.extensions, &settings.name, settings.fsk_frequency),
+        )?;
+        let Some(record) = find_device(self.conn, device_id)? else {
+            return Err(StoreError::Statement(format!("the row of {id} is gone")));
+        };
+        let registered_now = inserted > 0;
+        if registered_now {
+            let data = registered(device_id, record.protocol, printed_no, None);
+            self.device_event(device_id, EventType::DeviceRegistered, &data, settings.at)?;
+        }
+        Ok(SettingsOutcome {
+            device_id,
+            registered: registered_now,
+            protocol: record.protocol,
+            details: record.details,
+        })
+    }
+
     pub(super) fn report(&mut self, event: &DeviceEvent) -> Result<(), StoreError> {
         if let Some(order_no) = event.order_no {
             return self.order_remark(event, order_no);
@@ -110,15 +154,16 @@ impl Tx<'_> {
     }
 }
 
-/// `data` of `device.registered`: the device object as far as the store knows it. A device that registers is online.
-fn registered(bind: &Bind, bound: &Bound) -> Value {
+/// `data` of `device.registered`: the device object as far as the store knows it. `seen`: when it came by itself, which makes it
+/// online.
+fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, seen: Option<i64>) -> Value {
     json!({
-        "device_id": bind.device_id,
-        "protocol": bound.protocol,
-        "printed_no": bind.printed_no,
-        "online": true,
-        "last_seen_at": Rfc3339(bind.at),
-        "connected_at": Rfc3339(bind.at),
+        "device_id": device_id,
+        "protocol": protocol,
+        "printed_no": printed_no,
+        "online": seen.is_some(),
+        "last_seen_at": seen.map(Rfc3339),
+        "connected_at": seen.map(Rfc3339),
         "ports": [],
         "active_orders": [],
     })
@@ -170,6 +215,18 @@ pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), Sto
             "UPDATE orders SET duration_seconds = ?2, energy_wh = ?3, updated_at = max(updated_at, ?4) \
              WHERE order_no = ?1 AND settled_at IS NULL",
             (order_no.as_str(), duration_seconds, energy_wh, at),
+        )?,
+        Latest::Host { device_id, imei, module_version, host_type, host } => run(
+            conn,
+            "UPDATE devices SET imei = coalesce(?2, imei), module_version = coalesce(?3, module_version), \
+             host_type = coalesce(?4, host_type), host = coalesce(?5, host) WHERE device_id = ?1",
+            (
+                device_id.to_string(),
+                imei,
+                module_version,
+                host_type,
+                host.as_deref().map(super::event::json).transpose()?,
+            ),
         )?,
     };
     Ok(())

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     gateway::order::Verdict,
-    store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, StoreError, payload},
+    store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, Settings, StoreError, payload},
 };
 
 /// What a request of this key, method and path was answered.
@@ -51,18 +51,41 @@ impl Tx<'_> {
         Ok(Outcome::Order(Box::new(outcome)))
     }
 
+    /// Sets what is kept of a device, or repeats what was answered.
+    pub(super) fn settings_once(&mut self, settings: &Settings) -> Result<Outcome, StoreError> {
+        if let Some(earlier) = self.earlier(settings.idempotency.as_ref())? {
+            return Ok(Outcome::Repeated(earlier));
+        }
+        let outcome = self.set_settings(settings)?;
+        if let Some(asked) = &settings.idempotency {
+            let body = payload::settings(&outcome, &settings.request_id, settings.at);
+            self.answered_with(asked, payload::OK, body)?;
+        }
+        Ok(Outcome::Settings(Box::new(outcome)))
+    }
+
     pub(super) fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
         asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
     }
 
     /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
     pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
+        self.answered_with(asked, payload::ACCEPTED, body)
+    }
+
+    /// As [`Tx::answered`], with another status.
+    pub(super) fn answered_with(
+        &self,
+        asked: &Idempotency,
+        status: u16,
+        body: serde_json::Result<Vec<u8>>,
+    ) -> Result<(), StoreError> {
         let body = body.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
         run(
             self.conn,
             "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, payload::ACCEPTED, body, self.now),
+            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, status, body, self.now),
         )?;
         Ok(())
     }

@@ -8,7 +8,10 @@ use std::str::FromStr;
 use rusqlite::{Connection, Params, Row, types::FromSql};
 
 use crate::{
-    model::{ChargeSpec, Command, DeviceId, Order, OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol},
+    model::{
+        ChargeSpec, Command, DeviceDetails, DeviceId, Order, OrderNo, OrderStatus, Origin, PortStatus, Priority,
+        Protocol,
+    },
     store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
 };
 
@@ -37,7 +40,8 @@ macro_rules! port_columns {
 /// Columns in the order [`device`] reads them.
 macro_rules! device_columns {
     () => {
-        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch, device_type"
+        "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch, \
+         name, extensions, fsk_frequency, imei, module_version, host_type, host, device_type"
     };
 }
 /// Columns in the order [`event`] reads them.
@@ -232,7 +236,23 @@ pub(super) fn device(row: &Row<'_>) -> Result<DeviceRecord, StoreError> {
         firmware: row.get(6)?,
         iccid: row.get(7)?,
         session_epoch: row.get(8)?,
-        device_type: row.get(9)?,
+        details: details(row, 9)?,
+        device_type: row.get(16)?,
+    })
+}
+
+/// The details of a device from column `first` on, in the order of [`device_columns`].
+pub(super) fn details(row: &Row<'_>, first: usize) -> Result<DeviceDetails, StoreError> {
+    let host = row.get_ref(first + 6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+    let host = host.map(|text| serde_json::from_str(text).map_err(|_| corrupt(row, first + 6, text))).transpose()?;
+    Ok(DeviceDetails {
+        name: row.get(first)?,
+        extensions: row.get(first + 1)?,
+        fsk_frequency: row.get(first + 2)?,
+        imei: row.get(first + 3)?,
+        module_version: row.get(first + 4)?,
+        host_type: row.get(first + 5)?,
+        host,
     })
 }
 

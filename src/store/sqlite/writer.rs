@@ -497,9 +497,13 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
             Reply::Shard(shard) => notify.shard(shard, outcome),
             Reply::Call(call) => {
                 let (changes, updates) = (changes(&outcome), updates(&outcome));
+                let settings = if let Outcome::Settings(settings) = &outcome { Some(settings.clone()) } else { None };
                 guarded("a reply", || call(outcome));
                 tell(&changes, notify);
                 updates.iter().for_each(|task| notify.ota_changed(task));
+                if let Some(settings) = settings {
+                    notify.settings_changed(&settings);
+                }
             }
             Reply::None => {
                 tell(&changes(&outcome), notify);
@@ -553,6 +557,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Called(_)
         | Outcome::Params(_)
         | Outcome::Ota(_)
+        | Outcome::Settings(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }

@@ -12,6 +12,7 @@
 
 use chargegate::protocol::ap3000::body::OtaPacket;
 use chargegate::protocol::ap3000::codes::UpdateResult;
+use chargegate::protocol::ap3000::update::{CHUNK, CHUNK_LEGACY, Verification};
 
 use super::{NEVER, SECOND_US};
 
@@ -19,10 +20,6 @@ use super::{NEVER, SECOND_US};
 const INSTALL_AFTER_US: u64 = 2 * SECOND_US;
 /// An interrupted device asks again and again.
 pub(super) const ASK_EVERY_US: u64 = 180 * SECOND_US;
-/// First bytes of a verification packet.
-const CHECK_MARK: [u8; 8] = [0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8];
-/// Mark, byte sum, device type, version.
-const CHECK_LEN: usize = 15;
 /// Wrong packets in a row after which the legacy protocols begin anew: two retransmissions failed.
 const FAILURES_MAX: u8 = 3;
 
@@ -79,7 +76,7 @@ pub(super) struct Ack {
 
 /// Bytes of a packet's chunk.
 const fn chunk_len(command: u8) -> usize {
-    if matches!(command, 0xf8 | 0xf9) { 256 } else { 200 }
+    if matches!(command, 0xf8 | 0xf9) { CHUNK_LEGACY } else { CHUNK }
 }
 
 impl Update {
@@ -141,14 +138,13 @@ impl Update {
     }
 
     fn finish(&mut self, now_us: u64, packet: &OtaPacket<'_>, accepts: Accepts) -> Ack {
-        let check = packet.chunk.0.first_chunk::<CHECK_LEN>().filter(|check| check.starts_with(&CHECK_MARK));
+        let check = Verification::from_chunk(packet.chunk.0).filter(|_| packet.packet_no > 1);
         let result = match check {
-            Some([_, _, _, _, _, _, _, _, s0, s1, s2, s3, device_type, v0, v1]) => {
-                let sum = self.received.iter().fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
-                self.version = u16::from_le_bytes([*v0, *v1]);
-                if sum != u32::from_le_bytes([*s0, *s1, *s2, *s3]) {
+            Some(check) => {
+                self.version = check.fw_version;
+                if check.byte_sum != Verification::of(&self.received, 0, 0).byte_sum {
                     UpdateResult::BAD_SUM
-                } else if *device_type != accepts.device_type {
+                } else if check.device_type != accepts.device_type {
                     UpdateResult::WRONG_DEVICE_TYPE
                 } else {
                     UpdateResult::OK
