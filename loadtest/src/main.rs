@@ -12,9 +12,10 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use chargegate_loadtest::api::ApiPlan;
+use chargegate_loadtest::device::activity::{Activity, CARDS_MAX};
 use chargegate_loadtest::device::{Behaviour, Rudeness};
 use chargegate_loadtest::fleet::Protocol;
-use chargegate_loadtest::run::{Plan, run};
+use chargegate_loadtest::run::{Plan, run_active};
 
 /// Simulated charging devices.
 #[derive(Parser)]
@@ -78,9 +79,29 @@ struct RunArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    activity: ActivityArgs,
+    #[command(flatten)]
     api: ApiArgs,
     #[command(flatten)]
     rude: RudeArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "What happens at the devices")]
+struct ActivityArgs {
+    /// Cards swiped per second, over all devices. Their printed numbers are 1000000000 and up; on BKV gateways they have
+    /// twelve digits.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    cards_per_s: Option<f64>,
+    /// Number of different cards.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(CARDS_MAX)))]
+    cards: u32,
+    /// Share of the cards at AP3000 chargers that charge without asking the gateway, in percent.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    offline_share: u8,
+    /// Alarms (AP3000) and exceptions (BKV) per second, over all devices.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    alarms_per_s: Option<f64>,
 }
 
 #[derive(Args)]
@@ -129,7 +150,8 @@ struct RudeArgs {
 fn main() -> ExitCode {
     let Command::Run(args) = Cli::parse().command;
     let json = args.json;
-    match simulate(&plan(*args), json) {
+    let activity = activity(&args);
+    match simulate(&plan(*args), activity, json) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -139,7 +161,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
+fn simulate(plan: &Plan, activity: Activity, json: bool) -> anyhow::Result<bool> {
     let interrupt = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The second signal ends the process at once.
@@ -147,7 +169,7 @@ fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupt)))
             .context("signal handlers")?;
     }
-    let summary = run(plan, &interrupt, |second, totals| {
+    let summary = run_active(plan, activity, &interrupt, |second, totals| {
         let line = totals.progress(second);
         if json {
             eprintln!("{line}");
@@ -161,6 +183,17 @@ fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
         println!("{summary}");
     }
     Ok(summary.ok)
+}
+
+fn activity(args: &RunArgs) -> Activity {
+    // A rate of the fleet is a time between two at each device; a rate is above 0, and the cast saturates.
+    let every_us = |rate: Option<f64>| rate.map_or(u64::MAX, |rate| (f64::from(args.devices) * 1e6 / rate) as u64);
+    Activity {
+        swipe_every_us: every_us(args.activity.cards_per_s),
+        offline_percent: args.activity.offline_share,
+        cards: args.activity.cards,
+        alarm_every_us: every_us(args.activity.alarms_per_s),
+    }
 }
 
 fn plan(args: RunArgs) -> Plan {
