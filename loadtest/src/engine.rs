@@ -23,11 +23,12 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::device::activity::{Active, Activity};
-use crate::device::{Ap3000Device, BkvDevice, Device, Event, RudeDevice, SECOND_US, rude};
+use crate::device::activity::Active;
+use crate::device::ap3000::SUB_DEVICES_MAX;
+use crate::device::{Ap3000Device, BkvDevice, Device, Event, HostDevice, RudeDevice, SECOND_US, rude};
 use crate::fleet::Fleet;
 use crate::report::{Counters, Latencies, add};
-use crate::run::Plan;
+use crate::run::{Extras, Plan};
 
 /// Most bytes that wait for a socket; a server that takes fewer is left.
 const UNSENT_MAX: usize = 256 * 1024;
@@ -116,13 +117,7 @@ impl Engine {
     ///
     /// # Errors
     /// The system gives no poll.
-    pub fn new(
-        plan: &Plan,
-        activity: Activity,
-        thread: u32,
-        shared: Shared,
-        counters: Arc<Counters>,
-    ) -> io::Result<Self> {
+    pub fn new(plan: &Plan, extras: Extras, thread: u32, shared: Shared, counters: Arc<Counters>) -> io::Result<Self> {
         let threads = plan.threads.max(1);
         let mine = |count: u32| (0..count).filter(move |index| index % threads == thread);
         let mut peers = Vec::new();
@@ -134,12 +129,19 @@ impl Engine {
         peers.extend(mine(plan.devices).map(|index| {
             let device: Box<dyn Device> = if plan.protocol.is_ap3000(index) {
                 let device = Ap3000Device::new(index, plan.ports, plan.behaviour);
-                Box::new(Active::new(device, activity, plan.behaviour.seed, index))
+                Box::new(Active::new(device, extras.activity, plan.behaviour.seed, index))
             } else {
                 let device = BkvDevice::new(index, plan.sockets, plan.behaviour);
-                Box::new(Active::new(device, activity, plan.behaviour.seed, index))
+                Box::new(Active::new(device, extras.activity, plan.behaviour.seed, index))
             };
             Peer::new(device, index, false)
+        }));
+        // Behind the devices of the plan, each with room for the chargers behind it.
+        peers.extend(mine(extras.hosts).map(|host| {
+            let index = plan.devices.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
+            let device = HostDevice::new(index, extras.sub_devices, plan.ports, plan.behaviour);
+            let device = Active::new(device, extras.activity, plan.behaviour.seed, index);
+            Peer::new(Box::new(device), index, false)
         }));
         Ok(Self {
             poll: Poll::new()?,

@@ -5,7 +5,7 @@
 use chargegate::protocol::ap3000::codes::{AlarmType, PortState};
 use chargegate::protocol::bkv::HoleStatus;
 
-use super::ap3000::{Ap3000Device, Card};
+use super::ap3000::{Ap3000Device, Card, HostDevice};
 use super::bkv::{BkvDevice, Trouble};
 use super::charge::draw;
 use super::{Device, Event, NEVER, earliest};
@@ -85,6 +85,27 @@ impl Place for BkvDevice {
         if let Some((socket, _)) = pick(random, self.sockets()) {
             self.exception(now_us, Trouble::of_socket(socket, 8));
         }
+    }
+}
+
+impl Place for HostDevice {
+    fn swipe_card(&mut self, now_us: u64, random: u64, card: u32, offline: bool) {
+        if let Some(sub) = self.pick_sub(random) {
+            sub.swipe_card(now_us, random >> 8, card, offline);
+        }
+    }
+
+    fn raise_alarm(&mut self, now_us: u64, random: u64) {
+        if let Some(sub) = self.pick_sub(random) {
+            sub.raise_alarm(now_us, random >> 8);
+        }
+    }
+}
+
+impl HostDevice {
+    fn pick_sub(&mut self, random: u64) -> Option<&mut Ap3000Device> {
+        let at = pick(random, 0..self.sub_devices().count())?;
+        self.sub_device(at)
     }
 }
 
