@@ -7,8 +7,11 @@
 mod clock;
 mod commands;
 mod orders;
+mod ota;
 mod ports;
 mod session;
+
+pub(super) use ota::OtaShare;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,6 +23,7 @@ use super::{
     core::Cx,
     directory::{Entry, Owner, PortCell, PortState},
     lane::{InFlight, Lane, Next, Outgoing, Pushed, ReplyKey, Waits},
+    network::NetworkList,
     order::Event,
     slots::Key,
     track::{self, Action, Situation, Track},
@@ -27,11 +31,11 @@ use super::{
 use crate::{
     model::{
         Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, EventType, Order, OrderNo, PortAddress,
-        PortStatus, Protocol, socket_of_port,
+        PortStatus, Protocol, port_of_socket, socket_of_port,
     },
     protocol::Direction,
     store::{
-        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, SettingsOutcome,
+        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, NetworkTold, OrderJob, OrderKey, SettingsOutcome,
         payload::PortObject,
     },
     telemetry::label::{OutboundFailure, ShardEvent},
@@ -146,6 +150,8 @@ pub(super) struct Device {
     shares_socket: bool,
     /// It told as a host, and has no ports.
     host_only: bool,
+    /// BKV/GN: sockets that are being taken out of the network list.
+    leaving: Vec<u8>,
     /// A deadline may be sooner than the timer is set.
     sooner: bool,
     /// How often it beats, where it said so.
@@ -167,6 +173,7 @@ pub(super) struct Device {
     progress: SmallVec<[(OrderNo, u32, u32); 1]>,
     tracks: Vec<Track>,
     lane: Lane,
+    ota: Option<Box<ota::Ota>>,
 }
 
 impl Device {
@@ -185,6 +192,7 @@ impl Device {
             host_dirty: false,
             shares_socket: false,
             host_only: false,
+            leaving: Vec::new(),
             sooner: false,
             beat_interval_s: None,
             key: None,
@@ -204,6 +212,7 @@ impl Device {
             progress: SmallVec::new(),
             tracks: Vec::new(),
             lane: Lane::default(),
+            ota: None,
             entry,
         }
     }

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 16] = [
     "bind",
     "create_order",
     "order",
@@ -20,7 +20,9 @@ pub const KINDS: [&str; 14] = [
     "prune",
     "call",
     "set_params",
+    "ota",
     "settings",
+    "network",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -41,7 +43,9 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Prune(_) => 10,
         Job::Call(_) => 11,
         Job::SetParams(_) => 12,
-        Job::Settings(_) => 13,
+        Job::Ota(_) => 13,
+        Job::Settings(_) => 14,
+        Job::Network(_) => 15,
     }
 }
 
