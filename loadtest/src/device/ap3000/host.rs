@@ -579,8 +579,12 @@ impl Device for HostDevice {
     }
 
     fn poll_event(&mut self) -> Option<Event> {
-        let subs = &mut self.subs;
-        self.line.events.pop().or_else(|| subs.iter_mut().find_map(|sub| sub.device.poll_event()))
+        if let Some(event) = self.line.events.pop() {
+            return Some(event);
+        }
+        // The connection registers once, with the host.
+        let of_subs = self.subs.iter_mut().flat_map(|sub| std::iter::from_fn(|| sub.device.poll_event()));
+        of_subs.into_iter().find(|event| *event != Event::Registered)
     }
 
     fn poll_close(&mut self) -> bool {
