@@ -50,6 +50,7 @@ impl Store for Amnesiac {
                 epoch: 1,
                 protocol: bind.protocol,
                 networked: false,
+                heartbeat_interval_s: None,
                 msg_id_first: 1,
                 ports: vec![known_port(bind.device_id)],
                 orders: Vec::new(),
