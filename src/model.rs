@@ -12,11 +12,13 @@ use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 mod call;
 mod fleet;
 mod order_no;
+mod ota;
 mod ports;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
 pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
+pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
 
 /// A device as third parties name it.
@@ -519,6 +521,7 @@ pub enum EventType {
     ChargingProgress,
     ChargingEnded,
     CommandDead,
+    OtaProgress,
 }
 
 impl EventType {
@@ -547,6 +550,7 @@ impl EventType {
             Self::ChargingProgress => "charging.progress",
             Self::ChargingEnded => "charging.ended",
             Self::CommandDead => "command.dead",
+            Self::OtaProgress => "ota.progress",
         }
     }
 }

@@ -74,6 +74,7 @@ impl Gateway {
                     epoch: 1,
                     protocol: Protocol::Bkv,
                     networked: false,
+                    has_ota: false,
                     heartbeat_interval_s: None,
                     msg_id_first: 1,
                     ports: Vec::new(),

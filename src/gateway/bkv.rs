@@ -188,6 +188,7 @@ impl Device {
                     self.entry.set_signal(rssi);
                 }
                 self.entry.set_firmware(heartbeat.fw.as_bytes());
+                self.ota_firmware_seen(cx);
                 self.entry.set_iccid_bytes(heartbeat.iccid.as_bytes());
                 self.heartbeat(cx);
             }

@@ -19,7 +19,7 @@ use super::{
     ShardId,
     accept::AcceptGate,
     conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
-    device::Device,
+    device::{Device, OtaShare},
     directory::Directory,
     lane::Waits,
     slots::{Key, Slots},
@@ -34,7 +34,7 @@ use crate::{
         detect::{Detected, Detection, detect},
     },
     shard::JOBS_MAX,
-    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, Outcome, SettlementKey},
+    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, OtaOutcome, Outcome, SettlementKey},
     telemetry::{
         ShardWriter,
         label::{DecodeFailure, ShardEvent},
@@ -145,6 +145,10 @@ pub struct CoreConfig {
     pub heartbeat_events: bool,
     /// Whether the command log gets heartbeats and time requests too.
     pub log_heartbeats: bool,
+    /// This shard's share of the packets of firmware per second.
+    pub ota_packets_per_s: u64,
+    /// Updates this shard may run at a time.
+    pub ota_running_max: usize,
     /// Time limits.
     pub timeouts: Timeouts,
     /// Time limits of orders.
@@ -167,6 +171,8 @@ impl CoreConfig {
             progress_events: false,
             heartbeat_events: false,
             log_heartbeats: false,
+            ota_packets_per_s: 200,
+            ota_running_max: 100,
             timeouts: Timeouts::default(),
             orders: OrderTimes::default(),
         }
@@ -216,6 +222,7 @@ pub(super) struct Shared {
     pub(super) reports: FxHashMap<u64, WaitingAck>,
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
+    pub(super) ota: OtaShare,
     jobs: usize,
     commands_waiting: Waits,
 }
@@ -365,6 +372,7 @@ impl Core {
         metrics: ShardWriter,
     ) -> Self {
         let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst, config.breaker);
+        let ota = OtaShare::new(config.ota_packets_per_s, config.ota_running_max);
         let shared = Shared {
             config,
             directory,
@@ -374,6 +382,7 @@ impl Core {
             reports: FxHashMap::default(),
             report_ticket: 1,
             dirty: Vec::new(),
+            ota,
             jobs: 0,
             commands_waiting: Waits::default(),
         };
@@ -535,6 +544,12 @@ impl Core {
                     self.close(now, key, CloseReason::Drain, effects);
                 }
                 self.flush(now, effects);
+            }
+            Message::OtaStart(start) => {
+                self.with_device(now, start.task.device_id, effects, |device, cx| device.ota_start(cx, *start));
+            }
+            Message::OtaEnded { device_id, task_id } => {
+                self.with_device(now, device_id, effects, |device, cx| device.ota_cancelled(cx, task_id));
             }
         }
     }

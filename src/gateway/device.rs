@@ -7,8 +7,11 @@
 mod clock;
 mod commands;
 mod orders;
+mod ota;
 mod ports;
 mod session;
+
+pub(super) use ota::OtaShare;
 
 use std::{sync::Arc, time::Duration};
 
@@ -170,6 +173,7 @@ pub(super) struct Device {
     progress: SmallVec<[(OrderNo, u32, u32); 1]>,
     tracks: Vec<Track>,
     lane: Lane,
+    ota: Option<Box<ota::Ota>>,
 }
 
 impl Device {
@@ -208,6 +212,7 @@ impl Device {
             progress: SmallVec::new(),
             tracks: Vec::new(),
             lane: Lane::default(),
+            ota: None,
             entry,
         }
     }

@@ -1,10 +1,11 @@
 //! What goes into the core and what comes out of it.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::ShardId;
 use crate::{
-    model::{Command, DeviceId, Order},
+    model::{Command, DeviceId, Order, OtaTask},
+    protocol::ap3000::update::Verification,
     store::{CommandLogRow, Job, Latest, NetworkTold, Outcome, SettingsOutcome},
 };
 
@@ -134,6 +135,26 @@ pub enum Message {
     NetworkChanged(Box<NetworkTold>),
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
+    /// An update and its image, for a device of the shard. Dropped: it is offered again.
+    OtaStart(Box<OtaStart>),
+    /// An update ended without its shard's doing. Dropped: the next step that is stored says so.
+    OtaEnded {
+        /// The device.
+        device_id: DeviceId,
+        /// The task.
+        task_id: i64,
+    },
+}
+
+/// An open update, with what it needs.
+#[derive(Debug)]
+pub struct OtaStart {
+    /// As stored.
+    pub task: OtaTask,
+    /// The image, where the gateway sends one.
+    pub image: Option<Arc<[u8]>>,
+    /// What its verification packet says, where it has one.
+    pub verification: Option<Verification>,
 }
 
 /// What an input made necessary. One per shard, reused: in the steady state nothing in it allocates.

@@ -303,6 +303,11 @@ impl Lane {
         self.pace_until = self.pace_until.max(until_ms);
     }
 
+    /// Until when commands are held back, monotonic ms.
+    pub(super) const fn paced_until(&self) -> u64 {
+        self.pace_until
+    }
+
     /// The written start or stop of an order, to be written again.
     pub(super) fn in_flight_mut(&mut self, order_no: OrderNo, stop: bool) -> Option<&mut InFlight> {
         let wanted = |what: &Outgoing| if stop { what.is_stop() } else { what.is_start() };

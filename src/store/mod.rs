@@ -27,13 +27,16 @@ use crate::{
         params::Held,
     },
     model::{
-        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceDetails, DeviceId, EventType, HostValues,
-        Order, OrderNo, OrderStatus, PortStatus, Priority, Protocol,
+        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceDetails, DeviceId, EventType, Firmware,
+        HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus, Priority, Protocol,
     },
 };
 
+mod ota;
 pub mod payload;
 pub mod sqlite;
+
+pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 
 /// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
 #[derive(Debug)]
@@ -71,6 +74,8 @@ pub enum Job {
     Call(Box<NewCall>),
     /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
     SetParams(Box<WantedParams>),
+    /// Firmware, or an update of a device. Dropped: as each [`OtaJob`] says.
+    Ota(Box<OtaJob>),
     /// An operator sets what is kept of a device, and registers it where it was never seen. Dropped: the API answers `NOT_READY`.
     Settings(Box<Settings>),
     /// A third party changes the network list of a gateway. Dropped: the API answers `NOT_READY`.
@@ -356,6 +361,8 @@ pub struct Bound {
     pub protocol: Protocol,
     /// BKV/GN: its record has sockets, or it showed a socket ≥ 1.
     pub networked: bool,
+    /// It has an open update.
+    pub has_ota: bool,
     /// What the device last reported as its heartbeat interval, seconds (AP3000).
     pub heartbeat_interval_s: Option<u16>,
     /// First of [`Bound::MSG_IDS`] message ids reserved for the shard's own queries during this epoch.
@@ -679,6 +686,8 @@ pub enum Outcome {
     Called(Called),
     /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
     Params(Option<Vec<ParamRecord>>),
+    /// Of [`Job::Ota`].
+    Ota(Box<OtaOutcome>),
     /// Of [`Job::Settings`].
     Settings(Box<SettingsOutcome>),
     /// Of [`Job::Network`].
@@ -745,6 +754,8 @@ pub trait Notify: Send + Sync {
     fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
     /// Commands were queued for a device that had no live epoch at the time.
     fn commands_queued(&self, device_id: DeviceId);
+    /// An update was created, or ended at the request of somebody other than its shard. Called after the answer was given.
+    fn ota_changed(&self, _task: &OtaTask) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
     /// Settings of a device changed. Called after the answer was given.
@@ -803,6 +814,8 @@ pub struct DeviceRecord {
     pub iccid: Option<String>,
     /// Epoch of the last bind.
     pub session_epoch: i64,
+    /// Device type, or host type (AP3000).
+    pub device_type: Option<u8>,
     /// Settings, and what it told of itself.
     pub details: DeviceDetails,
 }
@@ -824,6 +837,8 @@ pub enum Latest {
         iccid: Option<String>,
         /// It showed a socket ≥ 1.
         networked: bool,
+        /// Device type, or host type (AP3000).
+        device_type: Option<u8>,
     },
     /// A port snapshot.
     Port(PortRecord),
@@ -964,6 +979,18 @@ pub trait Reader {
     fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
+    /// One image.
+    fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
+    /// Images, newest first; `page` from 1.
+    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
+    /// One update.
+    fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError>;
+    /// Updates, newest first; `page` from 1.
+    fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError>;
+    /// The open update of a device.
+    fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError>;
+    /// Devices that have one, behind `after`.
+    fn devices_with_open_ota(&mut self, after: Option<DeviceId>, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }
 
 /// A query to run on a reader thread.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
 use crate::gateway::network::{NetworkList, Refresh};
-use crate::model::{DeviceId, Order, OrderNo, OrderStatus, port_of_socket};
+use crate::model::{DeviceId, Firmware, Order, OrderNo, OrderStatus, OtaTask, port_of_socket};
 use crate::protocol::Hex;
 use crate::time::Rfc3339;
 
@@ -47,6 +47,98 @@ pub fn params_accepted(
     let mut body = Vec::with_capacity(1024);
     envelope::write_success(&mut body, &ParamsObject::new(device_id, params), request_id, unix_ms)?;
     Ok(body)
+}
+
+/// The whole answer to a request that began an update; as [`accepted`].
+///
+/// # Errors
+/// None in practice, as for [`accepted`].
+pub fn ota_accepted(task: &OtaTask, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(512);
+    envelope::write_success(&mut body, &OtaObject::from(task), request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// An update of a device.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the task")]
+pub struct OtaObject<'a> {
+    pub task_id: i64,
+    pub device_id: DeviceId,
+    pub method: &'static str,
+    pub firmware: Option<FirmwareObject<'a>>,
+    pub ftp_host: Option<std::net::Ipv4Addr>,
+    pub ftp_port: Option<u16>,
+    pub file: Option<&'a str>,
+    pub verification: bool,
+    pub force: bool,
+    pub state: u8,
+    pub state_text: &'static str,
+    /// Percent.
+    pub progress: u8,
+    pub reason: Option<&'a str>,
+    pub packets_total: u16,
+    pub packets_acked: u16,
+    pub created_at: Rfc3339,
+    pub sent_at: Option<Rfc3339>,
+    pub ended_at: Option<Rfc3339>,
+    pub updated_at: Rfc3339,
+}
+
+impl<'a> From<&'a OtaTask> for OtaObject<'a> {
+    fn from(task: &'a OtaTask) -> Self {
+        let ftp = task.ftp.as_ref();
+        Self {
+            task_id: task.id,
+            device_id: task.device_id,
+            method: task.method.as_str(),
+            firmware: task.firmware.as_ref().map(FirmwareObject::from),
+            ftp_host: ftp.map(|ftp| ftp.host),
+            ftp_port: ftp.map(|ftp| ftp.port),
+            file: ftp.map(|ftp| ftp.file.as_str()),
+            verification: task.verification,
+            force: task.force,
+            state: task.state.code(),
+            state_text: task.state.as_str(),
+            progress: task.progress(),
+            reason: task.reason.as_deref(),
+            packets_total: task.packets_total,
+            packets_acked: task.packets_acked,
+            created_at: Rfc3339(task.created_at),
+            sent_at: task.sent_at.map(Rfc3339),
+            ended_at: task.ended_at.map(Rfc3339),
+            updated_at: Rfc3339(task.updated_at),
+        }
+    }
+}
+
+/// An image.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the image")]
+pub struct FirmwareObject<'a> {
+    pub firmware_id: i64,
+    /// Lower-case hex.
+    pub sha256: String,
+    pub size: u32,
+    pub name: &'a str,
+    /// `V2.05`.
+    pub version: Option<String>,
+    pub device_type: Option<u8>,
+    pub created_at: Rfc3339,
+}
+
+impl<'a> From<&'a Firmware> for FirmwareObject<'a> {
+    fn from(firmware: &'a Firmware) -> Self {
+        Self {
+            firmware_id: firmware.id,
+            sha256: Hex(firmware.sha256).to_string(),
+            size: firmware.size,
+            name: &firmware.name,
+            version: firmware.version.map(|version| format!("V{}.{:02}", version / 100, version % 100)),
+            device_type: firmware.device_type,
+            created_at: Rfc3339(firmware.created_at),
+        }
+    }
 }
 
 /// A command of the queue.

@@ -64,6 +64,11 @@ impl Core {
                     });
                 }
             }
+            Outcome::Ota(outcome) => {
+                if let OtaOutcome::Updated { id, device_id, ticket, state } = *outcome {
+                    self.with_device(now, device_id, effects, |device, cx| device.ota_stored(cx, id, ticket, state));
+                }
+            }
             Outcome::Created(_)
             | Outcome::Repeated(_)
             | Outcome::Backstop(_)

@@ -123,6 +123,7 @@ impl Device {
             self.entry.set_disconnected(cx.now.unix_ms);
         }
         let before = self.lane.waiting();
+        self.ota_unbound(cx);
         // The rows stay claimed for an epoch that is over: the next bind claims them again.
         self.lane.clear_waiting();
         // Sent again at the next bind where the store still wants it.
@@ -237,6 +238,7 @@ impl Device {
     pub(in crate::gateway) fn is_gone(&self, now: Now) -> bool {
         self.conn.is_none()
             && !self.dirty
+            && !self.has_ota()
             && !self.entry.declared_online()
             && !self.entry.score(now.unix_ms).alive
             && !self.tracks.iter().any(Track::is_active)

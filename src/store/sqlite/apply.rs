@@ -150,6 +150,7 @@ impl Tx<'_> {
             Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
+            Job::Ota(job) => self.ota(job)?,
             Job::Settings(settings) => self.settings_once(settings)?,
             Job::Network(job) => self.network_once(job)?,
         })
@@ -175,6 +176,11 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Claim { device_id, .. } => Some(*device_id),
         Job::Call(new) => Some(new.device_id),
         Job::SetParams(wanted) => Some(wanted.device_id),
+        Job::Ota(job) => match &**job {
+            crate::store::OtaJob::Create(new) => Some(new.device_id),
+            crate::store::OtaJob::Update(update) => Some(update.device_id),
+            _ => None,
+        },
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,

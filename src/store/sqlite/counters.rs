@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 16] = [
     "bind",
     "create_order",
     "order",
@@ -20,6 +20,7 @@ pub const KINDS: [&str; 15] = [
     "prune",
     "call",
     "set_params",
+    "ota",
     "settings",
     "network",
 ];
@@ -42,8 +43,9 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Prune(_) => 10,
         Job::Call(_) => 11,
         Job::SetParams(_) => 12,
-        Job::Settings(_) => 13,
-        Job::Network(_) => 14,
+        Job::Ota(_) => 13,
+        Job::Settings(_) => 14,
+        Job::Network(_) => 15,
     }
 }
 

@@ -25,7 +25,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 14] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -38,6 +38,8 @@ const TABLES: [&str; 12] = [
     "event_cursors",
     "event_delivery",
     "idempotency_keys",
+    "firmware",
+    "ota_tasks",
 ];
 /// Statements are prepared once; there are fewer than this.
 const STATEMENTS_MAX: usize = 128;

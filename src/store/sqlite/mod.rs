@@ -28,6 +28,7 @@ mod idempotency;
 mod limits;
 mod network;
 mod order;
+mod ota;
 mod params;
 mod read;
 mod row;

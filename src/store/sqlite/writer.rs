@@ -21,10 +21,10 @@ use super::{
     read::SqliteReader,
 };
 use crate::{
-    model::{Command, DeviceId, Order, OrderNumbers},
+    model::{Command, DeviceId, Order, OrderNumbers, OtaTask},
     store::{
-        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, Outcome, ReadCall, Reply,
-        SettingsOutcome, Store, StoreError, StoreHealth,
+        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome, ReadCall,
+        Reply, SettingsOutcome, Store, StoreError, StoreHealth,
     },
     telemetry::{Exposition, MetricSource},
 };
@@ -496,17 +496,21 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
         match reply {
             Reply::Shard(shard) => notify.shard(shard, outcome),
             Reply::Call(call) => {
-                let changes = changes(&outcome);
+                let (changes, updates) = (changes(&outcome), updates(&outcome));
                 let record = RecordChange::of(&outcome);
                 guarded("a reply", || call(outcome));
                 tell(&changes, notify);
+                updates.iter().for_each(|task| notify.ota_changed(task));
                 match record {
                     Some(RecordChange::Settings(settings)) => notify.settings_changed(&settings),
                     Some(RecordChange::Network(told)) => notify.network_changed(&told),
                     None => {}
                 }
             }
-            Reply::None => tell(&changes(&outcome), notify),
+            Reply::None => {
+                tell(&changes(&outcome), notify);
+                updates(&outcome).iter().for_each(|task| notify.ota_changed(task));
+            }
         }
     }
     for device_id in delivery.queued {
@@ -530,6 +534,16 @@ impl RecordChange {
             Outcome::Networked(Networked::Changed(told)) => Some(Self::Network(told.clone())),
             _ => None,
         }
+    }
+}
+
+/// Updates of devices that began or ended without their shard's doing.
+fn updates(outcome: &Outcome) -> Vec<OtaTask> {
+    let Outcome::Ota(outcome) = outcome else { return Vec::new() };
+    match &**outcome {
+        OtaOutcome::Created(task) | OtaOutcome::Cancelled(task) => vec![task.clone()],
+        OtaOutcome::Expired(tasks) => tasks.clone(),
+        _ => Vec::new(),
     }
 }
 
@@ -560,6 +574,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Claimed { .. }
         | Outcome::Called(_)
         | Outcome::Params(_)
+        | Outcome::Ota(_)
         | Outcome::Settings(_)
         | Outcome::Networked(_)
         | Outcome::Done
