@@ -50,13 +50,8 @@ impl Store for Amnesiac {
                 epoch: 1,
                 protocol: bind.protocol,
                 networked: false,
-<<<<<<< HEAD
-                heartbeat_interval_s: None,
-||||||| 72cb479
-=======
                 has_ota: false,
                 heartbeat_interval_s: None,
->>>>>>> main
                 msg_id_first: 1,
                 ports: vec![known_port(bind.device_id)],
                 orders: Vec::new(),
