@@ -104,6 +104,7 @@ impl Rig {
             auth: Authenticator::new(keys, Duration::from_secs(300)),
             instance: "gateway-1".to_owned(),
             store_timeout: PATIENCE,
+            firmware_dir: dir.path().join("firmware"),
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());
