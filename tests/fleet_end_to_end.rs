@@ -203,12 +203,13 @@ fn a_network_list_makes_ports_and_takes_them_away(engine: Engine) {
     assert_eq!(taken[2].1, [0, 0xAA, 0xBB, 0xCC, 0xDD, 7]);
     assert_eq!(ports(&gateway, &id), [1, 2, 3, 4, 13, 14]);
     // A charge on the second hole of the last socket.
-    let order_no = gateway.charge(&id, &json!({"port_no": 14, "mode": "time", "duration_minutes": 2}));
+    let order_no = gateway.charge(&id, &json!({"port_no": 14, "mode": "time", "duration_minutes": 900}));
     gateway.order_becomes(&order_no, "charging");
     let status: Option<HoleStatus> = device.with(|device, _| device.hole_status(7, 1));
     assert!(status.is_some_and(HoleStatus::charging), "{status:?}");
     gateway.request("DELETE", &format!("devices/{id}/sockets/7"), Some(KEY), None).refused(409, "PORT_BUSY");
-    gateway.order_becomes(&order_no, "completed");
+    assert_eq!(gateway.post(&format!("orders/{order_no}/stop"), &json!({})).status, 202);
+    gateway.order_becomes(&order_no, "stopped");
     let removal = gateway.request("DELETE", &format!("devices/{id}/sockets/7"), Some(KEY), None);
     assert_eq!(removal.status, 202, "{}", removal.text);
     gateway
