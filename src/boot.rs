@@ -15,7 +15,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
@@ -31,9 +31,10 @@ use signal_hook::{
 use crate::{
     api::{
         auth::Authenticator,
-        guard::{self, GuardConfig, GuardHandle},
+        guard::{self, GuardConfig, GuardHandle, UploadConfig},
         handlers::Api,
         overload::{Backlog, Limits},
+        route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
     config::{self, ApiKey, Config, EVENT_TYPES, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
@@ -44,6 +45,7 @@ use crate::{
     },
     job::{self, Jobs, Retention, Schedule, database_state},
     model::OrderNumbers,
+    ota,
     protocol::{ap3000::Magics, bkv},
     router::Router,
     shard::{
@@ -67,6 +69,8 @@ pub const EXIT_UNREACHABLE: u8 = 3;
 const EXIT_SHARD_FAILED: i32 = 70;
 /// Descriptors kept for files, HTTP and webhooks.
 const DESCRIPTORS_RESERVED: usize = 512;
+/// Images that may arrive at a time.
+const UPLOADS_MAX: usize = 4;
 /// Salt of the order numbers that the store makes itself; the API's has this bit clear.
 const STORE_SALT: u64 = 0x200;
 
@@ -137,6 +141,7 @@ struct Gateway {
     /// Asks a third party for cards, if one keeps them.
     desk: Option<Arc<CardDesk>>,
     jobs: Jobs,
+    updates: ota::Driver,
     shards: Running,
     ticks: Ticks,
     /// The key made for this data directory, if no other is configured.
@@ -225,6 +230,7 @@ impl Gateway {
                 instance: server_id.clone(),
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
+                firmware_dir: firmware_dir(config),
                 start,
             }))
         })?;
@@ -249,7 +255,7 @@ impl Gateway {
             Ok((server, guard))
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
-        let (pusher, jobs) = stages.run("workers and jobs", || {
+        let (pusher, jobs, updates) = stages.run("workers and jobs", || {
             let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
             router.join_pusher(Arc::clone(&pusher));
             metrics.join(&pusher);
@@ -262,7 +268,18 @@ impl Gateway {
                 clock,
                 ticks: ticks.clone(),
             };
-            Ok((pusher, Jobs::start(context, schedule(config))?))
+            let jobs = Jobs::start(context, schedule(config))?;
+            let offering = Arc::clone(&router);
+            let context = ota::Context {
+                store: Arc::clone(&store),
+                directory: Arc::clone(&directory),
+                offer: Box::new(move |start| offering.offer_ota(start)),
+                dir: firmware_dir(config),
+                clock,
+            };
+            let updates = ota::Driver::start(context, ota_schedule(config))?;
+            router.join_ota(updates.waker());
+            Ok((pusher, jobs, updates))
         })?;
         let desk = stages.run("cards", || {
             if config.cards.mode != config::CardMode::Webhook {
@@ -300,7 +317,21 @@ impl Gateway {
         })?;
         health.set(Component::Devices, ComponentState::ok(Duration::ZERO));
         health.set_stage("ready", true);
-        Ok(Self { health, store, api, server, guard, pusher, desk, jobs, shards, ticks, made_key, began: start })
+        Ok(Self {
+            health,
+            store,
+            api,
+            server,
+            guard,
+            pusher,
+            desk,
+            jobs,
+            updates,
+            shards,
+            ticks,
+            made_key,
+            began: start,
+        })
     }
 
     /// Tells a person at a terminal where everything is.
@@ -361,6 +392,7 @@ impl Gateway {
         self.guard.join();
         drop(self.server);
         self.jobs.stop();
+        self.updates.stop();
         let pushed = self.pusher.stop(left());
         self.store.close(left());
         log::info!(
@@ -514,6 +546,8 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         heartbeat_events: pusher.subscribes("device.heartbeat"),
         log_heartbeats: config.store.cmd_log_heartbeats,
         cards: card_mode(config.cards.mode),
+        ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
+        ota_running_max: usize::try_from(share(u64::from(config.ota.concurrent_max))).unwrap_or(usize::MAX),
         orders: order_times(config),
         timeouts: Timeouts {
             detect: ms(config.device.detect_timeout),
@@ -586,8 +620,24 @@ fn guard_config(config: &Config) -> GuardConfig {
         idle_timeout: http.keep_alive_timeout,
         // A store that hangs is told by the guard, after the store's own deadline.
         upstream_timeout: http.store_timeout + Duration::from_secs(1),
+        upload: Some(UploadConfig {
+            path: FIRMWARE_PATH,
+            dir: firmware_dir(config),
+            bytes_max: size(config.ota.firmware_max),
+            timeout: config.ota.upload_timeout,
+            at_once_max: UPLOADS_MAX,
+        }),
         ..GuardConfig::new(http.listen)
     }
+}
+
+/// Images, and uploads on their way to become some.
+fn firmware_dir(config: &Config) -> PathBuf {
+    config.data.dir.join("firmware")
+}
+
+const fn ota_schedule(config: &Config) -> ota::Schedule {
+    ota::Schedule { poll: config.ota.poll_interval, valid_for: config.ota.valid_for, ftp: config.ota.ftp_timeout }
 }
 
 fn schedule(config: &Config) -> Schedule {

@@ -16,6 +16,7 @@
 //! | [`webhook`] | delivery of the event log | the meaning of an event |
 //! | [`router`] | the way from a commit to shards and webhooks | anything that waits |
 //! | [`job`] | periodic work | state that matters after a crash |
+//! | [`ota`] | images of firmware on their way to shards | when a packet is sent |
 //! | [`telemetry`] | metrics, health, log lines | clocks, apart from the log's own stamp |
 //! | [`config`] | checked configuration | what it configures |
 //! | [`boot`] | start, reload and stop, stage by stage | everything once it runs |
@@ -29,6 +30,7 @@ pub mod config;
 pub mod gateway;
 pub mod job;
 pub mod model;
+pub mod ota;
 pub mod pricing;
 pub mod protocol;
 pub mod router;

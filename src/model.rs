@@ -13,12 +13,14 @@ mod call;
 mod card;
 mod fleet;
 mod order_no;
+mod ota;
 mod ports;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
 pub use card::{Card, CardNo, CardStart, CardState, CardTransaction, OrderCard, TransactionKind};
 pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
+pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
 
 /// A device as third parties name it.
@@ -528,6 +530,7 @@ pub enum EventType {
     CommandDead,
     CardSwiped,
     CardTransaction,
+    OtaProgress,
 }
 
 impl EventType {
@@ -558,6 +561,7 @@ impl EventType {
             Self::CommandDead => "command.dead",
             Self::CardSwiped => "card.swiped",
             Self::CardTransaction => "card.transaction",
+            Self::OtaProgress => "ota.progress",
         }
     }
 }

@@ -6,10 +6,11 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    gateway::{Message, ShardId, directory::Directory},
-    model::{Command, DeviceId, Order, OrderStatus},
+    gateway::{Message, OtaStart, ShardId, directory::Directory},
+    model::{Command, DeviceId, Order, OrderStatus, OtaTask},
+    ota,
     shard::Mailbox,
-    store::{Notify, Outcome, SettingsOutcome},
+    store::{NetworkTold, Notify, Outcome, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
     webhook::Pusher,
 };
@@ -21,12 +22,13 @@ pub struct Router {
     metrics: Arc<Metrics>,
     mailboxes: Vec<Mailbox>,
     pusher: OnceLock<Arc<Pusher>>,
+    ota: OnceLock<ota::Waker>,
 }
 
 impl Router {
     /// Routes by `directory` to the mailboxes of all shards.
     pub const fn new(directory: Arc<Directory>, metrics: Arc<Metrics>, mailboxes: Vec<Mailbox>) -> Self {
-        Self { directory, metrics, mailboxes, pusher: OnceLock::new() }
+        Self { directory, metrics, mailboxes, pusher: OnceLock::new(), ota: OnceLock::new() }
     }
 
     /// Joins the pusher, which is started after the store. Commits before that are found by its first read.
@@ -34,6 +36,17 @@ impl Router {
         // A second call would be a bug of start-up; the first pusher stays.
         let joined = self.pusher.set(pusher);
         debug_assert!(joined.is_ok(), "the pusher joins once");
+    }
+
+    /// Joins the driver of updates, which is started after the store. What it missed is found by its polls.
+    pub fn join_ota(&self, waker: ota::Waker) {
+        let joined = self.ota.set(waker);
+        debug_assert!(joined.is_ok(), "the driver of updates joins once");
+    }
+
+    /// Hands an update to the shard that owns its device.
+    pub fn offer_ota(&self, start: OtaStart) {
+        self.tell_owner(start.task.device_id, || Message::OtaStart(Box::new(start)));
     }
 
     fn tell_owner(&self, device_id: DeviceId, message: impl FnOnce() -> Message) {
@@ -80,6 +93,11 @@ impl Notify for Router {
                     self.count(order, Some(step.from));
                 }
             }
+            Outcome::Swiped(swiped) => {
+                if let Some(order) = swiped.order.as_ref().filter(|_| !swiped.repeated) {
+                    self.count(order, None);
+                }
+            }
             Outcome::Settled(settled) => {
                 if let Some(order) = settled.order.as_ref().filter(|_| settled.stored) {
                     self.count(order, settled.from);
@@ -90,11 +108,17 @@ impl Notify for Router {
             }
             _ => {}
         }
+        let updating =
+            if let Outcome::Bound(bound) = &outcome { bound.has_ota.then_some(bound.device_id) } else { None };
         if let Some(mailbox) = self.mailboxes.get(usize::from(shard.0))
             && mailbox.send(Message::Outcome(outcome)).is_err()
         {
             // The mailbox has room for every job under way; a shard that ended takes no more.
             log::error!(target: "chargegate::router", shard = shard.0; "an outcome found its shard's mailbox full");
+        }
+        // Behind the bind's own answer, so that the shard knows the epoch when the update comes.
+        if let (Some(device_id), Some(ota)) = (updating, self.ota.get()) {
+            ota.wake(device_id);
         }
     }
 
@@ -111,8 +135,21 @@ impl Notify for Router {
         self.tell_owner(device_id, || Message::CommandsQueued(device_id));
     }
 
+    fn ota_changed(&self, task: &OtaTask) {
+        if task.state.is_final() {
+            let (device_id, task_id) = (task.device_id, task.id);
+            self.tell_owner(device_id, || Message::OtaEnded { device_id, task_id });
+        } else if let Some(ota) = self.ota.get() {
+            ota.wake(task.device_id);
+        }
+    }
+
     fn settings_changed(&self, settings: &SettingsOutcome) {
         self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
+    }
+
+    fn network_changed(&self, told: &NetworkTold) {
+        self.tell_owner(told.device_id, || Message::NetworkChanged(Box::new(told.clone())));
     }
 
     fn events_committed(&self, pos: i64) {

@@ -135,6 +135,7 @@ impl Rig {
             instance: "gateway-1".to_owned(),
             cards: Arc::default(),
             store_timeout: PATIENCE,
+            firmware_dir: std::path::PathBuf::from("firmware"),
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());

@@ -74,11 +74,14 @@ impl Gateway {
                     epoch: 1,
                     protocol: Protocol::Bkv,
                     networked: false,
+                    has_ota: false,
+                    heartbeat_interval_s: None,
                     msg_id_first: 1,
                     ports: Vec::new(),
                     orders: Vec::new(),
                     commands: Vec::new(),
                     details: Box::default(),
+                    network: None,
                 };
                 let message = Message::Outcome(Outcome::Bound(Box::new(bound)));
                 self.core.message(self.now, message, &mut self.effects);

@@ -14,10 +14,11 @@ use std::thread;
 use std::time::Duration;
 
 use chargegate::api::error::{ApiError, ErrorCode};
-use chargegate::api::guard::{self, GuardConfig, GuardHandle, LocalAnswer, Refusal};
+use chargegate::api::guard::{self, GuardConfig, GuardHandle, LocalAnswer, Refusal, UploadConfig};
 use chargegate::api::message::{Method, Request, Response};
 use chargegate::api::server::{Responder, Server, ServerConfig};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use socket2::{Domain, Socket, Type};
 
 /// What a test waits at most for something that must happen.
@@ -117,8 +118,72 @@ fn serve(keep: &Sender<(Request, Responder)>, request: Request, responder: Respo
         "/refuse" => responder.error(&ApiError::new(ErrorCode::PortBusy, "port_no 1 is busy").with_retry_after(7)),
         "/drop" => drop(responder),
         "/panic" => panic!("a handler panics, as this test wants"),
-        "/keep" => keep.send((request, responder)).unwrap(),
+        "/keep" | "/upload" => keep.send((request, responder)).unwrap(),
         path => responder.error(&ApiError::new(ErrorCode::NotFound, path.to_owned())),
+    }
+}
+
+/// A guard that writes bodies of `POST /upload` to files of a directory of its own.
+struct Uploads {
+    rig: Rig,
+    dir: tempfile::TempDir,
+}
+
+impl Uploads {
+    fn new(change: impl FnOnce(&mut UploadConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // What a killed process left behind.
+        std::fs::write(dir.path().join("upload-0000000000000001.part"), "left").unwrap();
+        std::fs::write(dir.path().join("image.bin"), "kept").unwrap();
+        let mut config = UploadConfig {
+            path: "/upload",
+            dir: dir.path().to_owned(),
+            bytes_max: BIG,
+            timeout: PATIENCE,
+            at_once_max: 2,
+        };
+        change(&mut config);
+        let rig = Rig::new(|guard| guard.upload = Some(config));
+        Self { rig, dir }
+    }
+
+    fn files(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<String> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "image.bin")
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until nothing is left of any upload.
+    fn assert_empty(&self) {
+        until("the uploads are gone", || self.files().is_empty());
+        assert!(self.dir.path().join("image.bin").exists(), "other files stay");
+    }
+
+    /// Begins an upload and waits until it has its file.
+    fn begin(&self, len: usize, first: &[u8]) -> Client {
+        let mut client = self.rig.connect();
+        let before = self.files().len();
+        client.send(format!("POST /upload HTTP/1.1\r\nContent-Length: {len}\r\n\r\n")).unwrap();
+        client.send(first).unwrap();
+        until("the upload has a file", || self.files().len() > before);
+        client
+    }
+}
+
+fn image(len: usize) -> Vec<u8> {
+    (0..len).map(|index| (index * 31 % 251) as u8).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !happened() {
+        assert!(began.elapsed() < PATIENCE, "did not happen: {what}");
+        thread::yield_now();
     }
 }
 
@@ -800,4 +865,141 @@ fn raise_descriptor_limit() -> u64 {
     let most = descriptor_limit().rlim_max.min(65_536);
     set_descriptor_limit(most);
     most
+}
+
+#[test]
+fn an_upload_is_in_a_file_when_the_server_hears_of_it() {
+    let uploads = Uploads::new(|_| {});
+    assert!(uploads.files().is_empty(), "what a killed process left is gone");
+    let mut client = uploads.rig.connect();
+    // More than the pieces that may wait for the disk, and the next request right behind; over one connection.
+    for (round, len) in [(0, 1), (1, 300_000), (2, BIG)] {
+        let body = image(len);
+        let head = format!(
+            "POST /upload?round={round} HTTP/1.1\r\nX-Api-Key: k\r\nX-Guard-Upload: image.bin 00 4\r\nContent-Length: {len}\r\n\r\n"
+        );
+        client.send([head.as_bytes(), &body, b"GET /healthz HTTP/1.1\r\n\r\n"].concat()).unwrap();
+        let (request, responder) = uploads.rig.kept.recv_timeout(PATIENCE).unwrap();
+        let upload = request.upload.clone().unwrap();
+        assert_eq!((request.body.len(), request.header("X-Api-Key")), (0, Some("k")));
+        assert_eq!(upload.bytes, len as u64);
+        assert_eq!(request.body_sha256(), <[u8; 32]>::from(Sha256::digest(&body)));
+        let path = uploads.dir.path().join(&upload.file_name);
+        assert!(std::fs::read(&path).unwrap() == body, "the file has the body");
+        uploads.rig.assert_serves();
+        if round == 1 {
+            std::fs::rename(&path, uploads.dir.path().join("taken.bin")).unwrap();
+        }
+        responder.success(200, &json!(round));
+        assert_eq!(client.answer().data(), json!(round));
+        assert_eq!(client.answer().text(), "alive", "the connection goes on");
+        until("only what was moved stays", || uploads.files().iter().all(|name| name == "taken.bin"));
+    }
+    assert_eq!(uploads.files(), ["taken.bin"]);
+    let empty = "POST /upload HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
+    client.send(empty).unwrap();
+    let (request, responder) = uploads.rig.kept.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(request.upload, None, "an empty body needs no file");
+    responder.success(200, &json!(null));
+    client.answer();
+}
+
+#[test]
+fn an_upload_waits_for_leave_where_it_asks() {
+    let uploads = Uploads::new(|_| {});
+    let mut client = uploads.rig.connect();
+    client.send("POST /upload HTTP/1.1\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    assert_eq!(client.head().status, 100);
+    client.send("body").unwrap();
+    let (request, responder) = uploads.rig.kept.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(request.upload.unwrap().bytes, 4);
+    responder.success(200, &json!(null));
+    assert_eq!(client.answer().status, 200);
+}
+
+#[test]
+fn uploads_have_a_size_of_their_own() {
+    let uploads = Uploads::new(|_| {});
+    let too_long = |head: &str, len: usize| {
+        let mut client = uploads.rig.connect();
+        client.send(format!("{head} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n")).unwrap();
+        client.last_answer(413, "PAYLOAD_TOO_LARGE");
+    };
+    too_long("POST /upload", BIG + 1);
+    too_long("POST /echo", (64 << 10) + 1);
+    too_long("PUT /upload", (64 << 10) + 1);
+    assert_eq!(uploads.rig.refused(Refusal::BodyTooLarge), 3);
+    uploads.assert_empty();
+}
+
+#[test]
+fn an_upload_that_does_not_arrive_leaves_nothing() {
+    let uploads = Uploads::new(|config| config.timeout = SHORT);
+    for sent in [1, 100_000] {
+        let mut client = uploads.rig.connect();
+        client.send(format!("POST /upload HTTP/1.1\r\nContent-Length: {BIG}\r\n\r\n")).unwrap();
+        client.send(image(sent)).unwrap();
+        let answer = client.last_answer(408, "REQUEST_TIMEOUT");
+        assert!(answer.text().contains("bytes are missing"), "{}", answer.text());
+        uploads.assert_empty();
+    }
+    assert_eq!(uploads.rig.refused(Refusal::BodyTimeout), 2);
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_no_upload() {
+    let uploads = Uploads::new(|_| {});
+    // In the middle of the body, and while the server has the request.
+    drop(uploads.begin(BIG, &image(200_000)));
+    uploads.assert_empty();
+    let client = uploads.begin(3, b"abc");
+    let (_, responder) = uploads.rig.kept.recv_timeout(PATIENCE).unwrap();
+    drop(client);
+    responder.success(200, &json!(null));
+    uploads.assert_empty();
+    // And when the server drops the request, or the guard itself is stopped.
+    let mut client = uploads.begin(3, b"abc");
+    drop(uploads.rig.kept.recv_timeout(PATIENCE).unwrap());
+    assert_eq!(client.answer().error(), "INTERNAL");
+    uploads.assert_empty();
+    let _client = uploads.begin(BIG, b"abc");
+    let Uploads { rig, dir } = uploads;
+    drop(rig);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only what is no upload");
+}
+
+#[test]
+fn uploads_at_a_time_are_limited() {
+    let uploads = Uploads::new(|_| {});
+    let first = uploads.begin(BIG, b"a");
+    let _second = uploads.begin(BIG, b"b");
+    let mut third = uploads.rig.connect();
+    third.send(format!("POST /upload HTTP/1.1\r\nContent-Length: {BIG}\r\n\r\n")).unwrap();
+    third.last_answer(503, "NOT_READY");
+    assert_eq!(uploads.rig.refused(Refusal::UploadsFull), 1);
+    uploads.rig.assert_serves();
+    drop(first);
+    until("there is room for one more", || uploads.files().len() == 1);
+    until("the guard takes another", || {
+        let mut client = uploads.rig.connect();
+        client.send("POST /upload HTTP/1.1\r\nContent-Length: 1\r\n\r\nx").unwrap();
+        let kept = uploads.rig.kept.recv_timeout(SHORT);
+        let taken = kept.is_ok();
+        if let Ok((_, responder)) = kept {
+            responder.success(200, &json!(null));
+        }
+        client.answer().status == 200 && taken
+    });
+}
+
+#[test]
+fn an_upload_that_cannot_be_written_is_refused() {
+    let uploads = Uploads::new(|_| {});
+    std::fs::remove_dir_all(uploads.dir.path()).unwrap();
+    let mut client = uploads.rig.connect();
+    client.send(format!("POST /upload HTTP/1.1\r\nContent-Length: {BIG}\r\n\r\n")).unwrap();
+    client.send(image(100)).unwrap();
+    client.last_answer(503, "NOT_READY");
+    assert_eq!(uploads.rig.refused(Refusal::UploadFailed), 1);
+    uploads.rig.assert_serves();
 }

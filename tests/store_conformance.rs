@@ -685,6 +685,7 @@ fn a_device_that_is_seen_is_not_interrupted() {
         firmware: Some("5.1".to_owned()),
         iccid: None,
         networked: false,
+        device_type: Some(0x21),
     };
     assert!(bench.store.coalesce(&mut vec![seen]));
     // Closing writes what was handed over.

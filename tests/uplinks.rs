@@ -300,6 +300,22 @@ fn on_a_shared_socket_each_device_speaks_for_itself() {
 }
 
 #[test]
+fn a_device_that_beats_seldom_is_waited_for() {
+    let mut gateway = Gateway::new();
+    let conn = host(&mut gateway, 2);
+    // 101 says that it beats every 600 s; 102 beats as all do.
+    gateway.receive(conn, &up(ap(101), 9, 0x90, &[3, 0, 10, 0, 20, 8, 7, 0x10, 0x0E, 0x58, 2]));
+    for _ in 0..40 {
+        gateway.pass(30 * SECOND);
+        gateway.receive(conn, b"link");
+    }
+    assert!(gateway.online(ap(101)), "silent for 1200 s, which is two of its heartbeats");
+    assert!(!gateway.online(ap(102)));
+    gateway.pass(31 * SECOND);
+    assert!(!gateway.online(ap(101)));
+}
+
+#[test]
 fn a_charger_that_tells_as_a_host_is_no_host() {
     let mut gateway = Gateway::new();
     let conn = host(&mut gateway, 1);

@@ -18,11 +18,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderNo},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
-        Idempotency, Job, Latest, OrderFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, ReadCall,
-        Reader, Reply, Store, StoreError, StoreHealth,
+        FirmwareKey, Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery,
+        PortRecord, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -238,7 +238,28 @@ impl Reader for FakeReader {
     fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
         absent()
     }
+    fn network(&mut self, _: DeviceId) -> Result<Option<chargegate::gateway::network::NetworkList>, StoreError> {
+        absent()
+    }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {
+        absent()
+    }
+    fn firmware(&mut self, _: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
+        absent()
+    }
+    fn firmware_list(&mut self, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
+        absent()
+    }
+    fn ota_task(&mut self, _: i64) -> Result<Option<OtaTask>, StoreError> {
+        absent()
+    }
+    fn ota_tasks(&mut self, _: &OtaFilter, _: u32, _: u32) -> Result<Page<OtaTask>, StoreError> {
+        absent()
+    }
+    fn open_ota_task(&mut self, _: DeviceId) -> Result<Option<OtaTask>, StoreError> {
+        absent()
+    }
+    fn devices_with_open_ota(&mut self, _: Option<DeviceId>, _: u32) -> Result<Vec<DeviceId>, StoreError> {
         absent()
     }
 

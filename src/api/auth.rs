@@ -42,6 +42,8 @@ pub struct Attempt<'a> {
     /// Path and query as sent.
     pub target: &'a str,
     pub body: &'a [u8],
+    /// Of a body that is in a file.
+    pub body_sha256: Option<[u8; 32]>,
     pub client_ip: IpAddr,
     /// `X-Api-Key`.
     pub api_key: Option<&'a str>,
@@ -60,6 +62,7 @@ impl<'a> Attempt<'a> {
             method: head.method.as_str(),
             target: head.target,
             body: &[],
+            body_sha256: None,
             client_ip: head.client_ip,
             api_key: head.header("X-Api-Key"),
             timestamp: head.header("X-Timestamp"),
@@ -73,6 +76,7 @@ impl<'a> Attempt<'a> {
             method: request.method.as_str(),
             target: &request.target,
             body: &request.body,
+            body_sha256: request.upload.as_ref().map(|upload| upload.sha256),
             client_ip: request.client_ip,
             api_key: request.header("X-Api-Key"),
             timestamp: request.header("X-Timestamp"),
@@ -125,26 +129,38 @@ impl Authenticator {
     /// # Errors
     /// `UNAUTHORIZED` (key, signature), `FORBIDDEN` (address, scope), `RATE_LIMITED`, `NOT_READY` (too many nonces to remember).
     pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Result<Arc<str>, ApiError> {
+        let entry = self.let_in(attempt, unix_ms)?;
+        let key = &entry.key;
+        if key.require_hmac {
+            self.check_signature(key, attempt, unix_ms.div_euclid(1_000))?;
+        }
+        check_scope(key, scope)?;
+        Ok(Arc::clone(&entry.name))
+    }
+
+    /// Checks all that can be told before the body is there, so that no stranger can send a long one. The rate and the
+    /// signature are left to [`Self::check`], which follows.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_head(&self, attempt: &Attempt<'_>, scope: Scope) -> Result<(), ApiError> {
+        let entry = self.find(attempt.api_key)?;
+        check_address(&entry.key, attempt)?;
+        check_scope(&entry.key, scope)
+    }
+
+    /// Key, address and rate.
+    fn let_in(&self, attempt: &Attempt<'_>, unix_ms: i64) -> Result<Arc<Entry>, ApiError> {
         let entry = self.find(attempt.api_key)?;
         let key = &entry.key;
-        if !key.ip_allow.is_empty() && !key.ip_allow.iter().any(|network| network.contains(attempt.client_ip)) {
-            let message = format!("key {} may not be used from {}", key.name, attempt.client_ip);
-            return Err(ApiError::new(ErrorCode::Forbidden, message));
-        }
+        check_address(key, attempt)?;
         if key.rate_per_s > 0
             && let Err(retry_after_s) = entry.bucket.lock().take(key.rate_per_s, unix_ms)
         {
             let message = format!("key {} may make {} requests per second", key.name, key.rate_per_s);
             return Err(ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s));
         }
-        if key.require_hmac {
-            self.check_signature(key, attempt, unix_ms.div_euclid(1_000))?;
-        }
-        if !key.scopes.contains(scope) {
-            let message = format!("key {} does not have the scope {}", key.name, scope.as_str());
-            return Err(ApiError::new(ErrorCode::Forbidden, message));
-        }
-        Ok(Arc::clone(&entry.name))
+        Ok(entry)
     }
 
     fn find(&self, api_key: Option<&str>) -> Result<Arc<Entry>, ApiError> {
@@ -185,7 +201,12 @@ impl Authenticator {
             let message = format!("X-Nonce must have 1 to {NONCE_LEN_MAX} characters, got {}", nonce.len());
             return Err(unauthorized(message));
         }
-        if !attempt.to_sign(timestamp, nonce).verify(secret.expose(), signature) {
+        let signed = attempt.to_sign(timestamp, nonce);
+        let holds = match attempt.body_sha256 {
+            Some(sha256) => signed.verify_of(sha256, secret.expose(), signature),
+            None => signed.verify(secret.expose(), signature),
+        };
+        if !holds {
             return Err(unauthorized("X-Signature does not match the request"));
         }
         // Last, so that only who holds the secret can use a nonce up or fill the memory for them.
@@ -195,6 +216,22 @@ impl Authenticator {
             Remembered::Full => Err(ApiError::not_ready("too many signed requests to tell replays apart", 1)),
         }
     }
+}
+
+fn check_address(key: &ApiKey, attempt: &Attempt<'_>) -> Result<(), ApiError> {
+    if !key.ip_allow.is_empty() && !key.ip_allow.iter().any(|network| network.contains(attempt.client_ip)) {
+        let message = format!("key {} may not be used from {}", key.name, attempt.client_ip);
+        return Err(ApiError::new(ErrorCode::Forbidden, message));
+    }
+    Ok(())
+}
+
+fn check_scope(key: &ApiKey, scope: Scope) -> Result<(), ApiError> {
+    if !key.scopes.contains(scope) {
+        let message = format!("key {} does not have the scope {}", key.name, scope.as_str());
+        return Err(ApiError::new(ErrorCode::Forbidden, message));
+    }
+    Ok(())
 }
 
 fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> ApiError {
@@ -298,6 +335,7 @@ mod tests {
             method: "POST",
             target: "/api/v1/third/devices/40aace04/charge?x=1",
             body: b"{}",
+            body_sha256: None,
             client_ip: "192.0.2.7".parse().unwrap(),
             api_key: Some(api_key),
             timestamp: None,

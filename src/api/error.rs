@@ -66,6 +66,8 @@ error_codes! {
     OrderState = "ORDER_STATE", 409;
     /// The card is registered already.
     CardExists = "CARD_EXISTS", 409;
+    /// The device has another open update, or this one has ended.
+    TaskState = "TASK_STATE", 409;
     /// The same idempotency key is being worked on.
     IdempotencyInProgress = "IDEMPOTENCY_IN_PROGRESS", 409;
     /// The body is longer than the limit.
@@ -154,7 +156,7 @@ mod tests {
             assert!((400..=503).contains(&code.status()));
             assert!(ErrorCode::ALL.iter().skip(index + 1).all(|other| other.as_str() != code.as_str()));
         }
-        assert_eq!(ErrorCode::ALL.len(), 26);
+        assert_eq!(ErrorCode::ALL.len(), 27);
     }
 
     #[test]

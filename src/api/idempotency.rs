@@ -13,7 +13,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 use super::error::{ApiError, ErrorCode};
 use super::message::Request;
@@ -44,7 +43,7 @@ pub fn asked(request: &Request, api_key: &Arc<str>) -> Result<Option<Idempotency
         api_key: Arc::clone(api_key),
         route: format!("{} {}", request.method.as_str(), request.path()),
         key: key.to_owned(),
-        body_hash: Sha256::digest(&request.body).into(),
+        body_hash: request.body_sha256(),
     }))
 }
 
@@ -119,6 +118,7 @@ mod tests {
             body: body.as_bytes().to_vec(),
             client_ip: "192.0.2.1".parse().unwrap(),
             request_id: "r".to_owned(),
+            upload: None,
         };
         asked(&request, &"shop".into()).map_err(|error| error.code)
     }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use sha2::{Digest as _, Sha256};
+
 /// A request method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
@@ -69,6 +71,19 @@ pub struct Request {
     pub client_ip: IpAddr,
     /// The client's `X-Request-Id` if it was 1 to 64 of `[A-Za-z0-9._-]`, else one made by the guard.
     pub request_id: String,
+    /// A body that the guard wrote to a file; `body` is then empty.
+    pub upload: Option<UploadedBody>,
+}
+
+/// A body in a file of the upload directory. Once the request is answered the file is removed, unless it was moved away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadedBody {
+    /// Name in the directory.
+    pub file_name: String,
+    /// Of the whole body.
+    pub sha256: [u8; 32],
+    /// Length of the body.
+    pub bytes: u64,
 }
 
 impl Request {
@@ -80,6 +95,11 @@ impl Request {
     /// What follows the `?`, not decoded.
     pub fn query(&self) -> Option<&str> {
         split_target(&self.target).1
+    }
+
+    /// SHA-256 of the body, wherever that is.
+    pub fn body_sha256(&self) -> [u8; 32] {
+        self.upload.as_ref().map_or_else(|| Sha256::digest(&self.body).into(), |upload| upload.sha256)
     }
 
     /// A header's value; `name` in any case.

@@ -15,6 +15,8 @@ use crate::model::CardNo;
 /// What the third parties' paths begin with.
 pub const BASE: &str = "/api/v1/third";
 
+/// The path whose POST bodies are images.
+pub const FIRMWARE_PATH: &str = "/api/v1/third/firmware";
 /// Query keys of lists.
 const PAGE_KEYS: [&str; 2] = ["page", "size"];
 /// Entries of a page where `size` is left out, and at most.
@@ -47,6 +49,7 @@ macro_rules! routes {
 
 const READ: Option<Scope> = Some(Scope::Read);
 const CONTROL: Option<Scope> = Some(Scope::Control);
+const ADMIN: Option<Scope> = Some(Scope::Admin);
 /// No key needed.
 const OPEN: Option<Scope> = None;
 const PAGED: bool = true;
@@ -88,6 +91,19 @@ routes! {
     /// The code that starts a charge on a keypad.
     VerificationCode = Get "/api/v1/third/devices/{device}/verification-code", CONTROL, SINGLE, ["port_no"];
     ParamsSet = Post "/api/v1/third/devices/{device}/params", CONTROL, SINGLE, [];
+    /// Settings of a device, which is registered where it was never seen.
+    DeviceSettings = Post "/api/v1/third/devices/{device}", ADMIN, SINGLE, [];
+    /// The network list of a gateway.
+    SocketList = Get "/api/v1/third/devices/{device}/sockets", READ, SINGLE, [];
+    SocketChange = Post "/api/v1/third/devices/{device}/sockets", CONTROL, SINGLE, [];
+    SocketDelete = Delete "/api/v1/third/devices/{device}/sockets/{id}", CONTROL, SINGLE, [];
+    /// Takes an image, whose bytes the guard has written to a file.
+    FirmwareUpload = Post FIRMWARE_PATH, ADMIN, SINGLE, ["name", "version", "device_type"];
+    FirmwareList = Get FIRMWARE_PATH, READ, PAGED, [];
+    OtaCreate = Post "/api/v1/third/devices/{device}/ota", CONTROL, SINGLE, [];
+    OtaList = Get "/api/v1/third/ota", READ, PAGED, ["device_id", "state"];
+    Ota = Get "/api/v1/third/ota/{id}", READ, SINGLE, [];
+    OtaCancel = Delete "/api/v1/third/ota/{id}", CONTROL, SINGLE, [];
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];
@@ -372,7 +388,8 @@ mod tests {
             let target = target.replace("{id}", "7");
             let matched = resolve(route.method, &target).unwrap();
             assert_eq!(matched.route.id, route.id);
-            assert_eq!(matched.param.is_some(), route.pattern.contains('{'));
+            let named = ["{device}", "{order}"].iter().any(|name| route.pattern.contains(name));
+            assert_eq!((matched.param.is_some(), matched.id.is_some()), (named, route.pattern.contains("{id}")));
             assert_eq!(route.scope.is_some(), route.pattern.starts_with(BASE), "{}", route.pattern);
             assert!(resolve(route.method, &format!("{target}/")).is_err());
         }

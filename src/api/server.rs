@@ -25,8 +25,8 @@ use serde::Serialize;
 
 use super::envelope;
 use super::error::{ApiError, ErrorCode};
-use super::guard::{CLIENT_IP_HEADER, REQUEST_ID_HEADER};
-use super::message::{Method, Request, Response};
+use super::guard::{CLIENT_IP_HEADER, REQUEST_ID_HEADER, UPLOAD_HEADER};
+use super::message::{Method, Request, Response, UploadedBody};
 use crate::telemetry::{Exposition, MetricSource};
 
 /// How often an idle worker looks whether the server stops or its listener is gone.
@@ -290,6 +290,7 @@ impl Shared {
     fn receive(&self, request: &mut tiny_http::Request) -> Option<Request> {
         let mut client_ip = None;
         let mut request_id = None;
+        let mut upload = None;
         let mut headers = Vec::with_capacity(request.headers().len());
         for header in request.headers() {
             let (name, value) = (header.field.as_str().as_str(), header.value.as_str());
@@ -297,6 +298,8 @@ impl Shared {
                 client_ip = value.parse::<IpAddr>().ok();
             } else if name.eq_ignore_ascii_case(REQUEST_ID_HEADER) {
                 request_id = Some(value.to_owned());
+            } else if name.eq_ignore_ascii_case(UPLOAD_HEADER) {
+                upload = Some(uploaded(value)?);
             } else if !name.eq_ignore_ascii_case("Content-Length") {
                 headers.push((name.to_owned(), value.to_owned()));
             }
@@ -313,8 +316,19 @@ impl Shared {
             return None;
         }
         let method = Method::from_token(request.method().as_str());
-        Some(Request { method, target: request.url().to_owned(), headers, body, client_ip, request_id })
+        Some(Request { method, target: request.url().to_owned(), headers, body, client_ip, request_id, upload })
     }
+}
+
+/// Reads what the guard says of a body in a file.
+fn uploaded(value: &str) -> Option<UploadedBody> {
+    let mut words = value.split(' ');
+    let (file_name, sha256, bytes) = (words.next()?, words.next()?, words.next()?);
+    Some(UploadedBody {
+        file_name: file_name.to_owned(),
+        sha256: crate::signature::decode_hex(sha256)?,
+        bytes: bytes.parse().ok()?,
+    })
 }
 
 /// The right to answer one request, once, from any thread. Dropped unused, it answers 500 `INTERNAL`.

@@ -343,6 +343,24 @@ settings! {
         valid_for_order: Duration = "30s", span(SEC, HOUR), Restart;
     }
 
+    /// Firmware updates.
+    ota: Ota {
+        /// Largest image in bytes.
+        firmware_max: u32 = 8_388_608, Int(1024, 67_108_864), Restart;
+        /// Time for a whole image to arrive.
+        upload_timeout: Duration = "2m", span(SEC, HOUR), Restart;
+        /// Updates under way at a time; the others wait. Shared out evenly among the shards.
+        concurrent_max: u32 = 100, Int(1, 100_000), Restart;
+        /// Packets sent per second to all devices together. One device takes at most one per ap3000.command_interval.
+        packets_per_s: u32 = 200, Int(1, 100_000), Restart;
+        /// How often the store is searched for updates that wait.
+        poll_interval: Duration = "5s", span(100 * MS, HOUR), Restart;
+        /// A BKV or GN gateway that was told to fetch its firmware must show another version within this.
+        ftp_timeout: Duration = "30m", span(MIN, DAY), Restart;
+        /// An update that is not done at this age fails.
+        valid_for: Duration = "7d", span(MIN, 365 * DAY), Restart;
+    }
+
     /// Access to the REST API.
     api: Api {
         /// How far the `X-Timestamp` of a signed request may be from this machine's clock.

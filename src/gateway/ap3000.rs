@@ -17,8 +17,8 @@ use super::{
 use crate::{
     gateway::core::Cx,
     model::{
-        Ap3000Call, CardNo, CardStart, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, OrderNo, PortStatus,
-        Protocol,
+        Ap3000Call, CardNo, CardStart, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, OrderNo, OtaMethod,
+        PortStatus, Protocol,
     },
     protocol::{
         Direction,
@@ -35,6 +35,8 @@ use crate::{
 };
 
 const CHARGE_CONTROL: u16 = 0x82;
+/// A host asks for the update that failed (host-server protocol v2.9).
+const HOST_UPDATE_REQUEST: u8 = 0x15;
 /// Commands answered by one result byte whose reply completes a command of ours.
 const WIRE_WH_PER_UNIT: u32 = 10;
 
@@ -76,6 +78,13 @@ impl Core {
             device.and_then(|key| self.device(key)).is_none_or(|device| !device.sends_heartbeat);
         let sent = effects.tx.len();
         answer(ConnId::from(conn), &header, frame.command, &body, legacy_heartbeat_answered, now, effects);
+        if matches!(body, Body::Empty(_)) && frame.command == HOST_UPDATE_REQUEST {
+            // A host whose update failed asks for it again: 0 where there is one to give.
+            let updating =
+                device.and_then(|key| self.device(key)).is_some_and(|device| device.is_updated_by(OtaMethod::F9));
+            let result = u8::from(!updating);
+            effects.write(conn.into(), |out| encode::result_reply(out, &header, frame.command, result));
+        }
         if effects.tx.len() > sent {
             // A reply has the command of what it answers.
             self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
@@ -141,8 +150,6 @@ fn answer(
             let seconds = u32::try_from(now.unix_ms / 1000).unwrap_or(u32::MAX);
             effects.write(conn, |out| encode::time_reply(out, header, command, seconds));
         }
-        // A host whose update failed asks for it again; there is none to give.
-        Body::Empty(_) if command == 0x15 => effects.write(conn, |out| encode::result_reply(out, header, command, 1)),
         Body::OrderConfirm(confirm) => {
             let reply = OrderConfirmReply { port: confirm.port, result: 0, extra: Extra::NONE };
             effects.write(conn, |out| encode::order_confirm_reply(out, header, &reply));
@@ -201,6 +208,9 @@ impl Device {
             Body::LegacyHeartbeat(heartbeat) => {
                 if let Some(signal) = heartbeat.signal {
                     self.entry.set_signal(signal);
+                }
+                if let Some(device_type) = heartbeat.device_type {
+                    self.entry.set_device_type(device_type);
                 }
                 // Devices that send both kinds are told of by the other.
                 if !self.sends_heartbeat {
@@ -262,8 +272,12 @@ impl Device {
             Body::ResultReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
             Body::EepromReadReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
             Body::CabinetStopReply(reply) => self.ap3000_replied(cx, frame, reply.result, body),
+            Body::Params11(params) => {
+                self.beats_every(cx, Some(params.heartbeat_interval_s));
+                self.ap3000_replied(cx, frame, 0, body);
+            }
             // Queries are answered by the values alone.
-            Body::Params11(_) | Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
+            Body::Params12(_) | Body::Limits(_) | Body::UserCard(_) => {
                 self.ap3000_replied(cx, frame, 0, body);
             }
             Body::Settlement(settlement) => {
@@ -291,10 +305,13 @@ impl Device {
                 };
                 self.update_requested(cx, request);
             }
-            Body::OtaReply(reply) if reply.packet_no == 0 => {
+            Body::OtaReply(reply) if reply.packet_no == 0 && !self.has_ota() => {
                 self.update_requested(cx, UpdateRequest::of(frame.command));
             }
-            Body::Empty(_) if frame.command == 0x15 => self.update_requested(cx, UpdateRequest::of(frame.command)),
+            Body::OtaReply(reply) => self.ota_reply(cx, frame.command, frame.msg_id, reply.result, reply.packet_no),
+            Body::Empty(_) if frame.command == HOST_UPDATE_REQUEST => {
+                self.update_requested(cx, UpdateRequest::of(frame.command))
+            }
             _ => {}
         }
     }
@@ -315,6 +332,7 @@ impl Device {
 
     fn registration(&mut self, cx: &Cx<'_>, registration: &Registration<'_>) {
         self.set_firmware(registration.fw_version);
+        self.entry.set_device_type(registration.device_type);
         self.add_numbered_ports(registration.port_count);
         self.is_charger(cx);
     }

@@ -192,12 +192,16 @@ impl Device {
                     self.entry.set_signal(rssi);
                 }
                 self.entry.set_firmware(heartbeat.fw.as_bytes());
+                self.ota_firmware_seen(cx);
                 self.entry.set_iccid_bytes(heartbeat.iccid.as_bytes());
                 self.heartbeat(cx);
             }
             Body::Push(_) | Body::SocketReply(..) => {
                 for socket in body.sockets().into_iter().flatten() {
                     let Some(number) = socket.socket else { continue };
+                    if self.is_leaving(number) {
+                        continue;
+                    }
                     self.saw_socket(number);
                     if self.awaits_reply() {
                         let asked = GatewayCall::QuerySocket { socket: number };
@@ -239,6 +243,8 @@ impl Device {
                 let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
                 self.call_replied(cx, key, refusal(reply.ack), || serde_json::to_value(body).ok());
             }
+            // An unconfirmed variant of 08 carries a list of 14-byte entries behind their count: no answer to a command.
+            Body::NetworkResult(inner, reply) if inner.len > 1 && inner.len == 1 + 14 * u16::from(reply.result) => {}
             Body::NetworkResult(inner, reply) => {
                 let key = ReplyKey { command: (NETWORK, u16::from(inner.sub)), msg_id: frame.sequence };
                 self.call_replied(cx, key, refusal(reply.result), || serde_json::to_value(body).ok());

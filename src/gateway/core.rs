@@ -20,7 +20,7 @@ use super::{
     accept::AcceptGate,
     card::CardMode,
     conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
-    device::Device,
+    device::{Device, OtaShare},
     directory::Directory,
     lane::Waits,
     slots::{Key, Slots},
@@ -35,7 +35,7 @@ use crate::{
         detect::{Detected, Detection, detect},
     },
     shard::JOBS_MAX,
-    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, Outcome, SettlementKey},
+    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, OtaOutcome, Outcome, SettlementKey},
     telemetry::{
         ShardWriter,
         label::{DecodeFailure, ShardEvent},
@@ -148,6 +148,10 @@ pub struct CoreConfig {
     pub log_heartbeats: bool,
     /// Who decides what a swiped card may do.
     pub cards: CardMode,
+    /// This shard's share of the packets of firmware per second.
+    pub ota_packets_per_s: u64,
+    /// Updates this shard may run at a time.
+    pub ota_running_max: usize,
     /// Time limits.
     pub timeouts: Timeouts,
     /// Time limits of orders.
@@ -171,6 +175,8 @@ impl CoreConfig {
             heartbeat_events: false,
             log_heartbeats: false,
             cards: CardMode::default(),
+            ota_packets_per_s: 200,
+            ota_running_max: 100,
             timeouts: Timeouts::default(),
             orders: OrderTimes::default(),
         }
@@ -220,6 +226,7 @@ pub(super) struct Shared {
     pub(super) reports: FxHashMap<u64, WaitingAck>,
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
+    pub(super) ota: OtaShare,
     jobs: usize,
     commands_waiting: Waits,
 }
@@ -375,6 +382,7 @@ impl Core {
         metrics: ShardWriter,
     ) -> Self {
         let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst, config.breaker);
+        let ota = OtaShare::new(config.ota_packets_per_s, config.ota_running_max);
         let shared = Shared {
             config,
             directory,
@@ -384,6 +392,7 @@ impl Core {
             reports: FxHashMap::default(),
             report_ticket: 1,
             dirty: Vec::new(),
+            ota,
             jobs: 0,
             commands_waiting: Waits::default(),
         };
@@ -537,6 +546,9 @@ impl Core {
                     device.settings_changed(cx, &settings);
                 });
             }
+            Message::NetworkChanged(told) => {
+                self.with_device(now, told.device_id, effects, |device, cx| device.network_changed(cx, &told));
+            }
             Message::Superseded { device_id, generation } => self.superseded(now, device_id, generation, effects),
             Message::Drain => {
                 self.draining = true;
@@ -545,6 +557,12 @@ impl Core {
                     self.close(now, key, CloseReason::Drain, effects);
                 }
                 self.flush(now, effects);
+            }
+            Message::OtaStart(start) => {
+                self.with_device(now, start.task.device_id, effects, |device, cx| device.ota_start(cx, *start));
+            }
+            Message::OtaEnded { device_id, task_id } => {
+                self.with_device(now, device_id, effects, |device, cx| device.ota_cancelled(cx, task_id));
             }
         }
     }

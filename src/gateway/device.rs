@@ -8,8 +8,11 @@ mod cards;
 mod clock;
 mod commands;
 mod orders;
+mod ota;
 mod ports;
 mod session;
+
+pub(super) use ota::OtaShare;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +27,7 @@ use super::{
     core::Cx,
     directory::{Entry, Owner, PortCell, PortState},
     lane::{InFlight, Lane, Next, Outgoing, Pushed, ReplyKey, Waits},
+    network::NetworkList,
     order::Event,
     slots::Key,
     track::{self, Action, Situation, Track},
@@ -31,11 +35,11 @@ use super::{
 use crate::{
     model::{
         Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, EventType, Order, OrderNo, PortAddress,
-        PortStatus, Protocol, socket_of_port,
+        PortStatus, Protocol, port_of_socket, socket_of_port,
     },
     protocol::Direction,
     store::{
-        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, SettingsOutcome,
+        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, NetworkTold, OrderJob, OrderKey, SettingsOutcome,
         payload::PortObject,
     },
     telemetry::label::{OutboundFailure, ShardEvent},
@@ -150,8 +154,12 @@ pub(super) struct Device {
     shares_socket: bool,
     /// It told as a host, and has no ports.
     host_only: bool,
+    /// BKV/GN: sockets that are being taken out of the network list.
+    leaving: Vec<u8>,
     /// A deadline may be sooner than the timer is set.
     sooner: bool,
+    /// How often it beats, where it said so.
+    beat_interval_s: Option<u16>,
     key: Option<Key>,
     epoch: i64,
     bind_at: Option<u64>,
@@ -170,6 +178,7 @@ pub(super) struct Device {
     tracks: Vec<Track>,
     lane: Lane,
     swipes: Vec<PendingSwipe>,
+    ota: Option<Box<ota::Ota>>,
 }
 
 impl Device {
@@ -188,7 +197,9 @@ impl Device {
             host_dirty: false,
             shares_socket: false,
             host_only: false,
+            leaving: Vec::new(),
             sooner: false,
+            beat_interval_s: None,
             key: None,
             epoch: 0,
             bind_at: None,
@@ -207,6 +218,7 @@ impl Device {
             tracks: Vec::new(),
             lane: Lane::default(),
             swipes: Vec::new(),
+            ota: None,
             entry,
         }
     }

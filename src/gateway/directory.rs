@@ -174,6 +174,7 @@ pub struct Entry {
     connected_at: AtomicI64,
     signal: AtomicU16,
     firmware: AtomicU64,
+    device_type: AtomicU16,
     iccid: RwLock<Option<Box<str>>>,
     /// Most devices tell none of it.
     told: RwLock<Option<Box<Told>>>,
@@ -201,6 +202,7 @@ impl Entry {
             connected_at: AtomicI64::new(0),
             signal: AtomicU16::new(u16::MAX),
             firmware: AtomicU64::new(0),
+            device_type: AtomicU16::new(u16::MAX),
             iccid: RwLock::new(None),
             told: RwLock::new(None),
             waiting: AtomicU32::new(0),
@@ -376,6 +378,16 @@ impl Entry {
         let mut bytes = [0; 8];
         bytes.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
         self.firmware.store(u64::from_be_bytes(bytes), Ordering::Relaxed);
+    }
+
+    /// Device type, or host type, as an AP3000 device says it.
+    pub fn device_type(&self) -> Option<u8> {
+        u8::try_from(self.device_type.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Stores the device type.
+    pub fn set_device_type(&self, device_type: u8) {
+        self.device_type.store(u16::from(device_type), Ordering::Relaxed);
     }
 
     /// SIM number.

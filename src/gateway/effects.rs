@@ -1,11 +1,12 @@
 //! What goes into the core and what comes out of it.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::ShardId;
 use crate::{
-    model::{CardNo, Command, DeviceId, Order, Protocol},
-    store::{CardVerdict, CommandLogRow, Job, Latest, Outcome, SettingsOutcome},
+    model::{CardNo, Command, DeviceId, Order, OtaTask, Protocol},
+    protocol::ap3000::update::Verification,
+    store::{CardVerdict, CommandLogRow, Job, Latest, NetworkTold, Outcome, SettingsOutcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -139,8 +140,30 @@ pub enum Message {
     },
     /// An operator changed what is kept of a device. Dropped: in force from the next bind.
     SettingsChanged(Box<SettingsOutcome>),
+    /// The network list of a gateway changed. Dropped: in force from the next bind; a command that was taken back may be written.
+    NetworkChanged(Box<NetworkTold>),
     /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
     Drain,
+    /// An update and its image, for a device of the shard. Dropped: it is offered again.
+    OtaStart(Box<OtaStart>),
+    /// An update ended without its shard's doing. Dropped: the next step that is stored says so.
+    OtaEnded {
+        /// The device.
+        device_id: DeviceId,
+        /// The task.
+        task_id: i64,
+    },
+}
+
+/// An open update, with what it needs.
+#[derive(Debug)]
+pub struct OtaStart {
+    /// As stored.
+    pub task: OtaTask,
+    /// The image, where the gateway sends one.
+    pub image: Option<Arc<[u8]>>,
+    /// What its verification packet says, where it has one.
+    pub verification: Option<Verification>,
 }
 
 /// A question to a third party: what may this card do? Dropped: the card is refused.

@@ -20,7 +20,7 @@ pub(crate) const WAITING_MAX: usize = 16;
 const IN_FLIGHT_MAX: usize = 8;
 /// A named command is answered within this time.
 const REPLY_MS: u64 = 10_000;
-/// Parameters are, within this one.
+/// Parameters and network lists are, within this one.
 const PARAMS_REPLY_MS: u64 = 15_000;
 /// From one attempt to the next.
 const ATTEMPT_MS: u64 = 60_000;
@@ -239,7 +239,7 @@ impl Lane {
         let (resend_at, reply_by) = match what.call() {
             None => (u64::MAX, u64::MAX),
             Some(call) => {
-                let limit = if call.sets_params() { PARAMS_REPLY_MS } else { REPLY_MS };
+                let limit = if call.sets_params() || call.is_network() { PARAMS_REPLY_MS } else { REPLY_MS };
                 let resend = call.is_idempotent() && call.completion() == Completion::Reply;
                 (if resend { now_ms + limit / 2 } else { u64::MAX }, now_ms + limit)
             }
@@ -303,6 +303,11 @@ impl Lane {
         self.pace_until = self.pace_until.max(until_ms);
     }
 
+    /// Until when commands are held back, monotonic ms.
+    pub(super) const fn paced_until(&self) -> u64 {
+        self.pace_until
+    }
+
     /// The written start or stop of an order, to be written again.
     pub(super) fn in_flight_mut(&mut self, order_no: OrderNo, stop: bool) -> Option<&mut InFlight> {
         let wanted = |what: &Outgoing| if stop { what.is_stop() } else { what.is_start() };
@@ -330,6 +335,11 @@ impl Lane {
     /// Drops withdrawn rows that are not written.
     pub(super) fn withdraw(&mut self, rows: &[i64]) {
         self.waiting.retain(|waiting| waiting.what.row().is_none_or(|row| !rows.contains(&row)));
+    }
+
+    /// Drops written named commands for which nobody waits any more.
+    pub(super) fn forget_calls(&mut self, which: impl Fn(&DeviceCall) -> bool) {
+        self.in_flight.retain(|in_flight| !in_flight.what.call().is_some_and(&which));
     }
 
     /// Drops everything unwritten: the binding it was claimed for is gone, the next one claims it again.

@@ -15,8 +15,11 @@ pub mod directory;
 mod effects;
 mod gn;
 mod lane;
+pub mod network;
 pub mod order;
+pub mod ota;
 pub mod params;
+pub mod product;
 pub mod settlement;
 mod slots;
 mod timers;
@@ -26,7 +29,7 @@ mod track;
 pub use self::call::FIRMWARE_FILE_MAX;
 pub use self::core::{BkvReadings, Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
-pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, Effects, Listener, Message};
+pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, Effects, Listener, Message, OtaStart};
 pub use times::OrderTimes;
 
 /// Index of a shard, from 0.

@@ -23,17 +23,22 @@ use std::{
 use crate::{
     gateway::{
         card::{CardRefused, Rate},
+        network::{Given, NetworkList, Taken},
         order,
         params::Held,
     },
     model::{
         Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall,
-        DeviceDetails, DeviceId, EventType, HostValues, Order, OrderNo, OrderStatus, PortStatus, Priority, Protocol,
+        DeviceDetails, DeviceId, EventType, Firmware, HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus,
+        Priority, Protocol,
     },
 };
 
+mod ota;
 pub mod payload;
 pub mod sqlite;
+
+pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 
 /// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
 #[derive(Debug)]
@@ -75,8 +80,76 @@ pub enum Job {
     Call(Box<NewCall>),
     /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
     SetParams(Box<WantedParams>),
+    /// Firmware, or an update of a device. Dropped: as each [`OtaJob`] says.
+    Ota(Box<OtaJob>),
     /// An operator sets what is kept of a device, and registers it where it was never seen. Dropped: the API answers `NOT_READY`.
     Settings(Box<Settings>),
+    /// A third party changes the network list of a gateway. Dropped: the API answers `NOT_READY`.
+    Network(Box<NetworkJob>),
+}
+
+/// A change of a gateway's network list.
+#[derive(Clone, Debug)]
+pub struct NetworkJob {
+    /// The gateway; it must have a row.
+    pub device_id: DeviceId,
+    /// What changes.
+    pub change: NetworkChange,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::network_accepted`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What changes in a network list.
+#[derive(Clone, Debug)]
+pub enum NetworkChange {
+    /// All of it.
+    Replace {
+        /// Radio channel 1–15.
+        channel: u8,
+        /// The new list; numbers and MACs once each.
+        sockets: Vec<Given>,
+    },
+    /// One socket more.
+    Add(Given),
+    /// This socket less.
+    Remove(u8),
+}
+
+/// What became of a change of a network list.
+#[derive(Clone, Debug)]
+pub enum Networked {
+    /// Committed; the gateway is told next.
+    Changed(Box<NetworkTold>),
+    /// No such device.
+    NoDevice,
+    /// The socket to be removed is not in the list.
+    NotListed,
+    /// Number or MAC of the socket to be added is taken.
+    Taken(Taken),
+    /// An order holds a port of a socket that would go: nothing was changed.
+    Busy {
+        /// The socket.
+        socket: u8,
+        /// Its port.
+        port_no: u16,
+        /// The order.
+        holder: OrderNo,
+    },
+}
+
+/// A changed network list, as the gateway's owner is told of it.
+#[derive(Clone, Debug)]
+pub struct NetworkTold {
+    /// The gateway.
+    pub device_id: DeviceId,
+    /// All of it now.
+    pub list: NetworkList,
+    /// Commands that the owner must drop.
+    pub withdrawn: Vec<i64>,
 }
 
 /// Settings of a device. `None` leaves the stored value.
@@ -423,6 +496,10 @@ pub struct Bound {
     pub protocol: Protocol,
     /// BKV/GN: its record has sockets, or it showed a socket ≥ 1.
     pub networked: bool,
+    /// It has an open update.
+    pub has_ota: bool,
+    /// What the device last reported as its heartbeat interval, seconds (AP3000).
+    pub heartbeat_interval_s: Option<u16>,
     /// First of [`Bound::MSG_IDS`] message ids reserved for the shard's own queries during this epoch.
     pub msg_id_first: u32,
     /// Known ports.
@@ -436,6 +513,8 @@ pub struct Bound {
     pub commands: Vec<Command>,
     /// Settings, and what it told of itself.
     pub details: Box<DeviceDetails>,
+    /// BKV/GN: the network list, where there is one.
+    pub network: Option<Box<NetworkList>>,
 }
 
 impl Bound {
@@ -750,8 +829,12 @@ pub enum Outcome {
     Called(Called),
     /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
     Params(Option<Vec<ParamRecord>>),
+    /// Of [`Job::Ota`].
+    Ota(Box<OtaOutcome>),
     /// Of [`Job::Settings`].
     Settings(Box<SettingsOutcome>),
+    /// Of [`Job::Network`].
+    Networked(Networked),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -816,10 +899,14 @@ pub trait Notify: Send + Sync {
     fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
     /// Commands were queued for a device that had no live epoch at the time.
     fn commands_queued(&self, device_id: DeviceId);
+    /// An update was created, or ended at the request of somebody other than its shard. Called after the answer was given.
+    fn ota_changed(&self, _task: &OtaTask) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
     /// Settings of a device changed. Called after the answer was given.
     fn settings_changed(&self, _settings: &SettingsOutcome) {}
+    /// The network list of a gateway changed. Called after the answer was given.
+    fn network_changed(&self, _told: &NetworkTold) {}
 }
 
 /// A port as stored.
@@ -872,6 +959,8 @@ pub struct DeviceRecord {
     pub iccid: Option<String>,
     /// Epoch of the last bind.
     pub session_epoch: i64,
+    /// Device type, or host type (AP3000).
+    pub device_type: Option<u8>,
     /// Settings, and what it told of itself.
     pub details: DeviceDetails,
 }
@@ -893,6 +982,8 @@ pub enum Latest {
         iccid: Option<String>,
         /// It showed a socket ≥ 1.
         networked: bool,
+        /// Device type, or host type (AP3000).
+        device_type: Option<u8>,
     },
     /// A port snapshot.
     Port(PortRecord),
@@ -1047,8 +1138,22 @@ pub trait Reader {
     fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
     /// Parameters of a device by socket and name.
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
+    /// The network list of a gateway; `None`: no such device.
+    fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
+    /// One image.
+    fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
+    /// Images, newest first; `page` from 1.
+    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
+    /// One update.
+    fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError>;
+    /// Updates, newest first; `page` from 1.
+    fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError>;
+    /// The open update of a device.
+    fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError>;
+    /// Devices that have one, behind `after`.
+    fn devices_with_open_ota(&mut self, after: Option<DeviceId>, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }
 
 /// A query to run on a reader thread.

@@ -4,7 +4,11 @@ use serde::Serialize;
 
 use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
-use crate::model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderCard, OrderNo, OrderStatus};
+use crate::gateway::network::{NetworkList, Refresh};
+use crate::model::{
+    Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderCard, OrderNo, OrderStatus, OtaTask, port_of_socket,
+};
+use crate::protocol::Hex;
 use crate::time::Rfc3339;
 
 /// HTTP status of [`accepted`].
@@ -45,6 +49,98 @@ pub fn params_accepted(
     let mut body = Vec::with_capacity(1024);
     envelope::write_success(&mut body, &ParamsObject::new(device_id, params), request_id, unix_ms)?;
     Ok(body)
+}
+
+/// The whole answer to a request that began an update; as [`accepted`].
+///
+/// # Errors
+/// None in practice, as for [`accepted`].
+pub fn ota_accepted(task: &OtaTask, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(512);
+    envelope::write_success(&mut body, &OtaObject::from(task), request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// An update of a device.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the task")]
+pub struct OtaObject<'a> {
+    pub task_id: i64,
+    pub device_id: DeviceId,
+    pub method: &'static str,
+    pub firmware: Option<FirmwareObject<'a>>,
+    pub ftp_host: Option<std::net::Ipv4Addr>,
+    pub ftp_port: Option<u16>,
+    pub file: Option<&'a str>,
+    pub verification: bool,
+    pub force: bool,
+    pub state: u8,
+    pub state_text: &'static str,
+    /// Percent.
+    pub progress: u8,
+    pub reason: Option<&'a str>,
+    pub packets_total: u16,
+    pub packets_acked: u16,
+    pub created_at: Rfc3339,
+    pub sent_at: Option<Rfc3339>,
+    pub ended_at: Option<Rfc3339>,
+    pub updated_at: Rfc3339,
+}
+
+impl<'a> From<&'a OtaTask> for OtaObject<'a> {
+    fn from(task: &'a OtaTask) -> Self {
+        let ftp = task.ftp.as_ref();
+        Self {
+            task_id: task.id,
+            device_id: task.device_id,
+            method: task.method.as_str(),
+            firmware: task.firmware.as_ref().map(FirmwareObject::from),
+            ftp_host: ftp.map(|ftp| ftp.host),
+            ftp_port: ftp.map(|ftp| ftp.port),
+            file: ftp.map(|ftp| ftp.file.as_str()),
+            verification: task.verification,
+            force: task.force,
+            state: task.state.code(),
+            state_text: task.state.as_str(),
+            progress: task.progress(),
+            reason: task.reason.as_deref(),
+            packets_total: task.packets_total,
+            packets_acked: task.packets_acked,
+            created_at: Rfc3339(task.created_at),
+            sent_at: task.sent_at.map(Rfc3339),
+            ended_at: task.ended_at.map(Rfc3339),
+            updated_at: Rfc3339(task.updated_at),
+        }
+    }
+}
+
+/// An image.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the image")]
+pub struct FirmwareObject<'a> {
+    pub firmware_id: i64,
+    /// Lower-case hex.
+    pub sha256: String,
+    pub size: u32,
+    pub name: &'a str,
+    /// `V2.05`.
+    pub version: Option<String>,
+    pub device_type: Option<u8>,
+    pub created_at: Rfc3339,
+}
+
+impl<'a> From<&'a Firmware> for FirmwareObject<'a> {
+    fn from(firmware: &'a Firmware) -> Self {
+        Self {
+            firmware_id: firmware.id,
+            sha256: Hex(firmware.sha256).to_string(),
+            size: firmware.size,
+            name: &firmware.name,
+            version: firmware.version.map(|version| format!("V{}.{:02}", version / 100, version % 100)),
+            device_type: firmware.device_type,
+            created_at: Rfc3339(firmware.created_at),
+        }
+    }
 }
 
 /// A command of the queue.
@@ -130,6 +226,77 @@ impl<'a> ParamsObject<'a> {
             })
             .collect();
         Self { device_id, pending: params.iter().any(|param| param.pending), params }
+    }
+}
+
+/// The whole answer to a change of a network list; as [`accepted`].
+///
+/// # Errors
+/// None in practice, as for [`accepted`].
+pub fn network_accepted(
+    device_id: DeviceId,
+    list: &NetworkList,
+    request_id: &str,
+    unix_ms: i64,
+) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(1024);
+    envelope::write_success(&mut body, &NetworkObject::new(device_id, list), request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// The network list of a gateway.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are their words")]
+pub struct NetworkObject<'a> {
+    pub device_id: DeviceId,
+    pub channel: Option<u8>,
+    /// Whether the gateway acknowledged all of it.
+    pub confirmed: bool,
+    /// The gateway did not take the list as a whole; it is sent again when the gateway comes back.
+    pub refresh_failed: bool,
+    pub sockets: Vec<SocketObject<'a>>,
+}
+
+/// A socket of a network list.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are their words")]
+pub struct SocketObject<'a> {
+    pub socket: u8,
+    pub mac: Option<String>,
+    pub uid: Option<&'a str>,
+    /// `desired`, `confirmed`, `removing`.
+    pub state: &'static str,
+    pub refused: Option<&'a str>,
+    /// API ports of its two holes; none while it is being removed.
+    pub ports: Vec<u16>,
+    pub confirmed_at: Option<Rfc3339>,
+    pub updated_at: Rfc3339,
+}
+
+impl<'a> NetworkObject<'a> {
+    /// All of `list`.
+    pub fn new(device_id: DeviceId, list: &'a NetworkList) -> Self {
+        let sockets = list.sockets.iter().map(|listed| SocketObject {
+            socket: listed.socket,
+            mac: listed.mac.map(|mac| Hex(mac).to_string()),
+            uid: listed.uid.as_deref(),
+            state: listed.state.as_str(),
+            refused: listed.refused.as_deref(),
+            ports: if listed.is_wanted() {
+                vec![port_of_socket(listed.socket, 0), port_of_socket(listed.socket, 1)]
+            } else {
+                Vec::new()
+            },
+            confirmed_at: listed.confirmed_at.map(Rfc3339),
+            updated_at: Rfc3339(listed.updated_at),
+        });
+        Self {
+            device_id,
+            channel: list.channel,
+            confirmed: list.is_confirmed(),
+            refresh_failed: list.refresh == Refresh::Failed,
+            sockets: sockets.collect(),
+        }
     }
 }
 

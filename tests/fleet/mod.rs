@@ -19,7 +19,7 @@ use chargegate::{
         ap3000::{PhyId, encode as ap3000},
         bkv::{self, GatewayId},
     },
-    store::{CommandLogRow, Created, Job, NewOrder, Outcome, Settings, sqlite::Db},
+    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Settings, sqlite::Db},
     telemetry::{
         Metrics, ShardWriter,
         label::{Label, ShardEvent},
@@ -196,6 +196,9 @@ impl Gateway {
             }
             Outcome::Settings(settings) => {
                 self.core.message(now, Message::SettingsChanged(settings.clone()), &mut self.effects);
+            }
+            Outcome::Networked(Networked::Changed(told)) => {
+                self.core.message(now, Message::NetworkChanged(told.clone()), &mut self.effects);
             }
             _ => {}
         }

@@ -400,7 +400,7 @@ impl World {
     }
 
     /// What an API call does: a job, and the owner is told.
-    fn call(&mut self, job: Job) -> Outcome {
+    pub(crate) fn call(&mut self, job: Job) -> Outcome {
         // One queue leads to the store.
         self.store_done(u64::MAX);
         let outcome = self.apply(vec![job]).remove(0);
@@ -457,7 +457,7 @@ impl World {
             order_no,
             device_id,
             port_no,
-            spec: ChargeSpec { mode, paid_cent: None, stop_when_full: false },
+            spec: ChargeSpec { paid_cent: paid(&mode), mode, stop_when_full: false },
             epoch,
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
@@ -530,6 +530,11 @@ impl World {
             self.apply(jobs);
         }
         self.restart();
+    }
+
+    /// Ports the gateway knows of a device.
+    pub(crate) fn ports(&self, peer: usize) -> usize {
+        self.directory.find(self.peers[peer].id).map_or(0, |entry| entry.ports().len())
     }
 
     pub(crate) fn online(&self, peer: usize) -> bool {
@@ -606,6 +611,11 @@ pub(crate) struct Row {
     pub(crate) settled: bool,
     pub(crate) end_pending: bool,
     pub(crate) failure_reason: Option<String>,
+}
+
+/// What buys power: the modes in which the device reckons.
+fn paid(mode: &ChargeMode) -> Option<u32> {
+    matches!(mode, ChargeMode::Power { .. } | ChargeMode::ServiceFee { .. }).then_some(200)
 }
 
 fn unix_ms(now_ms: u64) -> i64 {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use mio::net::TcpStream;
 
 use super::timer::Alarm;
+use super::upload::Upload;
 
 /// Where a connection stands. One request is under way at most, so while it is answered nothing is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub(super) enum Phase {
     Head,
     /// The head is known; this many bytes of the body are not here yet.
     Body { missing: usize },
+    /// The head is known; the body goes to a file, and this many bytes of it are not here yet.
+    Upload { missing: usize },
     /// The request waits for a connection to the server.
     Queued,
     /// The request is with the server, over this slot.
@@ -59,6 +62,8 @@ pub(super) struct Client {
     pub(super) keep_alive: bool,
     pub(super) announce_keep_alive: bool,
     pub(super) bodiless: bool,
+    /// The body that went to a file, until the request is answered.
+    pub(super) upload: Option<Upload>,
     /// Bytes this connection has in the sum of all buffers.
     pub(super) charged: usize,
     /// The socket may have bytes: events are edge-triggered.
@@ -95,6 +100,7 @@ impl Client {
             keep_alive: true,
             announce_keep_alive: false,
             bodiless: false,
+            upload: None,
             charged: 0,
             readable: false,
             read_closed: false,

@@ -65,6 +65,10 @@ refusals! {
     LocalPanic = "local_panic";
     /// The guard's own stop ended the connection before its answer was out.
     Stopped = "stopped";
+    /// As many uploads as may be were under way: 503.
+    UploadsFull = "uploads_full";
+    /// An upload could not be written: 503.
+    UploadFailed = "upload_failed";
 }
 
 /// The guard's counters; written by its thread, read by anyone.

@@ -22,12 +22,14 @@ use super::client::{Client, Clients, Inflow, Key, Phase, Then};
 use super::counters::{GuardCounters, Refusal, add, set};
 use super::head::{self, FIELDS_MAX, Head, HeadLimits, Parsed};
 use super::timer::{NEVER, Timers};
+use super::upload::{News, Spool, Stored, Ticket, WINDOW};
 use super::upstream::{self, Exchange, Link, Progress, Slot, write_some};
-use super::{CLIENT_IP_HEADER, Control, GuardConfig, LocalRoutes, REQUEST_ID_HEADER, millis};
+use super::{CLIENT_IP_HEADER, Control, GuardConfig, LocalRoutes, REQUEST_ID_HEADER, UPLOAD_HEADER, millis};
 use crate::api::envelope;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::{JSON, Method};
 use crate::api::server::{Gate, PROBE_TARGET};
+use crate::protocol::Hex;
 use crate::time::http_date;
 
 /// Steps of one connection in a turn: a request with its answer is two.
@@ -107,6 +109,9 @@ pub(super) struct Engine {
     connect_at: u64,
     queue: VecDeque<Key>,
 
+    /// Where bodies go that are written to files; `None`: there are none.
+    spool: Option<Spool>,
+
     /// Sum of all clients' `charged`.
     buffered: usize,
     scratch: Vec<u8>,
@@ -138,6 +143,7 @@ impl Engine {
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
         let (started, unix_ms) = now();
         let slots = (0..config.upstream_connections + config.draining_max).map(|_| Slot::Vacant).collect();
+        let spool = config.upload.as_ref().map(|upload| Spool::start(upload, Arc::clone(&waker))).transpose()?;
         Ok(Self {
             config,
             gate,
@@ -161,6 +167,7 @@ impl Engine {
             upstream_deadline: NEVER,
             connect_at: 0,
             queue: VecDeque::new(),
+            spool,
             buffered: 0,
             scratch: vec![0; READ_BYTES],
             body: Vec::new(),
@@ -278,6 +285,7 @@ impl Engine {
             self.acceptable = true;
         } else {
             self.handle_stop();
+            self.handle_news();
         }
     }
 
@@ -334,6 +342,16 @@ impl Engine {
                     "the body must arrive within {}, {missing} bytes are missing",
                     limit(self.config.body_timeout)
                 );
+                let error = ApiError::new(ErrorCode::RequestTimeout, message);
+                self.refuse_for_good(key, client, Refusal::BodyTimeout, &error)
+            }
+            Phase::Upload { missing } => {
+                let timeout = self.config.upload.as_ref().map_or(self.config.body_timeout, |upload| upload.timeout);
+                let message = if missing == 0 {
+                    format!("the body must be written within {}", limit(timeout))
+                } else {
+                    format!("the body must arrive within {}, {missing} bytes are missing", limit(timeout))
+                };
                 let error = ApiError::new(ErrorCode::RequestTimeout, message);
                 self.refuse_for_good(key, client, Refusal::BodyTimeout, &error)
             }
@@ -415,8 +433,13 @@ impl Engine {
                     exchange.client = None;
                 }
             }
-            Phase::Head | Phase::Body { .. } | Phase::Writing { .. } | Phase::Lingering { .. } => {}
+            Phase::Head
+            | Phase::Body { .. }
+            | Phase::Upload { .. }
+            | Phase::Writing { .. }
+            | Phase::Lingering { .. } => {}
         }
+        self.discard_upload(&mut client);
         self.discharge(&mut client);
         let network = network_of(client.ip);
         if let Some(count) = self.per_ip.get_mut(&network) {
@@ -455,6 +478,7 @@ impl Engine {
             step = match client.phase {
                 Phase::Head => self.step_head(key, &mut client),
                 Phase::Body { missing } => self.step_body(key, &mut client, missing),
+                Phase::Upload { missing } => self.step_upload(&mut client, missing),
                 Phase::Queued | Phase::Relayed { .. } => Step::Wait,
                 Phase::Writing { then } => self.step_write(key, &mut client, then),
                 Phase::Lingering { bytes_left } => self.step_linger(&mut client, bytes_left),
@@ -513,8 +537,11 @@ impl Engine {
     }
 
     fn handle_head(&mut self, key: Key, client: &mut Client, bytes: &[u8]) -> HeadStep {
-        let limits =
-            HeadLimits { head_bytes_max: self.config.head_bytes_max, body_bytes_max: self.config.body_bytes_max };
+        let limits = HeadLimits {
+            head_bytes_max: self.config.head_bytes_max,
+            body_bytes_max: self.config.body_bytes_max,
+            upload: self.config.upload.as_ref().map(|upload| (upload.path, upload.bytes_max)),
+        };
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         let parsed = match head::parse(bytes, &mut fields, limits) {
             Ok(Some(parsed)) => parsed,
@@ -541,11 +568,14 @@ impl Engine {
         let body = bytes.get(parsed.len..).unwrap_or_default();
         let body = body.get(..parsed.content_length).unwrap_or(body);
         let used = parsed.len + body.len();
+        if parsed.is_upload && parsed.content_length > 0 {
+            return self.begin_upload(key, client, &parsed, body, bytes.len());
+        }
         if !self.charge(client, parsed.len + parsed.content_length) {
             let error = ApiError::not_ready("too many bytes are waiting", RETRY_AFTER_S);
             return HeadStep::Used(bytes.len(), self.refuse_for_good(key, client, Refusal::BuffersFull, &error));
         }
-        write_upstream_head(&mut client.request, &parsed, client.ip, &client.request_id);
+        write_upstream_head(&mut client.request, &parsed, parsed.content_length, client.ip, &client.request_id);
         client.request.extend_from_slice(body);
         let missing = parsed.content_length - body.len();
         if missing == 0 {
@@ -612,6 +642,113 @@ impl Engine {
         };
         self.scratch = scratch;
         step
+    }
+
+    // Uploads.
+
+    /// Sends the body of this request to a file. `len`: of all bytes that came, which are used up where it is refused.
+    fn begin_upload(
+        &mut self,
+        key: Key,
+        client: &mut Client,
+        parsed: &Parsed<'_, '_>,
+        body: &[u8],
+        len: usize,
+    ) -> HeadStep {
+        let timeout = self.config.upload.as_ref().map_or(self.config.body_timeout, |upload| upload.timeout);
+        if !self.charge(client, parsed.len + WINDOW * READ_BYTES) {
+            let error = ApiError::not_ready("too many bytes are waiting", RETRY_AFTER_S);
+            return HeadStep::Used(len, self.refuse_for_good(key, client, Refusal::BuffersFull, &error));
+        }
+        let Some(upload) = self.spool.as_mut().and_then(|spool| spool.begin(key)) else {
+            let error = ApiError::not_ready("too many uploads are under way", RETRY_AFTER_S);
+            return HeadStep::Used(len, self.refuse_for_good(key, client, Refusal::UploadsFull, &error));
+        };
+        client.upload = Some(upload);
+        write_upstream_head(&mut client.request, parsed, 0, client.ip, &client.request_id);
+        if parsed.expect_continue && body.is_empty() && !self.send_continue(client) {
+            return HeadStep::Used(parsed.len, Step::Close);
+        }
+        self.spool_bytes(client, parsed.content_length, body);
+        self.arm(key, client, timeout);
+        HeadStep::Used(parsed.len + body.len(), Step::On)
+    }
+
+    /// Passes bytes of the body on; `missing` were not here before them.
+    fn spool_bytes(&self, client: &mut Client, missing: usize, bytes: &[u8]) {
+        let missing = missing - bytes.len();
+        client.phase = Phase::Upload { missing };
+        if let (Some(spool), Some(upload)) = (&self.spool, &mut client.upload) {
+            if !bytes.is_empty() {
+                spool.bytes(upload, bytes);
+            }
+            if missing == 0 {
+                spool.end(upload);
+            }
+        }
+    }
+
+    fn step_upload(&mut self, client: &mut Client, missing: usize) -> Step {
+        debug_assert!(missing == 0 || client.input.is_empty(), "all that came with the head was taken then");
+        let waiting = client.upload.as_ref().map_or(0, |upload| upload.waiting);
+        if missing == 0 || waiting >= WINDOW {
+            return Step::Wait;
+        }
+        let mut scratch = mem::take(&mut self.scratch);
+        let step = match client.read(&mut scratch) {
+            Inflow::Blocked => Step::Wait,
+            Inflow::Ended => Step::Close,
+            Inflow::Bytes(read) => {
+                let bytes = scratch.get(..read).unwrap_or_default();
+                let (body, rest) = bytes.split_at(read.min(missing));
+                client.input.extend_from_slice(rest);
+                self.spool_bytes(client, missing, body);
+                Step::On
+            }
+        };
+        self.scratch = scratch;
+        step
+    }
+
+    fn handle_news(&mut self) {
+        while let Some(news) = self.spool.as_mut().and_then(Spool::news) {
+            let (key, ticket) = match news {
+                News::Gone => continue,
+                News::Took(key, ticket) | News::Whole(key, ticket, _) | News::Failed(key, ticket) => (key, ticket),
+            };
+            let Some(mut client) = self.clients.take(key) else { continue };
+            let step = match client.upload.as_mut().filter(|upload| upload.ticket == ticket) {
+                None => Step::Wait,
+                Some(upload) => match news {
+                    News::Whole(_, _, stored) => self.finish_upload(key, &mut client, ticket, &stored),
+                    News::Failed(..) => {
+                        let error = ApiError::not_ready("the upload could not be written", RETRY_AFTER_S);
+                        self.refuse_for_good(key, &mut client, Refusal::UploadFailed, &error)
+                    }
+                    News::Took(..) | News::Gone => {
+                        upload.waiting -= 1;
+                        Step::On
+                    }
+                },
+            };
+            self.settle(key, client, step);
+        }
+    }
+
+    /// The body is in its file: the request goes on without it.
+    fn finish_upload(&mut self, key: Key, client: &mut Client, ticket: Ticket, stored: &Stored) -> Step {
+        let head_end = client.request.len().saturating_sub(b"\r\n".len());
+        client.request.truncate(head_end);
+        let (name, sha256) = (ticket.file_name(), Hex(stored.sha256));
+        let field = format!("{UPLOAD_HEADER}: {name} {sha256} {}\r\n\r\n", stored.bytes);
+        client.request.extend_from_slice(field.as_bytes());
+        self.submit(key, client)
+    }
+
+    fn discard_upload(&self, client: &mut Client) {
+        if let (Some(spool), Some(upload)) = (&self.spool, client.upload.take()) {
+            spool.discard(&upload);
+        }
     }
 
     fn step_write(&mut self, key: Key, client: &mut Client, then: Then) -> Step {
@@ -690,6 +827,7 @@ impl Engine {
 
     /// Writes `self.out` to the client, now or as it takes it.
     fn send(&mut self, key: Key, client: &mut Client) -> Step {
+        self.discard_upload(client);
         self.discharge(client);
         let then = if client.keep_alive { Then::NextRequest } else { Then::Linger };
         let mut written = 0;
@@ -998,18 +1136,24 @@ fn tail<'a>(date: &'a str, client: &'a Client) -> Tail<'a> {
 }
 
 /// Rewrites a head for the server from nothing but what was checked.
-fn write_upstream_head(out: &mut Vec<u8>, parsed: &Parsed<'_, '_>, ip: IpAddr, request_id: &str) {
+fn write_upstream_head(
+    out: &mut Vec<u8>,
+    parsed: &Parsed<'_, '_>,
+    content_length: usize,
+    ip: IpAddr,
+    request_id: &str,
+) {
     use std::io::Write;
 
     out.clear();
-    out.reserve(parsed.len + parsed.content_length.min(READ_BYTES));
+    out.reserve(parsed.len + content_length.min(READ_BYTES));
     let mut put = |text: std::fmt::Arguments<'_>| {
         let written = out.write_fmt(text);
         debug_assert!(written.is_ok(), "a Vec takes all bytes");
     };
     put(format_args!("{} {} HTTP/1.1\r\n", parsed.method, parsed.target));
     put(format_args!("{CLIENT_IP_HEADER}: {ip}\r\n{REQUEST_ID_HEADER}: {request_id}\r\n"));
-    put(format_args!("Content-Length: {}\r\n", parsed.content_length));
+    put(format_args!("Content-Length: {content_length}\r\n"));
     for field in parsed.fields {
         if let (Some(_), Some(value)) = (head::forwarded_index(field.name), head::ascii(field.value)) {
             put(format_args!("{}: {value}\r\n", field.name));

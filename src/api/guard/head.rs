@@ -77,6 +77,8 @@ pub(super) struct Parsed<'h, 'b> {
     /// HTTP/1.0 must be told that it may.
     pub(super) announce_keep_alive: bool,
     pub(super) expect_continue: bool,
+    /// The body goes to a file.
+    pub(super) is_upload: bool,
     /// The client's own id, if it is sane.
     pub(super) request_id: Option<&'b str>,
 }
@@ -129,6 +131,8 @@ impl HeadError {
 pub(super) struct HeadLimits {
     pub(super) head_bytes_max: usize,
     pub(super) body_bytes_max: usize,
+    /// The path whose POST bodies go to a file, and how long those may be.
+    pub(super) upload: Option<(&'static str, usize)>,
 }
 
 /// Room for the fields of a head, left uninitialised: filling it would cost more than parsing.
@@ -173,13 +177,17 @@ pub(super) fn parse<'h, 'b>(
         keep_alive: minor >= 1,
         announce_keep_alive: false,
         expect_continue: false,
+        is_upload: false,
         request_id: None,
     };
-    read_fields(&mut parsed, minor, limits)?;
+    let upload_max = limits.upload.filter(|(path, _)| method == "POST" && split_target(target).0 == *path);
+    parsed.is_upload = upload_max.is_some();
+    let body_bytes_max = upload_max.map_or(limits.body_bytes_max, |(_, max)| max);
+    read_fields(&mut parsed, minor, body_bytes_max)?;
     Ok(Some(parsed))
 }
 
-fn read_fields(parsed: &mut Parsed<'_, '_>, minor: u8, limits: HeadLimits) -> Result<(), HeadError> {
+fn read_fields(parsed: &mut Parsed<'_, '_>, minor: u8, body_bytes_max: usize) -> Result<(), HeadError> {
     let mut content_length = None;
     let mut forwarded_seen: u32 = 0;
     for field in parsed.fields {
@@ -206,7 +214,7 @@ fn read_fields(parsed: &mut Parsed<'_, '_>, minor: u8, limits: HeadLimits) -> Re
                 parsed.request_id = sane_request_id(field.value);
             }
             14 if field.name.eq_ignore_ascii_case("Content-Length") => {
-                if content_length.replace(content_length_of(field.value, limits.body_bytes_max)?).is_some() {
+                if content_length.replace(content_length_of(field.value, body_bytes_max)?).is_some() {
                     return Err(HeadError::Twice("Content-Length"));
                 }
             }
@@ -271,7 +279,8 @@ pub(super) fn may_end(bytes: &[u8], seen: usize) -> bool {
 mod tests {
     use super::*;
 
-    const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 8_192, body_bytes_max: 65_536 };
+    const LIMITS: HeadLimits =
+        HeadLimits { head_bytes_max: 8_192, body_bytes_max: 65_536, upload: Some(("/up", 1_000_000)) };
 
     fn with<T>(bytes: &[u8], look: impl FnOnce(Result<Option<Parsed<'_, '_>>, HeadError>) -> T) -> T {
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
@@ -356,6 +365,17 @@ mod tests {
     fn bounds_are_inclusive() {
         let body = b"POST / HTTP/1.1\r\nContent-Length: 65536\r\n\r\n";
         assert_eq!(with(body, |parsed| parsed.unwrap().unwrap().content_length), 65_536);
+
+        for (head, is_upload, max) in [
+            ("POST /up", true, 1_000_000),
+            ("POST /up?x=/up", true, 1_000_000),
+            ("PUT /up", false, 65_536),
+            ("POST /up/", false, 65_536),
+        ] {
+            let text = |len: usize| format!("{head} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n");
+            with(text(max).as_bytes(), |parsed| assert_eq!(parsed.unwrap().unwrap().is_upload, is_upload, "{head}"));
+            assert_eq!(error_of(text(max + 1).as_bytes()), HeadError::BodyTooLong { max, len: max as u64 + 1 });
+        }
 
         let frame = "GET / HTTP/1.1\r\na: \r\n\r\n".len();
         for (len, fits) in [(8_192, true), (8_193, false)] {

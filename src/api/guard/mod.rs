@@ -22,7 +22,8 @@
 //! No TLS (a load balancer's work), no HTTP/2, no chunked bodies, no `CONNECT`.
 //!
 //! - `head` decides what is accepted as a request; `answer` writes what goes back.
-//! - `client` and `upstream` are the two kinds of connection; `timer` holds their deadlines; `engine` is the loop.
+//! - `client` and `upstream` are the two kinds of connection; `timer` holds their deadlines; `upload` writes the bodies that
+//!   go to a file; `engine` is the loop.
 
 mod answer;
 mod client;
@@ -30,6 +31,7 @@ mod counters;
 mod engine;
 mod head;
 mod timer;
+mod upload;
 mod upstream;
 
 use std::io;
@@ -44,6 +46,7 @@ use mio::Waker;
 pub use answer::LocalAnswer;
 pub use counters::{GuardCounters, Refusal};
 pub use head::{FORWARDED_HEADERS, Head};
+pub use upload::UploadConfig;
 
 use super::server::Gate;
 use engine::Engine;
@@ -52,6 +55,9 @@ use engine::Engine;
 pub const CLIENT_IP_HEADER: &str = "X-Guard-Client-Ip";
 /// The header in which the server learns the request id.
 pub const REQUEST_ID_HEADER: &str = "X-Request-Id";
+
+/// The header in which the server learns of a body that was written to a file: its name, SHA-256 in hex, and length.
+pub const UPLOAD_HEADER: &str = "X-Guard-Upload";
 
 /// Answers requests from memory on the guard's thread. It appends a body to the buffer and returns the rest of the answer, or
 /// returns `None` and leaves the buffer alone, whereupon the request goes to the server. It must not block. Requests with a body are
@@ -97,6 +103,8 @@ pub struct GuardConfig {
     pub draining_max: usize,
     /// How long to wait after a failed `accept` or a failed connection to the server.
     pub retry_pause: Duration,
+    /// Bodies that go to a file. They have limits of their own.
+    pub upload: Option<UploadConfig>,
 }
 
 impl GuardConfig {
@@ -121,6 +129,7 @@ impl GuardConfig {
             upstream_timeout: Duration::from_secs(15),
             draining_max: 64,
             retry_pause: Duration::from_millis(100),
+            upload: None,
         }
     }
 }

@@ -59,6 +59,11 @@ impl Fields {
         (!value.is_null()).then_some(value)
     }
 
+    /// A field of whatever type.
+    pub(super) fn value(&mut self, name: &str) -> Option<Value> {
+        self.take(name)
+    }
+
     fn refuse(&self, name: &str, expected: impl fmt::Display, got: &Value) -> ApiError {
         ApiError::invalid(format!("{}{name} must be {expected}, got {}", self.path, shown(got)))
     }
@@ -323,6 +328,7 @@ mod tests {
             body: body.as_bytes().to_vec(),
             client_ip: "192.0.2.1".parse().unwrap(),
             request_id: "r".to_owned(),
+            upload: None,
         }
     }
 

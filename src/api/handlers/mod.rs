@@ -22,7 +22,10 @@ mod devices;
 mod events;
 mod health;
 mod orders;
+mod ota;
+mod sockets;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,7 +37,7 @@ use super::guard::{Head, LocalAnswer, LocalRoutes};
 use super::idempotency::{self, InProgress};
 use super::message::{Method, Request};
 use super::overload::Backlog;
-use super::route::{Matched, Page, RouteId, resolve};
+use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
@@ -73,6 +76,8 @@ pub struct Api {
     pub cards: Arc<CardRules>,
     /// An order that is not committed this long after its request is not created any more.
     pub store_timeout: Duration,
+    /// Where images of firmware lie, and where the guard writes those that arrive.
+    pub firmware_dir: PathBuf,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -114,7 +119,9 @@ impl Api {
         // Whatever is wrong with a request is told by the server, but for the paths that must answer while it does not.
         let matched = match resolve(head.method, head.target) {
             Ok(matched) => matched,
-            Err(error) if health::is_open(head.path()) => return Some(LocalAnswer::error(head, body, &error)),
+            Err(error) if health::is_open(head.path()) || is_upload(head) => {
+                return Some(LocalAnswer::error(head, body, &error));
+            }
             Err(_) => return None,
         };
         match matched.route.id {
@@ -122,6 +129,11 @@ impl Api {
                 let answer = health::answer(self, matched.route.id);
                 body.extend_from_slice(&answer.body);
                 Some(LocalAnswer::new(answer.status, answer.content_type))
+            }
+            // A long body is not read for who may not send it; who may is let in by the server.
+            RouteId::FirmwareUpload => {
+                let checked = self.auth.check_head(&Attempt::from_head(head), matched.route.scope?);
+                checked.err().map(|error| LocalAnswer::error(head, body, &error))
             }
             RouteId::DeviceStatus => {
                 let entry = self.directory.find(matched.device()?.parse().ok()?)?;
@@ -214,12 +226,29 @@ impl Api {
             RouteId::Params => Ok(commands::params(device_of(matched)?)),
             RouteId::VerificationCode => commands::verification_code(device_of(matched)?, &matched.query),
             RouteId::ParamsSet => commands::set_params(self, device_of(matched)?, request),
+            RouteId::DeviceSettings => sockets::settings(device_of(matched)?, request),
+            RouteId::SocketList => sockets::list(device_of(matched)?),
+            RouteId::SocketChange => sockets::change(self, device_of(matched)?, request),
+            RouteId::SocketDelete => {
+                sockets::remove(self, device_of(matched)?, matched.id.unwrap_or_default(), request)
+            }
+            RouteId::FirmwareUpload => ota::upload(self, &matched.query, request),
+            RouteId::FirmwareList => ota::firmware_list(&matched.query),
+            RouteId::OtaCreate => ota::create(self, device_of(matched)?, request),
+            RouteId::OtaList => ota::list(&matched.query),
+            RouteId::Ota => Ok(ota::one(matched.id.unwrap_or_default())),
+            RouteId::OtaCancel => Ok(ota::cancel(matched.id.unwrap_or_default())),
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
                 let answer = health::answer(self, matched.route.id);
                 Ok(Box::new(|call| call.respond(answer)))
             }
         }
     }
+}
+
+/// Whether the body of a request is an image.
+fn is_upload(head: &Head<'_>) -> bool {
+    head.method == Method::Post && head.path() == FIRMWARE_PATH
 }
 
 fn device_of(matched: &Matched<'_>) -> Result<DeviceId, ApiError> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     gateway::{ConnId, Core, Effects, Now, core::Cx, device::Device, slots::Key},
-    model::{DeviceId, EventType, HostValues, OrderNo, SubDeviceKind},
+    model::{DeviceId, EventType, HostValues, OrderNo, OtaMethod, SubDeviceKind},
     protocol::{
         Direction, Hex,
         ap3000::{
@@ -27,6 +27,8 @@ use crate::{
 };
 
 const FSK_PARAMS: u8 = 0x3A;
+/// Recognition codes of hosts.
+const HOST_CODES: [u8; 2] = [0x09, 0x0A];
 /// Sub-devices a host has at most (host-server protocol v2.9, command 00).
 const SUB_DEVICES_MAX: usize = 50;
 /// Host type of the leakage-protection host, the one with a breaker (host-server protocol v2.9).
@@ -99,11 +101,15 @@ impl Core {
 }
 
 impl Device {
-    /// The device asks for firmware: the place where an update begins. There is none to give, so it is counted.
-    #[expect(clippy::unused_self, reason = "which device asks is what an update needs to know")]
+    /// The device asks for firmware: the update under way starts over, if it is by this command; nothing begins by itself.
     pub(super) fn update_requested(&mut self, cx: &mut Cx<'_>, request: UpdateRequest) {
         cx.shared.metrics.events[ShardEvent::UpdateRequested].inc();
         log::debug!(target: "chargegate::frame", command = request.command; "firmware asked for");
+        match request.command {
+            0x05 => self.ota_requested(cx, OtaMethod::F8),
+            0x15 => self.ota_requested(cx, OtaMethod::F9),
+            _ => {}
+        }
     }
 
     pub(super) fn alarm(&self, cx: &mut Cx<'_>, alarm: &Alarm<'_>) {
@@ -171,8 +177,13 @@ impl Device {
         if let Some(iccid) = &beat.iccid {
             self.entry.set_iccid(&String::from_utf8_lossy(iccid.as_bytes()));
         }
-        if self.entry.firmware().is_none() {
+        // A charger with a module of its own has a version of its own, which its registration says.
+        let is_host = matches!(self.id, DeviceId::Ap3000(phy_id) if HOST_CODES.contains(&phy_id.recognition_code()));
+        if is_host || self.entry.firmware().is_none() {
             self.set_firmware(beat.fw_version);
+        }
+        if let Some(host_type) = beat.host_type {
+            self.entry.set_device_type(host_type);
         }
         let text =
             |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).trim().to_owned()).filter(|text| !text.is_empty());

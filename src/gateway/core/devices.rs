@@ -129,6 +129,9 @@ impl Core {
         if let Some(device) = self.devices.remove(device_key) {
             self.shared.count_waiting(&device.commands_waiting(), &Waits::default());
             self.by_id.remove(&device.id);
+            if device.has_ota() {
+                self.shared.ota.ended();
+            }
         }
     }
 

@@ -74,7 +74,7 @@ impl Asked {
         match self {
             Self::Ap3000 { port: 0xFF, .. } | Self::BkvBalance { .. } => None,
             Self::Ap3000 { port, .. } => Some(u16::from(port) + 1),
-            Self::BkvSwipe { socket, hole, .. } => Some(crate::model::port_of_socket(socket, hole)),
+            Self::BkvSwipe { socket, hole, .. } => Some(port_of_socket(socket, hole)),
         }
     }
 

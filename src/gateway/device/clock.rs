@@ -29,6 +29,7 @@ impl Device {
             self.act_all(cx, order_no, actions);
         }
         self.replies_due(cx);
+        self.ota_poll(cx);
         while let Some(in_flight) = self.lane.forgotten(now.mono_ms) {
             self.command_done(cx, &in_flight, CommandState::Dead, Some("no_reply"), None);
         }
@@ -61,7 +62,7 @@ impl Device {
         let situation = self.situation(now, times);
         let tracks = self.tracks.iter().map(|track| track.deadline(situation)).min().unwrap_or(u64::MAX);
         let lane = self.lane.deadline(self.is_live());
-        offline.min(tracks).min(lane).min(self.bind_at.unwrap_or(u64::MAX)).min(self.sync_at)
+        offline.min(tracks).min(lane).min(self.bind_at.unwrap_or(u64::MAX)).min(self.sync_at).min(self.ota_deadline())
     }
 
     /// Puts what changed since the last flush into the latest values.
@@ -74,6 +75,7 @@ impl Device {
             firmware: self.entry.firmware(),
             iccid: self.entry.iccid(),
             networked: self.entry.networked(),
+            device_type: self.entry.device_type(),
         });
         if std::mem::take(&mut self.host_dirty) {
             let (imei, module_version) = (self.entry.imei(), self.entry.module_version());

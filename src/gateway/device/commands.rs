@@ -86,7 +86,7 @@ impl Device {
 
     /// Whether something waits to be written.
     pub(in crate::gateway) fn has_work(&self) -> bool {
-        !self.lane.is_empty() || !self.tracks.is_empty()
+        !self.lane.is_empty() || !self.tracks.is_empty() || self.has_ota()
     }
 
     /// Whether a deadline moved to an earlier time since the timer was set.
@@ -96,9 +96,15 @@ impl Device {
 
     /// Writes what may be written now.
     pub(in crate::gateway) fn pump(&mut self, cx: &mut Cx<'_>) {
-        if self.lane.is_empty() {
-            return;
+        if !self.lane.is_empty() {
+            self.pump_lane(cx);
         }
+        if self.has_ota() {
+            self.ota_pump(cx);
+        }
+    }
+
+    fn pump_lane(&mut self, cx: &mut Cx<'_>) {
         let before = self.lane.waiting();
         while let Some(what) = self.lane.expired(cx.now.mono_ms) {
             if let Some(id) = what.row() {

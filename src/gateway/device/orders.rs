@@ -208,6 +208,7 @@ impl Device {
         for track in &mut self.tracks {
             track.retell(cx.now);
         }
+        self.ota_job_failed(cx);
         if self.conn.is_some() && self.epoch == 0 && self.bind_at.is_none() {
             self.bind_at = Some(cx.now.mono_ms + BIND_RETRY_MS);
         }

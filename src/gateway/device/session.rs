@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Beyond two heartbeats, a device that shares its socket is offline after this.
+const BEAT_GRACE_MS: i64 = 30_000;
+
 impl Device {
     /// A connection carries the device from now on; the store is asked for its epoch.
     pub(in crate::gateway) fn bound(
@@ -56,12 +59,20 @@ impl Device {
         }
     }
 
+    /// It said how often it beats, seconds.
+    pub(in crate::gateway) fn beats_every(&mut self, cx: &Cx<'_>, interval_s: Option<u16>) {
+        self.beat_interval_s = interval_s;
+        self.set_timeout(cx);
+    }
+
     fn set_timeout(&self, cx: &Cx<'_>) {
         let timeouts = &cx.shared.config.timeouts;
         self.entry.set_timeout(match self.protocol {
             Protocol::Ap3000 if !self.shares_socket => timeouts.session_ap3000,
             Protocol::Ap3000 if self.host_only && self.conn.is_some() => timeouts.session_host,
-            Protocol::Ap3000 => timeouts.session_shared,
+            Protocol::Ap3000 => self
+                .beat_interval_s
+                .map_or(timeouts.session_shared, |interval_s| 2 * i64::from(interval_s) * 1000 + BEAT_GRACE_MS),
             Protocol::Bkv => timeouts.session_bkv,
             Protocol::Gn => timeouts.session_gn,
         });
@@ -74,6 +85,14 @@ impl Device {
         self.protocol = settings.protocol;
         self.entry.set_protocol(settings.protocol);
         self.set_timeout(cx);
+    }
+
+    /// The network list of the gateway changed.
+    pub(in crate::gateway) fn network_changed(&mut self, cx: &mut Cx<'_>, told: &NetworkTold) {
+        let before = self.lane.waiting();
+        self.lane.withdraw(&told.withdrawn);
+        self.waiting_changed(cx, &before);
+        self.list_sockets(&told.list);
     }
 
     pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
@@ -104,8 +123,11 @@ impl Device {
             self.entry.set_disconnected(cx.now.unix_ms);
         }
         let before = self.lane.waiting();
+        self.ota_unbound(cx);
         // The rows stay claimed for an epoch that is over: the next bind claims them again.
         self.lane.clear_waiting();
+        // Sent again at the next bind where the store still wants it.
+        self.lane.forget_calls(DeviceCall::is_network);
         cx.count_waiting(&before, &Waits::default());
         self.entry.set_waiting(0);
     }
@@ -119,6 +141,9 @@ impl Device {
         }
         self.epoch = bound.epoch;
         self.protocol = bound.protocol;
+        if bound.heartbeat_interval_s.is_some() {
+            self.beats_every(cx, bound.heartbeat_interval_s);
+        }
         self.extensions = bound.details.extensions;
         self.fsk_frequency = bound.details.fsk_frequency;
         self.entry.know_details(&bound.details);
@@ -131,6 +156,9 @@ impl Device {
         self.add_ports(&known);
         if bound.networked {
             self.becomes_networked();
+        }
+        if let Some(list) = &bound.network {
+            self.list_sockets(list);
         }
         let absent = if self.absent_since == 0 { 0 } else { cx.now.mono_ms.saturating_sub(self.absent_since) };
         let situation = self.situation(cx.now, &cx.shared.config.orders);
@@ -210,6 +238,7 @@ impl Device {
     pub(in crate::gateway) fn is_gone(&self, now: Now) -> bool {
         self.conn.is_none()
             && !self.dirty
+            && !self.has_ota()
             && !self.entry.declared_online()
             && !self.entry.score(now.unix_ms).alive
             && !self.tracks.iter().any(Track::is_active)

@@ -161,7 +161,9 @@ impl Tx<'_> {
             Job::Card(job) => self.card_job_once(job)?,
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
+            Job::Ota(job) => self.ota(job)?,
             Job::Settings(settings) => self.settings_once(settings)?,
+            Job::Network(job) => self.network_once(job)?,
         })
     }
 }
@@ -186,7 +188,13 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Swipe(swipe) => Some(swipe.device_id),
         Job::Call(new) => Some(new.device_id),
         Job::SetParams(wanted) => Some(wanted.device_id),
+        Job::Ota(job) => match &**job {
+            crate::store::OtaJob::Create(new) => Some(new.device_id),
+            crate::store::OtaJob::Update(update) => Some(update.device_id),
+            _ => None,
+        },
         Job::Settings(settings) => Some(settings.device_id),
+        Job::Network(job) => Some(job.device_id),
         Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 18] = [
     "bind",
     "create_order",
     "order",
@@ -22,7 +22,9 @@ pub const KINDS: [&str; 16] = [
     "card",
     "call",
     "set_params",
+    "ota",
     "settings",
+    "network",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -45,7 +47,9 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Card(_) => 12,
         Job::Call(_) => 13,
         Job::SetParams(_) => 14,
-        Job::Settings(_) => 15,
+        Job::Ota(_) => 15,
+        Job::Settings(_) => 16,
+        Job::Network(_) => 17,
     }
 }
 

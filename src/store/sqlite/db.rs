@@ -27,7 +27,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 17] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -43,6 +43,8 @@ const TABLES: [&str; 15] = [
     "cards",
     "card_transactions",
     "card_balance_logs",
+    "firmware",
+    "ota_tasks",
 ];
 /// Statements are prepared once; there are fewer than this.
 const STATEMENTS_MAX: usize = 128;

@@ -25,11 +25,14 @@ impl Tx<'_> {
             epoch: 0,
             protocol: bind.protocol,
             networked: false,
+            has_ota: false,
+            heartbeat_interval_s: None,
             msg_id_first: 0,
             ports: Vec::new(),
             orders: Vec::new(),
             commands: Vec::new(),
             details: Box::default(),
+            network: None,
         };
         if !bind.known_only {
             let inserted = run(
@@ -52,21 +55,25 @@ impl Tx<'_> {
             self.conn,
             "SELECT session_epoch, msg_counter, protocol, \
              networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = d.device_id), \
-             name, extensions, fsk_frequency, imei, module_version, host_type, host \
+             name, extensions, fsk_frequency, imei, module_version, host_type, host, \
+             EXISTS (SELECT 1 FROM ota_tasks t WHERE t.device_id = d.device_id AND t.state IN (0, 1, 2)) \
              FROM devices d WHERE device_id = ?1",
             [&id],
             |row| {
                 let (epoch, msg_counter) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?);
-                Ok((epoch, msg_counter, protocol(row, 2)?, row.get::<_, bool>(3)?, details(row, 4)?))
+                let (networked, has_ota) = (row.get::<_, bool>(3)?, row.get::<_, bool>(11)?);
+                Ok((epoch, msg_counter, protocol(row, 2)?, networked, details(row, 4)?, has_ota))
             },
         )?;
-        let Some((epoch, msg_counter, protocol, networked, details)) = row else { return Ok(bound) };
+        let Some((epoch, msg_counter, protocol, networked, details, has_ota)) = row else { return Ok(bound) };
         bound.details = Box::new(details);
         bound.admitted = true;
         bound.epoch = epoch;
         bound.protocol = protocol;
         bound.networked = networked;
+        bound.has_ota = has_ota;
         bound.msg_id_first = (msg_counter - i64::from(Bound::MSG_IDS) + 1) as u32;
+        bound.heartbeat_interval_s = self.heartbeat_interval(device_id)?;
         if bound.first_seen {
             let data = registered(bind.device_id, bound.protocol, bind.printed_no, Some(bind.at));
             self.device_event(device_id, EventType::DeviceRegistered, &data, bind.at)?;
@@ -98,6 +105,11 @@ impl Tx<'_> {
             bound.commands.extend(self.stop_again(order, epoch, bind.at)?);
         }
         bound.commands.extend(self.params_at_bind(device_id, epoch, bind.at)?);
+        if matches!(device_id, DeviceId::Gateway(_)) {
+            self.network_at_bind(device_id, &mut bound.commands, epoch, bind.at)?;
+            let list = super::network::find(self.conn, device_id)?;
+            bound.network = list.filter(|list| !list.sockets.is_empty()).map(Box::new);
+        }
         bound.commands.sort_by_key(|command| (command.priority, command.id));
         Ok(bound)
     }
@@ -167,12 +179,13 @@ fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, 
 /// of something that has gone.
 pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), StoreError> {
     match latest {
-        Latest::Device { device_id, last_seen_at, signal, firmware, iccid, networked } => run(
+        Latest::Device { device_id, last_seen_at, signal, firmware, iccid, networked, device_type } => run(
             conn,
             "UPDATE devices SET last_seen_at = max(coalesce(last_seen_at, 0), ?2), signal = coalesce(?3, signal), \
-             firmware = coalesce(?4, firmware), iccid = coalesce(?5, iccid), networked = networked OR ?6 \
+             firmware = coalesce(?4, firmware), iccid = coalesce(?5, iccid), networked = networked OR ?6, \
+             device_type = coalesce(?7, device_type) \
              WHERE device_id = ?1",
-            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked),
+            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type),
         )?,
         Latest::Port(port) => run(
             conn,
@@ -181,6 +194,8 @@ pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), Sto
                 port_columns!(),
                 ") SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 \
                  WHERE EXISTS (SELECT 1 FROM devices WHERE device_id = ?1) \
+                 AND NOT EXISTS (SELECT 1 FROM gateway_sockets s \
+                 WHERE s.device_id = ?1 AND s.socket = ?3 AND s.state = 'removing') \
                  ON CONFLICT (device_id, port_no) DO UPDATE SET socket = excluded.socket, hole = excluded.hole, \
                  status = excluded.status, raw_status = excluded.raw_status, power_dw = excluded.power_dw, \
                  current_ma = excluded.current_ma, voltage_dv = excluded.voltage_dv, energy_wh = excluded.energy_wh, \

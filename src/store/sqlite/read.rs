@@ -6,16 +6,18 @@ use super::{
     device::find_device,
     event::json,
     idempotency::earlier,
+    ota,
     row::{
         active, all, card, card_columns, command_record, command_record_columns, device, device_columns, device_id,
         event, event_columns, one, order, order_columns, port, port_columns, scalar, transaction, transaction_columns,
     },
 };
 use crate::{
-    model::{Card, CardNo, CardTransaction, DeviceId, Order, OrderNo},
+    gateway::network::NetworkList,
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
-        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, Idempotency, OrderFilter, Page,
-        ParamRecord, ParkedDelivery, PortRecord, Reader, StoreError,
+        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
+        OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Reader, StoreError,
     },
 };
 
@@ -230,6 +232,44 @@ impl Reader for SqliteReader {
 
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
         super::params::find(&self.conn, device_id)
+    }
+
+    fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError> {
+        super::network::find(&self.conn, device_id)
+    }
+
+    fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
+        ota::find_firmware(&self.conn, key)
+    }
+
+    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
+        let (columns, none) = (ota::firmware_columns!(), Filter::default());
+        self.page(columns, "firmware f", "f.firmware_id DESC", &none, (page, size), ota::firmware)
+    }
+
+    fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError> {
+        ota::find_task(&self.conn, id)
+    }
+
+    fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("t.device_id = ?", filter.device_id.map(|id| id.to_string()));
+        sql.and("t.state = ?", filter.state.map(|state| i64::from(state.code())));
+        self.page(ota::task_columns!(), ota::task_tables!(), "t.task_id DESC", &sql, (page, size), ota::task)
+    }
+
+    fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError> {
+        ota::open_task(&self.conn, device_id)
+    }
+
+    fn devices_with_open_ota(&mut self, after: Option<DeviceId>, limit: u32) -> Result<Vec<DeviceId>, StoreError> {
+        let after = after.map(|device_id| device_id.to_string()).unwrap_or_default();
+        all(
+            &self.conn,
+            "SELECT device_id FROM ota_tasks WHERE state IN (0, 1, 2) AND device_id > ?1 ORDER BY device_id LIMIT ?2",
+            (after, limit),
+            |row| device_id(row, 0),
+        )
     }
 
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {

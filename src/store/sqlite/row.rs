@@ -42,7 +42,7 @@ macro_rules! port_columns {
 macro_rules! device_columns {
     () => {
         "device_id, protocol, printed_no, last_seen_at, connected_at, signal, firmware, iccid, session_epoch, \
-         name, extensions, fsk_frequency, imei, module_version, host_type, host"
+         name, extensions, fsk_frequency, imei, module_version, host_type, host, device_type"
     };
 }
 /// Columns in the order [`event`] reads them.
@@ -118,7 +118,7 @@ fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Result<T, StoreError> {
     text.parse().map_err(|_| corrupt(row, column, text))
 }
 
-fn corrupt(row: &Row<'_>, column: usize, value: &str) -> StoreError {
+pub(super) fn corrupt(row: &Row<'_>, column: usize, value: &str) -> StoreError {
     StoreError::Corrupt(format!("{} is `{value}`", row.as_ref().column_name(column).unwrap_or("a column")))
 }
 
@@ -304,6 +304,7 @@ pub(super) fn device(row: &Row<'_>) -> Result<DeviceRecord, StoreError> {
         iccid: row.get(7)?,
         session_epoch: row.get(8)?,
         details: details(row, 9)?,
+        device_type: row.get(16)?,
     })
 }
 

@@ -22,10 +22,10 @@ use super::{
 };
 use crate::{
     gateway::card::CardRules,
-    model::{Command, DeviceId, Order, OrderNumbers},
+    model::{Command, DeviceId, Order, OrderNumbers, OtaTask},
     store::{
-        CommandLogRow, Created, Job, Latest, Notify, OrderOutcome, Outcome, ReadCall, Reply, Store, StoreError,
-        StoreHealth,
+        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome,
+        ReadCall, Reply, SettingsOutcome, Store, StoreError, StoreHealth,
     },
     telemetry::{Exposition, MetricSource},
 };
@@ -501,15 +501,21 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
         match reply {
             Reply::Shard(shard) => notify.shard(shard, outcome),
             Reply::Call(call) => {
-                let changes = changes(&outcome);
-                let settings = if let Outcome::Settings(settings) = &outcome { Some(settings.clone()) } else { None };
+                let (changes, updates) = (changes(&outcome), updates(&outcome));
+                let record = RecordChange::of(&outcome);
                 guarded("a reply", || call(outcome));
                 tell(&changes, notify);
-                if let Some(settings) = settings {
-                    notify.settings_changed(&settings);
+                updates.iter().for_each(|task| notify.ota_changed(task));
+                match record {
+                    Some(RecordChange::Settings(settings)) => notify.settings_changed(&settings),
+                    Some(RecordChange::Network(told)) => notify.network_changed(&told),
+                    None => {}
                 }
             }
-            Reply::None => tell(&changes(&outcome), notify),
+            Reply::None => {
+                tell(&changes(&outcome), notify);
+                updates(&outcome).iter().for_each(|task| notify.ota_changed(task));
+            }
         }
     }
     for device_id in delivery.queued {
@@ -517,6 +523,32 @@ fn deliver(delivery: Delivery, notify: &dyn Notify) {
     }
     if let Some(pos) = delivery.last_pos {
         notify.events_committed(pos);
+    }
+}
+
+/// A change of a device's record that its owner is told of.
+enum RecordChange {
+    Settings(Box<SettingsOutcome>),
+    Network(Box<NetworkTold>),
+}
+
+impl RecordChange {
+    fn of(outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Settings(settings) => Some(Self::Settings(settings.clone())),
+            Outcome::Networked(Networked::Changed(told)) => Some(Self::Network(told.clone())),
+            _ => None,
+        }
+    }
+}
+
+/// Updates of devices that began or ended without their shard's doing.
+fn updates(outcome: &Outcome) -> Vec<OtaTask> {
+    let Outcome::Ota(outcome) = outcome else { return Vec::new() };
+    match &**outcome {
+        OtaOutcome::Created(task) | OtaOutcome::Cancelled(task) => vec![task.clone()],
+        OtaOutcome::Expired(tasks) => tasks.clone(),
+        _ => Vec::new(),
     }
 }
 
@@ -554,7 +586,9 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Claimed { .. }
         | Outcome::Called(_)
         | Outcome::Params(_)
+        | Outcome::Ota(_)
         | Outcome::Settings(_)
+        | Outcome::Networked(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }
