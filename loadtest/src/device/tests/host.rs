@@ -223,7 +223,10 @@ fn a_host_takes_its_firmware() {
     let mut wire = host(1);
     let own = wire.device.phy_id();
     wire.device.set_fault(Fault::UpdatePowerCut(2));
+    wire.device.set_fault(Fault::Refused(0xfa, 1));
     wire.down(own, 1, 0xfa, &HostOta::Trigger);
+    assert_eq!(wire.acks(), [(UpdateResult::RESEND, 0)], "the server repeats the trigger");
+    wire.down(own, 2, 0xfa, &HostOta::Trigger);
     assert_eq!(wire.acks(), [(UpdateResult::OK, 0)]);
     let image = Image::new(&firmware, CHUNK, None).unwrap();
     let mut buffer = [0; CHUNK_LEGACY];
