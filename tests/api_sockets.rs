@@ -103,6 +103,7 @@ impl Rig {
             health: Arc::new(Health::new(1)),
             auth: Authenticator::new(keys, Duration::from_secs(300)),
             instance: "gateway-1".to_owned(),
+            cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
             start: now().0,

@@ -18,11 +18,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{DeviceId, Firmware, Order, OrderNo, OtaTask},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
-        CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey,
-        Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord,
-        ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
+        FirmwareKey, Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery,
+        PortRecord, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -218,6 +218,15 @@ impl Reader for FakeReader {
         absent()
     }
     fn earlier(&mut self, _: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+        absent()
+    }
+    fn card(&mut self, _: &CardNo) -> Result<Option<Card>, StoreError> {
+        absent()
+    }
+    fn cards(&mut self, _: &CardFilter, _: u32, _: u32) -> Result<Page<Card>, StoreError> {
+        absent()
+    }
+    fn card_transactions(&mut self, _: &CardNo, _: u32, _: u32) -> Result<Page<CardTransaction>, StoreError> {
         absent()
     }
     fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {

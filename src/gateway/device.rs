@@ -4,6 +4,7 @@
 //! [`super::ap3000`] and [`super::bkv`]; what is to be sent leaves through them. Who is online, what an order does next and when a
 //! command may go out is the same for all protocols and is decided here.
 
+mod cards;
 mod clock;
 mod commands;
 mod orders;
@@ -17,6 +18,9 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use smallvec::SmallVec;
+
+pub(super) use cards::Asked;
+use cards::PendingSwipe;
 
 use super::{
     Now, OrderTimes, ap3000, bkv,
@@ -173,6 +177,7 @@ pub(super) struct Device {
     progress: SmallVec<[(OrderNo, u32, u32); 1]>,
     tracks: Vec<Track>,
     lane: Lane,
+    swipes: Vec<PendingSwipe>,
     ota: Option<Box<ota::Ota>>,
 }
 
@@ -212,6 +217,7 @@ impl Device {
             progress: SmallVec::new(),
             tracks: Vec::new(),
             lane: Lane::default(),
+            swipes: Vec::new(),
             ota: None,
             entry,
         }

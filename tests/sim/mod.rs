@@ -536,7 +536,7 @@ impl World {
         }
         match self.create(device_id, port_no, mode) {
             Ok(Created::Order { order, .. }) => Some(order.order_no),
-            Ok(Created::PortBusy { .. } | Created::TooLate) | Err(_) => None,
+            Ok(Created::PortBusy { .. } | Created::TooLate | Created::CardRefused(_)) | Err(_) => None,
         }
     }
 
@@ -553,6 +553,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            card_no: None,
             idempotency: None,
         };
         match self.call(Job::CreateOrder(Box::new(order))) {
