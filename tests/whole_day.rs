@@ -18,8 +18,8 @@ use std::{
 use chargegate::{
     gateway::{CoreConfig, ShardId, order::Event},
     model::{
-        Ap3000Call, ChargeMode, DeviceCall, DeviceId, FeePeriod, GatewayCall, ModifiedLimit, OrderNo, PowerTier,
-        Priority,
+        Ap3000Call, ChargeMode, DeviceCall, DeviceId, FeePeriod, GatewayCall, ModifiedLimit, OrderNo, OtaMethod,
+        PowerTier, Priority,
     },
     protocol::ap3000::{codes::AlarmType, offline::VerificationCode},
     store::{Called, Job, NewCall, Outcome, WantedParams},
@@ -158,9 +158,10 @@ impl Day {
                 7_400..8_000 => self.command(),
                 8_000..8_600 => self.parameters(),
                 8_600..9_000 => self.alarm(),
-                9_000..9_300 => self.unplug(),
-                9_300..9_960 => self.cut(),
-                9_960..9_990 => {
+                9_000..9_200 => self.unplug(),
+                9_200..9_300 => self.update(),
+                9_300..9_930 => self.cut(),
+                9_930..9_965 => {
                     self.world.store_down = true;
                     store_back = self.world.now_ms + self.draws.within(1, 3 * MINUTE);
                     self.count("outage");
@@ -310,6 +311,22 @@ impl Day {
         }
     }
 
+    /// New firmware for a charger.
+    fn update(&mut self) {
+        let peer = self.somebody();
+        let bytes = self.draws.within(150, 4_000);
+        let image: Vec<u8> = (0..bytes).map(|_| u8::try_from(self.draws.below(256)).unwrap()).collect();
+        let (method, device_type) = match (&self.actors[peer], peer % 10) {
+            (Actor::Charger(_), 6) => (OtaMethod::F8, 0x02),
+            (Actor::Charger(_), 5) => (OtaMethod::E0, 0x30),
+            (Actor::Charger(_), _) => (OtaMethod::E0, 0x21),
+            (Actor::Gateway(_), _) => return,
+        };
+        if self.world.update(peer, method, device_type, image.into()) {
+            self.count("update");
+        }
+    }
+
     /// Somebody takes the plug out, and puts another in.
     fn unplug(&mut self) {
         let peer = self.somebody();
@@ -358,7 +375,9 @@ impl Day {
     fn is_quiet(&self) -> bool {
         let open = |entry: &Entry| matches!(entry.state, State::Running | State::Unacknowledged);
         let quiet = self.actors.iter().all(|actor| !actor.entries().iter().any(open));
-        quiet && self.world.count("SELECT count(*) FROM orders WHERE status IN (0, 1, 2, 8, 9, 10)") == 0
+        quiet
+            && self.world.count("SELECT count(*) FROM orders WHERE status IN (0, 1, 2, 8, 9, 10)") == 0
+            && self.world.count("SELECT count(*) FROM ota_tasks WHERE state IN (0, 1, 2)") == 0
     }
 
     fn open(&self) -> String {
@@ -371,6 +390,27 @@ impl Day {
             }
         }
         let open = self.world.count("SELECT count(*) FROM orders WHERE status IN (0, 1, 2, 8, 9, 10)");
+        let mut statement = self
+            .world
+            .sql()
+            .prepare(
+                "SELECT task_id, device_id, method, state, packets_acked, packets_total FROM ota_tasks WHERE state < 3",
+            )
+            .unwrap();
+        let rows = statement
+            .query_map([], |row| {
+                Ok(format!(
+                    "update {} of {} by {}: {}, {}/{}\n",
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                    row.get::<_, u8>(3)?,
+                    row.get::<_, u16>(4)?,
+                    row.get::<_, u16>(5)?
+                ))
+            })
+            .unwrap();
+        rows.for_each(|row| text += &row.unwrap());
         text + &format!("{open} orders are open\n")
     }
 
@@ -403,6 +443,7 @@ impl Day {
         spent.retain(|_, cents| *cents > 0);
         assert_eq!(stored, spent);
         self.parameters_agree();
+        self.firmware_agrees();
         let doubled = "SELECT count(*) FROM (SELECT order_no FROM settlements GROUP BY order_no HAVING count(*) > 1)";
         assert_eq!(self.world.count(doubled), 0, "an order was settled twice");
     }
@@ -439,6 +480,25 @@ impl Day {
         let left = self.world.count(pending);
         let wanted = i64::from(self.counts.get("parameter").copied().unwrap_or(0));
         assert!(left * 20 <= wanted, "{left} of {wanted} wishes are pending");
+    }
+}
+
+impl Day {
+    /// Each charger has the image of its last update, to the byte, and no update failed.
+    fn firmware_agrees(&self) {
+        let failed = "SELECT count(*) FROM ota_tasks WHERE state = 4";
+        assert_eq!(self.world.count(failed), 0);
+        let mut done = 0;
+        for (peer, actor) in self.actors.iter().enumerate() {
+            let (Actor::Charger(device), Some((_, image))) = (actor, self.world.image(peer)) else { continue };
+            // The last packet is filled up with zeros.
+            let has = lock(device).firmware().to_vec();
+            let (begins, rest) = has.split_at(image.len().min(has.len()));
+            let agrees = begins == image && rest.len() < 256 && rest.iter().all(|byte| *byte == 0);
+            assert!(agrees, "{} bytes sent to {}, it has {}", image.len(), self.world.peers[peer].id, has.len());
+            done += 1;
+        }
+        assert!(done > 0);
     }
 }
 
