@@ -21,7 +21,7 @@ use chargegate::{
         order,
     },
     model::{ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus, PortStatus},
-    store::{Backstop, Created, Job, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, sqlite::Db},
+    store::{Backstop, Created, Job, NewOrder, OrderJob, OrderKey, OrderOutcome, OtaJob, Outcome, sqlite::Db},
     telemetry::Metrics,
 };
 use chargegate_loadtest::device::Device;
@@ -399,8 +399,15 @@ impl World {
         applied.outcomes
     }
 
+    /// A message of another thread.
+    pub(crate) fn tell(&mut self, message: Message) {
+        let now = self.now();
+        self.core.message(now, message, &mut self.effects);
+        self.carry_out();
+    }
+
     /// What an API call does: a job, and the owner is told.
-    fn call(&mut self, job: Job) -> Outcome {
+    pub(crate) fn call(&mut self, job: Job) -> Outcome {
         // One queue leads to the store.
         self.store_done(u64::MAX);
         let outcome = self.apply(vec![job]).remove(0);
@@ -616,6 +623,10 @@ fn refused(job: &Job) -> Outcome {
         Job::Bind(bind) => (Some(bind.device_id), None),
         Job::Order(job) => (job.device_id, None),
         Job::Settle(settlement) => (Some(settlement.device_id), Some(settlement.key)),
+        Job::Ota(job) => match &**job {
+            OtaJob::Update(update) => (Some(update.device_id), None),
+            _ => (None, None),
+        },
         _ => (None, None),
     };
     let error = chargegate::store::StoreError::Unavailable("down".into());

@@ -23,6 +23,8 @@ use crate::{
 
 /// A step that the store did not take is submitted again.
 const STORE_RETRY_MS: u64 = 1_000;
+/// So is one whose answer does not come; the store takes a step twice without harm.
+const STORE_ANSWER_MS: u64 = 60_000;
 
 /// An update under way.
 #[derive(Debug)]
@@ -262,7 +264,7 @@ impl Device {
         let Some((ticket, step)) = ota.outbox.first() else { return };
         let update = OtaUpdate { id: ota.task_id, device_id, epoch, ticket: *ticket, step: step.clone(), at };
         ota.in_store = cx.job(Job::Ota(Box::new(OtaJob::Update(update))));
-        ota.retry_at = if ota.in_store { u64::MAX } else { cx.now.mono_ms + STORE_RETRY_MS };
+        ota.retry_at = cx.now.mono_ms + if ota.in_store { STORE_ANSWER_MS } else { STORE_RETRY_MS };
     }
 
     /// A step is committed; `state`: where the task stands now.
