@@ -3,8 +3,11 @@
 CARGO ?= cargo
 # Seconds per target of `make fuzz-smoke`.
 FUZZ_SECONDS ?= 5
+# Size of `make soak`.
+DEVICES ?= 1000
+HOURS ?= 24
 
-.PHONY: help run test lint fmt bench fuzz-smoke demo
+.PHONY: help run test lint fmt bench soak fuzz-smoke demo
 
 help:
 	@echo "run         build, and serve with the embedded store in ./data"
@@ -12,6 +15,7 @@ help:
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
 	@echo "bench       benchmarks"
+	@echo "soak        $(DEVICES) simulated devices for $(HOURS) hours of virtual time, then the books are compared"
 	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SECONDS) s; needs a nightly toolchain"
 	@echo "demo        the gateway with simulated devices that charge"
 
@@ -32,6 +36,9 @@ fmt:
 
 bench:
 	$(CARGO) bench --bench '*'
+
+soak:
+	DEVICES=$(DEVICES) HOURS=$(HOURS) $(CARGO) test --release --test whole_day -- --nocapture
 
 fuzz-smoke:
 	scripts/fuzz-smoke $(FUZZ_SECONDS)

@@ -10,7 +10,7 @@ use crate::{
     model::{Command, DeviceId, Order, OrderStatus, OtaTask},
     ota,
     shard::Mailbox,
-    store::{Notify, Outcome, SettingsOutcome},
+    store::{NetworkTold, Notify, Outcome, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
     webhook::Pusher,
 };
@@ -93,6 +93,11 @@ impl Notify for Router {
                     self.count(order, Some(step.from));
                 }
             }
+            Outcome::Swiped(swiped) => {
+                if let Some(order) = swiped.order.as_ref().filter(|_| !swiped.repeated) {
+                    self.count(order, None);
+                }
+            }
             Outcome::Settled(settled) => {
                 if let Some(order) = settled.order.as_ref().filter(|_| settled.stored) {
                     self.count(order, settled.from);
@@ -141,6 +146,10 @@ impl Notify for Router {
 
     fn settings_changed(&self, settings: &SettingsOutcome) {
         self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
+    }
+
+    fn network_changed(&self, told: &NetworkTold) {
+        self.tell_owner(told.device_id, || Message::NetworkChanged(Box::new(told.clone())));
     }
 
     fn events_committed(&self, pos: i64) {

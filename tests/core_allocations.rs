@@ -81,6 +81,7 @@ impl Gateway {
                     orders: Vec::new(),
                     commands: Vec::new(),
                     details: Box::default(),
+                    network: None,
                 };
                 let message = Message::Outcome(Outcome::Bound(Box::new(bound)));
                 self.core.message(self.now, message, &mut self.effects);

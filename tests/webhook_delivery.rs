@@ -18,11 +18,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{DeviceId, Firmware, Order, OrderNo, OtaTask},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
-        CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey,
-        Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord,
-        ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
+        FirmwareKey, Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery,
+        PortRecord, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -220,6 +220,15 @@ impl Reader for FakeReader {
     fn earlier(&mut self, _: &Idempotency) -> Result<Option<Earlier>, StoreError> {
         absent()
     }
+    fn card(&mut self, _: &CardNo) -> Result<Option<Card>, StoreError> {
+        absent()
+    }
+    fn cards(&mut self, _: &CardFilter, _: u32, _: u32) -> Result<Page<Card>, StoreError> {
+        absent()
+    }
+    fn card_transactions(&mut self, _: &CardNo, _: u32, _: u32) -> Result<Page<CardTransaction>, StoreError> {
+        absent()
+    }
     fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
         absent()
     }
@@ -227,6 +236,9 @@ impl Reader for FakeReader {
         absent()
     }
     fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
+        absent()
+    }
+    fn network(&mut self, _: DeviceId) -> Result<Option<chargegate::gateway::network::NetworkList>, StoreError> {
         absent()
     }
     fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {

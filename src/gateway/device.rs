@@ -4,6 +4,7 @@
 //! [`super::ap3000`] and [`super::bkv`]; what is to be sent leaves through them. Who is online, what an order does next and when a
 //! command may go out is the same for all protocols and is decided here.
 
+mod cards;
 mod clock;
 mod commands;
 mod orders;
@@ -18,11 +19,15 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use smallvec::SmallVec;
 
+pub(super) use cards::Asked;
+use cards::PendingSwipe;
+
 use super::{
     Now, OrderTimes, ap3000, bkv,
     core::Cx,
     directory::{Entry, Owner, PortCell, PortState},
     lane::{InFlight, Lane, Next, Outgoing, Pushed, ReplyKey, Waits},
+    network::NetworkList,
     order::Event,
     slots::Key,
     track::{self, Action, Situation, Track},
@@ -30,11 +35,11 @@ use super::{
 use crate::{
     model::{
         Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, EventType, Order, OrderNo, PortAddress,
-        PortStatus, Protocol, socket_of_port,
+        PortStatus, Protocol, port_of_socket, socket_of_port,
     },
     protocol::Direction,
     store::{
-        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, OrderJob, OrderKey, SettingsOutcome,
+        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, NetworkTold, OrderJob, OrderKey, SettingsOutcome,
         payload::PortObject,
     },
     telemetry::label::{OutboundFailure, ShardEvent},
@@ -149,6 +154,8 @@ pub(super) struct Device {
     shares_socket: bool,
     /// It told as a host, and has no ports.
     host_only: bool,
+    /// BKV/GN: sockets that are being taken out of the network list.
+    leaving: Vec<u8>,
     /// A deadline may be sooner than the timer is set.
     sooner: bool,
     /// How often it beats, where it said so.
@@ -170,6 +177,7 @@ pub(super) struct Device {
     progress: SmallVec<[(OrderNo, u32, u32); 1]>,
     tracks: Vec<Track>,
     lane: Lane,
+    swipes: Vec<PendingSwipe>,
     ota: Option<Box<ota::Ota>>,
 }
 
@@ -189,6 +197,7 @@ impl Device {
             host_dirty: false,
             shares_socket: false,
             host_only: false,
+            leaving: Vec::new(),
             sooner: false,
             beat_interval_s: None,
             key: None,
@@ -208,6 +217,7 @@ impl Device {
             progress: SmallVec::new(),
             tracks: Vec::new(),
             lane: Lane::default(),
+            swipes: Vec::new(),
             ota: None,
             entry,
         }

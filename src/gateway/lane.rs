@@ -20,7 +20,7 @@ pub(crate) const WAITING_MAX: usize = 16;
 const IN_FLIGHT_MAX: usize = 8;
 /// A named command is answered within this time.
 const REPLY_MS: u64 = 10_000;
-/// Parameters are, within this one.
+/// Parameters and network lists are, within this one.
 const PARAMS_REPLY_MS: u64 = 15_000;
 /// From one attempt to the next.
 const ATTEMPT_MS: u64 = 60_000;
@@ -239,7 +239,7 @@ impl Lane {
         let (resend_at, reply_by) = match what.call() {
             None => (u64::MAX, u64::MAX),
             Some(call) => {
-                let limit = if call.sets_params() { PARAMS_REPLY_MS } else { REPLY_MS };
+                let limit = if call.sets_params() || call.is_network() { PARAMS_REPLY_MS } else { REPLY_MS };
                 let resend = call.is_idempotent() && call.completion() == Completion::Reply;
                 (if resend { now_ms + limit / 2 } else { u64::MAX }, now_ms + limit)
             }
@@ -335,6 +335,11 @@ impl Lane {
     /// Drops withdrawn rows that are not written.
     pub(super) fn withdraw(&mut self, rows: &[i64]) {
         self.waiting.retain(|waiting| waiting.what.row().is_none_or(|row| !rows.contains(&row)));
+    }
+
+    /// Drops written named commands for which nobody waits any more.
+    pub(super) fn forget_calls(&mut self, which: impl Fn(&DeviceCall) -> bool) {
+        self.in_flight.retain(|in_flight| !in_flight.what.call().is_some_and(&which));
     }
 
     /// Drops everything unwritten: the binding it was claimed for is gone, the next one claims it again.

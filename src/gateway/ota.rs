@@ -153,7 +153,7 @@ impl Push {
 
     /// What is to be sent now, if anything is.
     pub fn next(&self) -> Option<Out> {
-        (self.phase == Phase::Ready).then(|| if self.at == 0 { Out::Trigger } else { Out::Packet(self.at) })
+        (self.phase == Phase::Ready).then_some(if self.at == 0 { Out::Trigger } else { Out::Packet(self.at) })
     }
 
     /// Message id of what is next or under way. A packet that is sent again for want of a reply keeps it, so that a device that

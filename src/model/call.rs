@@ -260,6 +260,13 @@ pub enum Completion {
     Write,
 }
 
+impl GatewayCall {
+    /// Whether it changes the network list.
+    pub const fn is_network(&self) -> bool {
+        matches!(self, Self::NetworkRefresh { .. } | Self::NetworkAdd { .. } | Self::NetworkRemove { .. })
+    }
+}
+
 impl DeviceCall {
     /// The word in `outbound_queue.kind`, the API and logs.
     pub const fn as_str(&self) -> &'static str {
@@ -342,6 +349,11 @@ impl DeviceCall {
     /// Whether it sets parameters, which devices take longer to answer.
     pub const fn sets_params(&self) -> bool {
         matches!(self, Self::Ap3000(Ap3000Call::SetParams { .. }) | Self::Gateway(GatewayCall::SetParams { .. }))
+    }
+
+    /// Whether it changes the network list, which gateways take seconds for.
+    pub const fn is_network(&self) -> bool {
+        matches!(self, Self::Gateway(call) if call.is_network())
     }
 
     /// Whether a device of this protocol understands it.

@@ -21,10 +21,16 @@ use std::{
 };
 
 use crate::{
-    gateway::{order, params::Held},
+    gateway::{
+        card::{CardRefused, Rate},
+        network::{Given, NetworkList, Taken},
+        order,
+        params::Held,
+    },
     model::{
-        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceDetails, DeviceId, EventType, Firmware,
-        HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus, Priority, Protocol,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall,
+        DeviceDetails, DeviceId, EventType, Firmware, HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus,
+        Priority, Protocol,
     },
 };
 
@@ -66,6 +72,10 @@ pub enum Job {
     Delivery(Vec<DeliveryUpdate>),
     /// Batched pruning by age, bounded rows per call. Dropped: runs again in an hour.
     Prune(Prune),
+    /// A card was held to a device. Dropped: the device is not answered, and the holder swipes again.
+    Swipe(Box<Swipe>),
+    /// A third party registers, changes or recharges a card. Dropped: the API answers `NOT_READY`.
+    Card(Box<CardJob>),
     /// A third party sends a named command to a device. Dropped: the API answers `NOT_READY`.
     Call(Box<NewCall>),
     /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
@@ -74,6 +84,72 @@ pub enum Job {
     Ota(Box<OtaJob>),
     /// An operator sets what is kept of a device, and registers it where it was never seen. Dropped: the API answers `NOT_READY`.
     Settings(Box<Settings>),
+    /// A third party changes the network list of a gateway. Dropped: the API answers `NOT_READY`.
+    Network(Box<NetworkJob>),
+}
+
+/// A change of a gateway's network list.
+#[derive(Clone, Debug)]
+pub struct NetworkJob {
+    /// The gateway; it must have a row.
+    pub device_id: DeviceId,
+    /// What changes.
+    pub change: NetworkChange,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that made it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::network_accepted`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What changes in a network list.
+#[derive(Clone, Debug)]
+pub enum NetworkChange {
+    /// All of it.
+    Replace {
+        /// Radio channel 1–15.
+        channel: u8,
+        /// The new list; numbers and MACs once each.
+        sockets: Vec<Given>,
+    },
+    /// One socket more.
+    Add(Given),
+    /// This socket less.
+    Remove(u8),
+}
+
+/// What became of a change of a network list.
+#[derive(Clone, Debug)]
+pub enum Networked {
+    /// Committed; the gateway is told next.
+    Changed(Box<NetworkTold>),
+    /// No such device.
+    NoDevice,
+    /// The socket to be removed is not in the list.
+    NotListed,
+    /// Number or MAC of the socket to be added is taken.
+    Taken(Taken),
+    /// An order holds a port of a socket that would go: nothing was changed.
+    Busy {
+        /// The socket.
+        socket: u8,
+        /// Its port.
+        port_no: u16,
+        /// The order.
+        holder: OrderNo,
+    },
+}
+
+/// A changed network list, as the gateway's owner is told of it.
+#[derive(Clone, Debug)]
+pub struct NetworkTold {
+    /// The gateway.
+    pub device_id: DeviceId,
+    /// All of it now.
+    pub list: NetworkList,
+    /// Commands that the owner must drop.
+    pub withdrawn: Vec<i64>,
 }
 
 /// Settings of a device. `None` leaves the stored value.
@@ -108,6 +184,135 @@ pub struct SettingsOutcome {
     pub protocol: Protocol,
     /// All its details now.
     pub details: DeviceDetails,
+}
+
+/// A card at a device: what it may do there, and the order it gets, in one transaction.
+#[derive(Clone, Debug)]
+pub struct Swipe {
+    /// Chosen by the shard; comes back in the outcome.
+    pub ticket: u64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The card.
+    pub card_no: CardNo,
+    /// From 1; `None`: only the balance is asked for.
+    pub port_no: Option<u16>,
+    /// The device's number for the order to come (BKV/GN).
+    pub business_no: Option<u16>,
+    /// The port is out of order, or charges for nobody here.
+    pub unusable: bool,
+    /// What a third party decided; `None`: the card's account here decides.
+    pub verdict: Option<CardVerdict>,
+    /// Epoch of the live binding, as in [`NewOrder::epoch`].
+    pub epoch: Option<i64>,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// On the store's clock: executing later does nothing (Unix ms).
+    pub deadline: i64,
+}
+
+/// A third party's decision on a swipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CardVerdict {
+    /// Normal lets it charge.
+    pub state: CardState,
+    /// Announced by the device, cents.
+    pub balance_cent: u32,
+    /// What it may charge, checked against the protocol's limits; `None`: until full.
+    pub spec: Option<ChargeSpec>,
+}
+
+/// What became of a swipe.
+#[derive(Clone, Debug)]
+pub struct Swiped {
+    /// The device.
+    pub device_id: DeviceId,
+    /// As submitted.
+    pub ticket: u64,
+    /// The deadline had passed: nothing was done, and the device is not answered.
+    pub too_late: bool,
+    /// What the holder is told.
+    pub state: CardState,
+    /// How the device reads `balance`.
+    pub rate: Rate,
+    /// Free balance in cents, or Unix seconds of a monthly card's end.
+    pub balance: u32,
+    /// The order of the card on the port: made by this swipe, or by one before.
+    pub order: Option<Order>,
+    /// The start command of a new order, when claimed.
+    pub command: Option<Command>,
+    /// The order was there before: the swipe came again while it holds the port.
+    pub repeated: bool,
+    /// Another order holds the port.
+    pub port_held: bool,
+}
+
+/// A change of a card's account by a third party.
+#[derive(Clone, Debug)]
+pub struct CardJob {
+    /// The card.
+    pub card_no: CardNo,
+    /// What to do.
+    pub change: CardChange,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that caused it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::card_answer`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What to do with a card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CardChange {
+    /// Register it, with an empty account.
+    Register {
+        /// Its state.
+        state: CardState,
+        /// Its tariff.
+        tariff: Option<String>,
+        /// End of its monthly plan, Unix ms.
+        expires_at: Option<i64>,
+    },
+    /// Change what is given; the inner `None` takes a value away.
+    Update {
+        /// Its state.
+        state: Option<CardState>,
+        /// Its tariff.
+        tariff: Option<Option<String>>,
+        /// End of its monthly plan, Unix ms.
+        expires_at: Option<Option<i64>>,
+    },
+    /// Add money.
+    Recharge {
+        /// From 1 cent.
+        amount_cent: i64,
+        /// The caller's own word for it.
+        reference: Option<String>,
+    },
+}
+
+/// What became of a [`CardJob`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CardOutcome {
+    /// Committed.
+    Done {
+        /// The card after it.
+        card: Card,
+        /// Of a recharge.
+        transaction: Option<CardTransaction>,
+    },
+    /// It is registered already.
+    Exists,
+    /// There is no such card.
+    NotFound,
+    /// The balance would be more than [`Card::BALANCE_MAX`].
+    TooMuch {
+        /// The balance now, cents.
+        balance_cent: i64,
+    },
 }
 
 /// A named command to queue.
@@ -308,6 +513,8 @@ pub struct Bound {
     pub commands: Vec<Command>,
     /// Settings, and what it told of itself.
     pub details: Box<DeviceDetails>,
+    /// BKV/GN: the network list, where there is one.
+    pub network: Option<Box<NetworkList>>,
 }
 
 impl Bound {
@@ -335,6 +542,8 @@ pub struct NewOrder {
     pub deadline: i64,
     /// Request that made it.
     pub request_id: String,
+    /// The card that pays: its price is held in the same transaction, or nothing is created.
+    pub card_no: Option<CardNo>,
     /// Answers it from the store where it was answered before; the answer is [`payload::accepted`].
     pub idempotency: Option<Idempotency>,
 }
@@ -405,6 +614,8 @@ pub struct Settlement {
     pub end: SettlementEnd,
     /// Epoch of the live binding, as in [`NewOrder::epoch`].
     pub epoch: Option<i64>,
+    /// The card of a charge that the device started by itself.
+    pub card_no: Option<CardNo>,
     /// When it arrived, Unix ms.
     pub at: i64,
     /// The frame, whole.
@@ -585,7 +796,7 @@ pub enum Outcome {
     Created(Box<Created>),
     /// Of [`Job::Order`].
     Order(Box<OrderOutcome>),
-    /// Of [`Job::CreateOrder`] and [`Job::Order`] whose idempotency key is taken: nothing was changed.
+    /// Of [`Job::CreateOrder`], [`Job::Order`] and [`Job::Card`] whose idempotency key is taken: nothing was changed.
     Repeated(Earlier),
     /// Of [`Job::Settle`].
     Settled(Box<Settled>),
@@ -610,6 +821,10 @@ pub enum Outcome {
         /// Some table had as many rows as one call takes: there may be more.
         more: bool,
     },
+    /// Of [`Job::Swipe`].
+    Swiped(Box<Swiped>),
+    /// Of [`Job::Card`].
+    Card(Box<CardOutcome>),
     /// Of [`Job::Call`].
     Called(Called),
     /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
@@ -618,6 +833,8 @@ pub enum Outcome {
     Ota(Box<OtaOutcome>),
     /// Of [`Job::Settings`].
     Settings(Box<SettingsOutcome>),
+    /// Of [`Job::Network`].
+    Networked(Networked),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -649,6 +866,8 @@ pub enum Created {
     },
     /// The deadline had passed: nothing was inserted.
     TooLate,
+    /// The card that was to pay does not.
+    CardRefused(CardRefused),
 }
 
 /// Where an outcome goes.
@@ -686,6 +905,8 @@ pub trait Notify: Send + Sync {
     fn events_committed(&self, pos: i64);
     /// Settings of a device changed. Called after the answer was given.
     fn settings_changed(&self, _settings: &SettingsOutcome) {}
+    /// The network list of a gateway changed. Called after the answer was given.
+    fn network_changed(&self, _told: &NetworkTold) {}
 }
 
 /// A port as stored.
@@ -856,6 +1077,13 @@ pub struct DeviceFilter {
     pub except: Option<Vec<DeviceId>>,
 }
 
+/// Restricts a list of cards.
+#[derive(Clone, Debug, Default)]
+pub struct CardFilter {
+    /// Only this state.
+    pub state: Option<CardState>,
+}
+
 /// One page of a list.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -893,12 +1121,25 @@ pub trait Reader {
     fn last_pos(&mut self) -> Result<i64, StoreError>;
     /// What is stored under an idempotency key.
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError>;
+    /// One card.
+    fn card(&mut self, card_no: &CardNo) -> Result<Option<Card>, StoreError>;
+    /// Cards by number; `page` from 1.
+    fn cards(&mut self, filter: &CardFilter, page: u32, size: u32) -> Result<Page<Card>, StoreError>;
+    /// Movements of a card, newest first; `page` from 1.
+    fn card_transactions(
+        &mut self,
+        card_no: &CardNo,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CardTransaction>, StoreError>;
     /// One command of a device.
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError>;
     /// Commands of a device, newest first; `page` from 1.
     fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
     /// Parameters of a device by socket and name.
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
+    /// The network list of a gateway; `None`: no such device.
+    fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError>;
     /// Devices that have queued commands.
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
     /// One image.

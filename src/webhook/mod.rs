@@ -52,6 +52,7 @@ use crate::{
 
 mod body;
 mod breaker;
+mod cards;
 mod clock;
 mod counters;
 mod dispatcher;
@@ -64,6 +65,7 @@ mod target;
 mod transport;
 
 pub use breaker::{BreakerSettings, BreakerState};
+pub use cards::{Answered, CardDesk, CardSettings};
 pub use counters::{EndpointCounters, LatencyBuckets};
 pub use retry::{Failure, RETRY_AFTER_MAX};
 

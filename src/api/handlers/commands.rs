@@ -94,7 +94,7 @@ pub(super) fn send(
     }))
 }
 
-fn admit(api: &Api, device_id: DeviceId) -> Result<Reservation, ApiError> {
+pub(super) fn admit(api: &Api, device_id: DeviceId) -> Result<Reservation, ApiError> {
     let waiting = api.directory.find(device_id).map_or(0, |entry| entry.waiting());
     api.backlog.admit(Priority::Low, waiting).map_err(|overload| {
         ApiError::new(ErrorCode::QueueOverloaded, overload.to_string()).with_retry_after(RETRY_AFTER_S)
@@ -122,7 +122,7 @@ fn called(call: Call, device_id: DeviceId, at: i64, outcome: Outcome, place: Res
     }
 }
 
-fn respond(call: Call, body: serde_json::Result<Vec<u8>>) {
+pub(super) fn respond(call: Call, body: serde_json::Result<Vec<u8>>) {
     match body {
         Ok(body) => call.respond(Response::json(payload::ACCEPTED, body)),
         Err(cause) => {

@@ -10,7 +10,7 @@ use super::{Api, List, no_device, now};
 use crate::api::error::ApiError;
 use crate::api::route::Query;
 use crate::gateway::directory::{Entry, PortCell, Score};
-use crate::model::{DeviceId, Order, Protocol};
+use crate::model::{DeviceId, HostValues, Order, Protocol};
 use crate::store::payload::PortObject;
 use crate::store::{DeviceFilter, DeviceRecord, PortRecord, Reader};
 use crate::time::Rfc3339;
@@ -109,6 +109,13 @@ struct DeviceObject {
     signal: Option<u8>,
     firmware: Option<String>,
     iccid: Option<String>,
+    name: Option<String>,
+    extensions: bool,
+    imei: Option<String>,
+    module_version: Option<String>,
+    host_type: Option<u8>,
+    fsk_frequency: Option<u16>,
+    host: Option<HostValues>,
     ports: Vec<PortObject>,
     active_orders: Vec<OrderBody>,
 }
@@ -121,12 +128,19 @@ impl DeviceObject {
         stored_ports: &[PortRecord],
         active: Vec<Order>,
     ) -> Option<Self> {
+        let details = record.as_ref().map(|record| record.details.clone()).unwrap_or_default();
+        let (mut imei, mut module_version) = (details.imei, details.module_version);
+        let (mut host_type, mut host) = (details.host_type, details.host);
         let mut iccid = record.as_ref().and_then(|record| record.iccid.clone());
         let mut firmware = record.as_ref().and_then(|record| record.firmware.clone());
         let mut status = match (live, &record) {
             (Some((mut status, entry)), record) => {
                 iccid = entry.iccid().or(iccid);
                 firmware = entry.firmware().or(firmware);
+                imei = entry.imei().or(imei);
+                module_version = entry.module_version().or(module_version);
+                host_type = entry.host_type().or(host_type);
+                host = entry.host().as_deref().cloned().or(host);
                 if let Some(record) = record {
                     status.signal = status.signal.or(record.signal);
                     status.last_seen_at = status.last_seen_at.or_else(|| record.last_seen_at.map(Rfc3339));
@@ -157,6 +171,13 @@ impl DeviceObject {
             signal: status.signal,
             firmware,
             iccid,
+            name: details.name,
+            extensions: details.extensions,
+            imei,
+            module_version,
+            host_type,
+            fsk_frequency: details.fsk_frequency,
+            host,
             ports: status.ports,
             active_orders: active.into_iter().map(OrderBody).collect(),
         })

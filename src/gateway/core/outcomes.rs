@@ -64,16 +64,22 @@ impl Core {
                     });
                 }
             }
+            Outcome::Swiped(swiped) => {
+                let device_id = swiped.device_id;
+                self.with_device(now, device_id, effects, |device, cx| device.swipe_decided(cx, *swiped));
+            }
             Outcome::Ota(outcome) => {
                 if let OtaOutcome::Updated { id, device_id, ticket, state } = *outcome {
                     self.with_device(now, device_id, effects, |device, cx| device.ota_stored(cx, id, ticket, state));
                 }
             }
             Outcome::Created(_)
+            | Outcome::Card(_)
             | Outcome::Repeated(_)
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }
             | Outcome::Settings(_)
+            | Outcome::Networked(_)
             | Outcome::Called(_)
             | Outcome::Params(_)
             | Outcome::Done => {}

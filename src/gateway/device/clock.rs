@@ -6,6 +6,7 @@ impl Device {
     /// What is due.
     pub(in crate::gateway) fn poll(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now;
+        self.forget_swipes(now);
         if self.bind_at.is_some_and(|at| at <= now.mono_ms) {
             self.submit_bind(cx);
         }

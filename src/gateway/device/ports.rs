@@ -34,6 +34,34 @@ impl Device {
         self.ports = self.entry.ports();
     }
 
+    /// Makes the ports those of the list: sockets that shall be in it have two, sockets that go have none, whatever is still
+    /// reported of them.
+    pub(super) fn list_sockets(&mut self, list: &NetworkList) {
+        self.leaving.clear();
+        if list.sockets.is_empty() {
+            return;
+        }
+        self.becomes_networked();
+        self.leaving.extend(list.sockets.iter().filter(|listed| !listed.is_wanted()).map(|listed| listed.socket));
+        let leaves = |socket: Option<u8>| socket.is_some_and(|socket| self.leaving.contains(&socket));
+        if self.ports.iter().any(|cell| leaves(cell.socket)) {
+            let staying = self.ports.iter().filter(|cell| !leaves(cell.socket));
+            self.entry.set_ports(staying.map(|cell| PortCell::new(&cell.load())).collect());
+            self.ports = self.entry.ports();
+            self.ports_dirty.retain(|port_no| self.ports.iter().any(|cell| cell.port_no == *port_no));
+        }
+        let holes = list.wanted().flat_map(|socket| [(socket, 0), (socket, 1)]);
+        let states: Vec<_> = holes
+            .map(|(socket, hole)| PortState::unknown(port_of_socket(socket, hole), Some(socket), Some(hole)))
+            .collect();
+        self.add_ports(&states);
+    }
+
+    /// Whether a socket is being taken out of the list: what it reports counts for nothing.
+    pub(in crate::gateway) fn is_leaving(&self, socket: u8) -> bool {
+        self.leaving.contains(&socket)
+    }
+
     /// Makes AP3000 ports 1 to `count` known.
     pub(in crate::gateway) fn add_numbered_ports(&mut self, count: u8) {
         if usize::from(count) > self.ports.len() {

@@ -87,6 +87,14 @@ impl Device {
         self.set_timeout(cx);
     }
 
+    /// The network list of the gateway changed.
+    pub(in crate::gateway) fn network_changed(&mut self, cx: &mut Cx<'_>, told: &NetworkTold) {
+        let before = self.lane.waiting();
+        self.lane.withdraw(&told.withdrawn);
+        self.waiting_changed(cx, &before);
+        self.list_sockets(&told.list);
+    }
+
     pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
         let printed_no = if let DeviceId::Ap3000(phy_id) = self.id { Some(phy_id.printed_number()) } else { None };
         let bind = Bind {
@@ -118,6 +126,8 @@ impl Device {
         self.ota_unbound(cx);
         // The rows stay claimed for an epoch that is over: the next bind claims them again.
         self.lane.clear_waiting();
+        // Sent again at the next bind where the store still wants it.
+        self.lane.forget_calls(DeviceCall::is_network);
         cx.count_waiting(&before, &Waits::default());
         self.entry.set_waiting(0);
     }
@@ -146,6 +156,9 @@ impl Device {
         self.add_ports(&known);
         if bound.networked {
             self.becomes_networked();
+        }
+        if let Some(list) = &bound.network {
+            self.list_sockets(list);
         }
         let absent = if self.absent_since == 0 { 0 } else { cx.now.mono_ms.saturating_sub(self.absent_since) };
         let situation = self.situation(cx.now, &cx.shared.config.orders);

@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::{limits::Limits, row::run};
 use crate::{
+    gateway::card::CardRules,
     model::{DeviceId, OrderNumbers},
     store::{Job, Latest, Outcome, SettlementKey, StoreError},
 };
@@ -18,6 +19,7 @@ pub(super) struct Tx<'a> {
     pub(super) conn: &'a Connection,
     pub(super) numbers: &'a OrderNumbers,
     pub(super) limits: Limits,
+    pub(super) cards: &'a CardRules,
     /// The store's clock, Unix ms.
     pub(super) now: i64,
     /// Devices that commands were queued for without a claim.
@@ -44,8 +46,15 @@ pub struct Applied {
 }
 
 /// Applies jobs in one transaction and commits it.
-pub(super) fn apply(conn: &Connection, numbers: &OrderNumbers, limits: Limits, now: i64, jobs: &[Job]) -> Applied {
-    let mut tx = Tx { conn, numbers, limits, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
+pub(super) fn apply(
+    conn: &Connection,
+    numbers: &OrderNumbers,
+    limits: Limits,
+    cards: &CardRules,
+    now: i64,
+    jobs: &[Job],
+) -> Applied {
+    let mut tx = Tx { conn, numbers, limits, cards, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
     let result = in_transaction(conn, || jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>());
     match result {
         Ok(outcomes) => {
@@ -148,10 +157,13 @@ impl Tx<'_> {
                 Outcome::Done
             }
             Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
+            Job::Swipe(swipe) => Outcome::Swiped(Box::new(self.swipe(swipe)?)),
+            Job::Card(job) => self.card_job_once(job)?,
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
             Job::Ota(job) => self.ota(job)?,
             Job::Settings(settings) => self.settings_once(settings)?,
+            Job::Network(job) => self.network_once(job)?,
         })
     }
 }
@@ -173,6 +185,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Device(event) => Some(event.device_id),
         Job::Report(report) => Some(report.event.device_id),
         Job::Claim { device_id, .. } => Some(*device_id),
+        Job::Swipe(swipe) => Some(swipe.device_id),
         Job::Call(new) => Some(new.device_id),
         Job::SetParams(wanted) => Some(wanted.device_id),
         Job::Ota(job) => match &**job {
@@ -181,7 +194,8 @@ fn device_of(job: &Job) -> Option<DeviceId> {
             _ => None,
         },
         Job::Settings(settings) => Some(settings.device_id),
-        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
+        Job::Network(job) => Some(job.device_id),
+        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }
 

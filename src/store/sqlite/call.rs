@@ -3,6 +3,7 @@
 use super::{
     apply::Tx,
     command::NewCommand,
+    network::of_network,
     row::{command, command_columns, command_record, command_record_columns, one, scalar},
 };
 use crate::{
@@ -100,9 +101,19 @@ impl Tx<'_> {
             [update.id],
             command,
         )?;
+        if let Some(ended) = &answered
+            && let Some(call) = of_network(&ended.body)
+        {
+            let next = self.network_answered(ended, call, update.state, update.at)?;
+            let device_id = ended.device_id;
+            return Ok(next.map_or(Outcome::Done, |next| Outcome::Claimed { device_id, commands: vec![next] }));
+        }
         let Some(Command { device_id, epoch, body: CommandBody::Call { call }, .. }) = answered else {
             return Ok(Outcome::Done);
         };
+        if !matches!(update.state, CommandState::Acked | CommandState::Refused) {
+            return Ok(Outcome::Done);
+        }
         let acked = update.state == CommandState::Acked;
         let follow_up = match Group::of_call(&call) {
             Some((group, socket)) => {

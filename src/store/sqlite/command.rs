@@ -304,7 +304,11 @@ impl Tx<'_> {
         if changed > 0 && update.state == CommandState::Dead {
             self.command_dead(update.id, update.at)?;
         }
-        if changed == 0 || !matches!(update.state, CommandState::Acked | CommandState::Refused) {
+        let ended = matches!(
+            update.state,
+            CommandState::Acked | CommandState::Refused | CommandState::Dead | CommandState::Expired
+        );
+        if changed == 0 || !ended {
             return Ok(Outcome::Done);
         }
         self.command_answered(update)

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 18] = [
     "bind",
     "create_order",
     "order",
@@ -18,10 +18,13 @@ pub const KINDS: [&str; 15] = [
     "backstop",
     "delivery",
     "prune",
+    "swipe",
+    "card",
     "call",
     "set_params",
     "ota",
     "settings",
+    "network",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -40,10 +43,13 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Backstop(_) => 8,
         Job::Delivery(_) => 9,
         Job::Prune(_) => 10,
-        Job::Call(_) => 11,
-        Job::SetParams(_) => 12,
-        Job::Ota(_) => 13,
-        Job::Settings(_) => 14,
+        Job::Swipe(_) => 11,
+        Job::Card(_) => 12,
+        Job::Call(_) => 13,
+        Job::SetParams(_) => 14,
+        Job::Ota(_) => 15,
+        Job::Settings(_) => 16,
+        Job::Network(_) => 17,
     }
 }
 

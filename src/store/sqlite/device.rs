@@ -32,6 +32,7 @@ impl Tx<'_> {
             orders: Vec::new(),
             commands: Vec::new(),
             details: Box::default(),
+            network: None,
         };
         if !bind.known_only {
             let inserted = run(
@@ -104,6 +105,11 @@ impl Tx<'_> {
             bound.commands.extend(self.stop_again(order, epoch, bind.at)?);
         }
         bound.commands.extend(self.params_at_bind(device_id, epoch, bind.at)?);
+        if matches!(device_id, DeviceId::Gateway(_)) {
+            self.network_at_bind(device_id, &mut bound.commands, epoch, bind.at)?;
+            let list = super::network::find(self.conn, device_id)?;
+            bound.network = list.filter(|list| !list.sockets.is_empty()).map(Box::new);
+        }
         bound.commands.sort_by_key(|command| (command.priority, command.id));
         Ok(bound)
     }
@@ -188,6 +194,8 @@ pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), Sto
                 port_columns!(),
                 ") SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 \
                  WHERE EXISTS (SELECT 1 FROM devices WHERE device_id = ?1) \
+                 AND NOT EXISTS (SELECT 1 FROM gateway_sockets s \
+                 WHERE s.device_id = ?1 AND s.socket = ?3 AND s.state = 'removing') \
                  ON CONFLICT (device_id, port_no) DO UPDATE SET socket = excluded.socket, hole = excluded.hole, \
                  status = excluded.status, raw_status = excluded.raw_status, power_dw = excluded.power_dw, \
                  current_ma = excluded.current_ma, voltage_dv = excluded.voltage_dv, energy_wh = excluded.energy_wh, \

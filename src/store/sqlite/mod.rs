@@ -18,6 +18,7 @@
 
 mod apply;
 mod call;
+mod card;
 mod cmd_log;
 mod command;
 mod counters;
@@ -26,6 +27,7 @@ mod device;
 mod event;
 mod idempotency;
 mod limits;
+mod network;
 mod order;
 mod ota;
 mod params;
