@@ -160,14 +160,15 @@ pub fn periods_price(used: &[PeriodUse], by_energy: bool) -> u64 {
 
 /// Seconds of a charge in each of the periods, in their order.
 pub fn seconds_in_periods(periods: &[FeePeriod], start_s: i64, duration_s: u32, utc_offset_minutes: i32) -> Vec<u64> {
-    let ends: Vec<i64> = periods.iter().map(|period| end_of_period(period) * 60).collect();
     let begin = start_s.saturating_add(i64::from(utc_offset_minutes) * 60).rem_euclid(DAY_S);
     let end = begin + i64::from(duration_s);
     // Seconds of the days before `second`, the first being day 0, that lie before a time of day.
     let before = |second: i64, of_day: i64| second / DAY_S * of_day + (second % DAY_S).min(of_day);
     let mut earlier = 0;
-    ends.into_iter()
-        .map(|of_day| {
+    periods
+        .iter()
+        .map(|period| {
+            let of_day = end_of_period(period) * 60;
             let up_to = before(end, of_day) - before(begin, of_day);
             let seconds = up_to - earlier;
             earlier = up_to;

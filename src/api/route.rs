@@ -385,10 +385,10 @@ mod tests {
     fn every_row_resolves_to_itself() {
         for route in ROUTES {
             let target = route.pattern.replace("{device}", "40aace04").replace("{order}", "THD0123456789ABC");
-            let target = target.replace("{id}", "7");
+            let target = target.replace("{id}", "7").replace("{card}", "04a1b2c3");
             let matched = resolve(route.method, &target).unwrap();
             assert_eq!(matched.route.id, route.id);
-            let named = ["{device}", "{order}"].iter().any(|name| route.pattern.contains(name));
+            let named = ["{device}", "{order}", "{card}"].iter().any(|name| route.pattern.contains(name));
             assert_eq!((matched.param.is_some(), matched.id.is_some()), (named, route.pattern.contains("{id}")));
             assert_eq!(route.scope.is_some(), route.pattern.starts_with(BASE), "{}", route.pattern);
             assert!(resolve(route.method, &format!("{target}/")).is_err());

@@ -201,7 +201,7 @@ pub struct Swipe {
     pub port_no: Option<u16>,
     /// The device's number for the order to come (BKV/GN).
     pub business_no: Option<u16>,
-    /// The port is out of order, or charges for nobody here.
+    /// The port is out of order.
     pub unusable: bool,
     /// What a third party decided; `None`: the card's account here decides.
     pub verdict: Option<CardVerdict>,

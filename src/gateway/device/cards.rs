@@ -165,12 +165,8 @@ impl Device {
         };
         let port_no = swipe.asked.port_no();
         let port = port_no.and_then(|port_no| self.ports.iter().find(|cell| cell.port_no == port_no));
-        // AP3000 says in its heartbeats what a port does; what it charges for an order, the store knows better.
-        let unusable = port.map(PortCell::load).is_some_and(|port| match port.status {
-            PortStatus::Fault => true,
-            PortStatus::Charging => port.order_no.is_none() && self.protocol == Protocol::Ap3000,
-            PortStatus::Idle | PortStatus::Occupied | PortStatus::Finished | PortStatus::Unknown => false,
-        });
+        // A port that shows charging may have ended since the last heartbeat, minutes ago: the device knows, and refuses the start.
+        let unusable = port.is_some_and(|port| port.load().status == PortStatus::Fault);
         let left = i64::try_from(swipe.until - now.mono_ms).unwrap_or(0);
         let job = Swipe {
             ticket,
