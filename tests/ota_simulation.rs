@@ -6,7 +6,7 @@ mod sim;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chargegate::{
-    gateway::{Message, OtaStart, order::Event},
+    gateway::{CoreConfig, Message, OtaStart, ShardId, order::Event},
     model::{ChargeMode, DeviceId, FtpSource, OtaMethod, OtaState, OtaTask},
     protocol::{
         Direction, Step,
@@ -325,6 +325,40 @@ fn a_forced_update_goes_on_beside_an_order() {
     let mut update = Update::new(&mut world, device_id, forced, Some(image(2_000)));
     assert_eq!(update.run_to_the_end(&mut world), OtaState::Done);
     assert!(!world.order(order).settled);
+}
+
+#[test]
+fn a_fleet_is_updated_within_its_limits() {
+    // Two at a time, three packets a second between them; each device alone would take two a second.
+    let config = CoreConfig { ota_running_max: 2, ota_packets_per_s: 3, ..CoreConfig::new(ShardId(0)) };
+    let mut world = World::with(config);
+    let mut fleet = Vec::new();
+    for index in 0..3 {
+        let device = Ap3000Device::new(index, 2, Behaviour::default());
+        let id = device.phy_id().to_string();
+        let device = Arc::new(Mutex::new(device));
+        let peer = world.add(&id, Arc::clone(&device));
+        world.run_until(10 * SECOND, "the device is online", |world| world.online(peer));
+        fleet.push((Update::pushed(&mut world, peer, OtaMethod::E0, 6_000), device));
+    }
+    let began = world.now_ms;
+    let mut most = 0;
+    while fleet.iter_mut().any(|(update, _)| update.refresh(&world).0 != OtaState::Done) {
+        assert!(world.now_ms < began + 30 * MINUTE, "{}", world.dump());
+        fleet.iter_mut().for_each(|(update, _)| update.offer(&mut world));
+        for _ in 0..50 {
+            world.run_for(100);
+            let running = fleet.iter_mut().map(|(update, _)| update.refresh(&world).0);
+            most = most.max(running.filter(|state| matches!(state, OtaState::Sent | OtaState::InProgress)).count());
+        }
+        let acked: u64 = fleet.iter().map(|(update, _)| u64::from(update.task.packets_acked)).sum();
+        assert!(acked <= (world.now_ms - began) * 3 / 1_000 + 2, "{acked} packets in {} ms", world.now_ms - began);
+    }
+    assert_eq!(most, 2);
+    world.run_for(10 * SECOND);
+    for (update, device) in &fleet {
+        assert_has(locked(device).firmware(), update);
+    }
 }
 
 #[test]
