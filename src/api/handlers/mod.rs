@@ -21,8 +21,8 @@ mod devices;
 mod events;
 mod health;
 mod orders;
-mod sockets;
 mod ota;
+mod sockets;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     model::{Command, DeviceId, Order, OrderNumbers, OtaTask},
     store::{
-        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome, ReadCall,
-        Reply, SettingsOutcome, Store, StoreError, StoreHealth,
+        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome,
+        ReadCall, Reply, SettingsOutcome, Store, StoreError, StoreHealth,
     },
     telemetry::{Exposition, MetricSource},
 };
