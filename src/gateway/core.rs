@@ -19,7 +19,7 @@ use super::{
     ShardId,
     accept::AcceptGate,
     card::CardMode,
-    conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
+    conn::Conn,
     device::{Device, OtaShare},
     directory::Directory,
     lane::Waits,
@@ -27,19 +27,15 @@ use super::{
     timers::{Timer, Timers},
 };
 use crate::{
-    model::{DeviceId, EventType, OrderNo, Priority, Protocol},
+    model::{DeviceId, EventType, OrderNo, Priority},
     protocol::{
-        DecodeError, Direction, Step,
+        Direction,
         ap3000::{self, Magics},
         bkv,
-        detect::{Detected, Detection, detect},
     },
     shard::JOBS_MAX,
-    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, OtaOutcome, Outcome, SettlementKey},
-    telemetry::{
-        ShardWriter,
-        label::{DecodeFailure, ShardEvent},
-    },
+    store::{DeviceEvent, Job, Latest, SettlementKey},
+    telemetry::{ShardWriter, label::ShardEvent},
 };
 
 /// Settlements and reports of one shard that wait for their commit.

@@ -1,6 +1,12 @@
 //! The store's answers.
 
-use super::*;
+use super::{Ack, Core, Cx, WaitingAck};
+use crate::gateway::{Effects, Now, conn::Admission, device::Device, slots::Key};
+use crate::{
+    model::DeviceId,
+    store::{OrderOutcome, OtaOutcome, Outcome},
+    telemetry::label::ShardEvent,
+};
 
 impl Core {
     pub(super) fn outcome(&mut self, now: Now, outcome: Outcome, effects: &mut Effects) {

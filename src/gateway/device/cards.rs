@@ -11,7 +11,8 @@
 //!   swipe that stops.
 //! - A BKV/GN hole that another order holds is not answered: the refusal is a switch-off, and might reach the running charge.
 
-use super::*;
+use super::Device;
+use crate::gateway::{Now, core::Cx};
 use crate::{
     gateway::{
         ConnId,
@@ -35,6 +36,12 @@ use crate::{
         },
     },
     store::{CardVerdict, Swipe, Swiped},
+};
+use crate::{
+    model::{DeviceId, PortStatus, port_of_socket},
+    protocol::Direction,
+    store::Job,
+    telemetry::label::ShardEvent,
 };
 
 /// A swipe is answered within this, or not at all. The device waits 15 s (device-server protocol v8.6, timing rules).

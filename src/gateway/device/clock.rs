@@ -1,6 +1,13 @@
 //! Deadlines, and the flush of latest values.
 
-use super::*;
+use smallvec::SmallVec;
+
+use super::{Device, GONE_MS};
+use crate::gateway::{Now, OrderTimes, core::Cx, track::Track};
+use crate::{
+    model::{CommandState, EventType, Protocol},
+    store::Latest,
+};
 
 impl Device {
     /// What is due.

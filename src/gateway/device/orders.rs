@@ -1,6 +1,19 @@
 //! Orders: tracks fed with reports, and what they want done.
 
-use super::*;
+use serde_json::json;
+use smallvec::SmallVec;
+
+use super::{About, BIND_RETRY_MS, Charging, Device, PortReport, UNKNOWN_ORDER_MS};
+use crate::gateway::{
+    core::Cx,
+    order::Event,
+    track::{Action, Actions, Track},
+};
+use crate::{
+    model::{Command, CommandState, EventType, Order, OrderNo, Protocol},
+    store::{Job, OrderJob, OrderKey},
+    telemetry::label::OutboundFailure,
+};
 
 impl Device {
     pub(super) fn orders_report(&mut self, cx: &mut Cx<'_>, report: &PortReport) {
@@ -214,7 +227,7 @@ impl Device {
         }
     }
 
-    pub(super) fn act_all(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, actions: track::Actions) {
+    pub(super) fn act_all(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, actions: Actions) {
         for action in actions {
             self.act(cx, order_no, action);
         }

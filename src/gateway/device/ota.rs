@@ -4,7 +4,10 @@
 //! the fleet's rate. While an order is active the update rests, unless it is forced. What happened goes to the store one step
 //! after the other; the task's row decides whether the update goes on.
 
-use super::*;
+use smallvec::SmallVec;
+
+use super::Device;
+use crate::gateway::{core::Cx, slots::Key, track::Track};
 use crate::{
     gateway::{
         OtaStart,
@@ -19,6 +22,12 @@ use crate::{
         bkv::{command::OTA, encode as bkv_encode},
     },
     store::{OtaJob, OtaStep, OtaUpdate},
+};
+use crate::{
+    model::{DeviceId, Protocol},
+    protocol::Direction,
+    store::{CommandLogRow, Job},
+    telemetry::label::ShardEvent,
 };
 
 /// A step that the store did not take is submitted again.
@@ -423,7 +432,8 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::Device;
+    use smallvec::SmallVec;
 
     #[test]
     fn packets_take_places_a_fixed_time_apart() {
