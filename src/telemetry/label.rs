@@ -84,6 +84,10 @@ labels! {
         Extension = "extension",
         /// A payload of a layout that is not known, kept in the command log.
         Opaque = "opaque",
+        /// A packet of firmware written.
+        OtaPacket = "ota_packet",
+        /// An update given up by its shard.
+        OtaFailed = "ota_failed",
     }
 
     /// Why an order failed.

@@ -263,6 +263,16 @@ impl Gateway {
         Answer::of(self.agent.run(request).expect("an answer"))
     }
 
+    /// POST of bytes that are no JSON.
+    pub(crate) fn upload(&self, path: &str, key: Option<&str>, bytes: &[u8]) -> Answer {
+        let mut request =
+            ureq::http::Request::builder().method("POST").uri(format!("http://{}{THIRD}/{path}", self.http));
+        if let Some(key) = key {
+            request = request.header("X-Api-Key", key);
+        }
+        Answer::of(self.agent.run(request.body(bytes).expect("a sound request")).expect("an answer"))
+    }
+
     /// GET with the tests' key; a path without a leading slash is below the API's base.
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.request("GET", path, Some(KEY), None)

@@ -490,6 +490,13 @@ impl World {
         applied.outcomes
     }
 
+    /// A message of another thread.
+    pub(crate) fn tell(&mut self, message: Message) {
+        let now = self.now();
+        self.core.message(now, message, &mut self.effects);
+        self.carry_out();
+    }
+
     /// What an API call does: a job, and the owner is told.
     pub(crate) fn call(&mut self, job: Job) -> Outcome {
         // One queue leads to the store.
@@ -718,6 +725,10 @@ fn refused(job: &Job) -> Outcome {
         Job::Bind(bind) => (Some(bind.device_id), None),
         Job::Order(job) => (job.device_id, None),
         Job::Settle(settlement) => (Some(settlement.device_id), Some(settlement.key)),
+        Job::Ota(job) => match &**job {
+            OtaJob::Update(update) => (Some(update.device_id), None),
+            _ => (None, None),
+        },
         _ => (None, None),
     };
     let error = chargegate::store::StoreError::Unavailable("down".into());
