@@ -275,12 +275,12 @@ settings! {
         unknown_frames_max: u32 = 5, Int(1, 1000), Restart;
     }
 
-    /// Cards that pay for charges. Tariffs are in [[tariffs]].
+    /// Cards that pay for charges; their tariffs are a list of their own, `[[tariffs]]`.
     cards: Cards {
         /// Who decides what a swiped card may do: "local" its account in this gateway (/cards), "webhook" the third party at
         /// webhook_url, asked at each swipe, "off" nobody: no card is registered.
         mode: CardMode = "local", Choice(CardMode::WORDS), Restart;
-        /// Tariff of cards that name none. "" is the first of [[tariffs]]; without any, cards charge by monthly plan only.
+        /// Tariff of cards that name none. "" is the first of `[[tariffs]]`; without any, cards charge by monthly plan only.
         tariff: String = "", Kind::Text(128), Restart;
         /// Longest charge that a swipe orders, in minutes, within the limits of the device's protocol.
         swipe_minutes_max: u32 = 600, Int(1, 1092), Restart;
