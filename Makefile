@@ -1,13 +1,15 @@
 # The commands of the project; `.ci/run` calls the same ones.
 
 CARGO ?= cargo
-# Seconds per target of `make fuzz-smoke`.
-FUZZ_SECONDS ?= 5
+# Seconds per target of `make fuzz-smoke` and `make fuzz`; `FUZZ_TARGETS="core tlv"` in the environment chooses targets.
+FUZZ_SECONDS ?=
+FUZZ_SMOKE := $(or $(FUZZ_SECONDS),5)
+FUZZ_LONG := $(or $(FUZZ_SECONDS),300)
 # Size of `make soak`.
 DEVICES ?= 1000
 HOURS ?= 24
 
-.PHONY: help run test lint fmt bench soak fuzz-smoke demo
+.PHONY: help run test lint fmt bench soak fuzz-smoke fuzz demo
 
 help:
 	@echo "run         build, and serve with the embedded store in ./data"
@@ -16,7 +18,8 @@ help:
 	@echo "fmt         format the code"
 	@echo "bench       benchmarks"
 	@echo "soak        $(DEVICES) simulated devices for $(HOURS) hours of virtual time, then the books are compared"
-	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SECONDS) s; needs a nightly toolchain"
+	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SMOKE) s; needs a nightly toolchain"
+	@echo "fuzz        the same for $(FUZZ_LONG) s (FUZZ_SECONDS=...)"
 	@echo "demo        the gateway with simulated devices that charge"
 
 run:
@@ -41,7 +44,10 @@ soak:
 	DEVICES=$(DEVICES) HOURS=$(HOURS) $(CARGO) test --release --test whole_day -- --nocapture
 
 fuzz-smoke:
-	scripts/fuzz-smoke $(FUZZ_SECONDS)
+	scripts/fuzz-smoke $(FUZZ_SMOKE)
+
+fuzz:
+	scripts/fuzz-smoke $(FUZZ_LONG)
 
 demo:
 	scripts/demo

@@ -40,6 +40,12 @@ fn seeds(protocol: &str, up: u8, bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
             let [i0, i1] = frame.msg_id.to_be_bytes();
             let head = [&[0, 0][..], &frame.phy_id.0, &[i0, i1, frame.command, up]].concat();
             seeds.push(("round_trip", [&head, frame.data].concat()));
+            if up == 1
+                && let Ok(len) = u8::try_from(frame.data.len())
+            {
+                let heartbeat = [2, 0, 0, 7, 0x21, 5, 0x98, 0x08, 2, 0, 1];
+                seeds.push(("core", charge(&heartbeat, &[&[2, 0, 0, i0, frame.command, len], frame.data].concat())));
+            }
         }
         return seeds;
     }
@@ -58,6 +64,14 @@ fn seeds(protocol: &str, up: u8, bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     };
     let fields = &frame.payload[head_len..];
     seeds.push(("bkv_body", [&[row as u8, up], fields].concat()));
+    // The three elements that begin a packet are written by the target itself.
+    let values = if frame.command == command::PACKET { fields.get(21..).unwrap_or_default() } else { fields };
+    if up == 1
+        && let Ok(len) = u8::try_from(values.len())
+    {
+        let heartbeat = [4, 0, 0, 0, 0, 0];
+        seeds.push(("core", charge(&heartbeat, &[&[4, 0, 0, 0, row as u8, len], values].concat())));
+    }
     // 12 bytes choose one of the round trips, what follows are its values.
     let choice = row as u8 % 8;
     seeds.push((
@@ -65,6 +79,35 @@ fn seeds(protocol: &str, up: u8, bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         [&[1][..], &frame.gateway_id.0, &frame.sequence.to_be_bytes(), &[choice], fields].concat(),
     ));
     seeds
+}
+
+/// The operations of the target `core` around a frame: connect, be bound, get a command, speak, be answered, fall silent.
+fn charge(heartbeat: &[u8], frame: &[u8]) -> Vec<u8> {
+    let device = if heartbeat[0] == 2 { 0 } else { 3 };
+    let (accept, answer, wait) = ([0, 0], [9, 0], [7, 0xe8, 0x03]);
+    let claim = [14, device, 2, 0, 0, 1, 0xff, 0xff, 0, 1, 0, 1];
+    let silence = [8, 0xff, 0xff];
+    let reply = [6, 0, 5, 1, 1, 0, 0, 7];
+    [
+        &[4][..],
+        &accept,
+        heartbeat,
+        &answer,
+        &wait,
+        &claim,
+        &answer,
+        &reply,
+        frame,
+        &answer,
+        &wait,
+        frame,
+        &answer,
+        &silence,
+        &accept,
+        heartbeat,
+        &answer,
+    ]
+    .concat()
 }
 
 /// `None` for the vector that is no hex.

@@ -520,6 +520,27 @@ pub struct Bound {
 impl Bound {
     /// Message ids reserved per bind.
     pub const MSG_IDS: u32 = 32;
+
+    /// The answer to `bind` for an admitted device of which nothing is stored.
+    pub fn new(bind: &Bind, epoch: i64) -> Self {
+        Self {
+            device_id: bind.device_id,
+            generation: bind.generation,
+            admitted: true,
+            first_seen: epoch == 1,
+            epoch,
+            protocol: bind.protocol,
+            networked: false,
+            has_ota: false,
+            heartbeat_interval_s: None,
+            msg_id_first: 1,
+            ports: Vec::new(),
+            orders: Vec::new(),
+            commands: Vec::new(),
+            details: Box::default(),
+            network: None,
+        }
+    }
 }
 
 /// A charge to create: order + `order.created` + start command, in one transaction.

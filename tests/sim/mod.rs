@@ -18,7 +18,7 @@ use std::{
 use chargegate::{
     gateway::{
         ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, OtaStart, ShardId,
-        directory::Directory, order,
+        card::CardRules, directory::Directory, order,
     },
     model::{
         ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus, OtaMethod, OtaState, OtaTask, PortStatus,
@@ -85,6 +85,7 @@ pub(crate) struct World {
     /// Peers to be looked at at this instant.
     ready: Vec<usize>,
     config: CoreConfig,
+    cards: Arc<CardRules>,
     numbers: OrderNumbers,
     /// The store refuses everything.
     pub(crate) store_down: bool,
@@ -108,8 +109,12 @@ impl World {
     }
 
     pub(crate) fn with(config: CoreConfig) -> Self {
-        let dir = directory();
-        let db = Some(open(&dir));
+        Self::with_cards(config, CardRules::default())
+    }
+
+    pub(crate) fn with_cards(config: CoreConfig, cards: CardRules) -> Self {
+        let (dir, cards) = (directory(), Arc::new(cards));
+        let db = Some(open(&dir, &cards));
         let reader = rusqlite::Connection::open(path(&dir)).unwrap();
         let (core, directory) = gateway(&config);
         Self {
@@ -125,6 +130,7 @@ impl World {
             wakes: BinaryHeap::new(),
             ready: Vec::new(),
             config,
+            cards,
             numbers: OrderNumbers::new(*b"THD", 1),
             store_down: false,
             mishap: None,
@@ -613,7 +619,7 @@ impl World {
         (self.ready_ms, self.backstop_at, self.poll_at) =
             (self.now_ms, self.now_ms + BACKSTOP_MS, self.now_ms + POLL_MS);
         self.db = None;
-        self.db = Some(open(&self.dir));
+        self.db = Some(open(&self.dir, &self.cards));
     }
 
     /// A device without a connection comes back after `ms`.
@@ -752,6 +758,6 @@ fn path(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join("chargegate.db")
 }
 
-fn open(dir: &tempfile::TempDir) -> Db {
-    Db::open(&path(dir), OrderNumbers::new(*b"THD", 1023)).unwrap()
+fn open(dir: &tempfile::TempDir, cards: &Arc<CardRules>) -> Db {
+    Db::open(&path(dir), OrderNumbers::new(*b"THD", 1023)).unwrap().with_cards(Arc::clone(cards))
 }
