@@ -35,6 +35,8 @@ struct Charger {
     device: Arc<Mutex<Ap3000Device>>,
     id: String,
     stop: Arc<AtomicBool>,
+    /// It makes no connection: one that is tried while nobody listens may take the port for itself.
+    away: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,18 +51,19 @@ impl Charger {
         let id = device.phy_id().to_string();
         let device = Arc::new(Mutex::new(device));
         let stop = Arc::new(AtomicBool::new(false));
-        let (driven, stopped) = (Arc::clone(&device), Arc::clone(&stop));
+        let away = Arc::new(AtomicBool::new(false));
+        let (driven, stopped, stays) = (Arc::clone(&device), Arc::clone(&stop), Arc::clone(&away));
         let thread = thread::spawn(move || {
             let began = now();
             while !stopped.load(Ordering::Relaxed) {
-                if let Ok(stream) = TcpStream::connect(addr) {
-                    drive(&driven, stream, began, &stopped);
-                } else {
+                if stays.load(Ordering::Acquire) {
                     thread::yield_now();
+                } else if let Ok(stream) = TcpStream::connect(addr) {
+                    drive(&driven, stream, began, &stopped);
                 }
             }
         });
-        Self { device, id, stop, thread: Some(thread) }
+        Self { device, id, stop, away, thread: Some(thread) }
     }
 
     fn device(&self) -> MutexGuard<'_, Ap3000Device> {
@@ -194,7 +197,9 @@ fn an_update_survives_the_gateway(engine: Engine) {
         });
         let before = task(&gateway, &id);
         assert_eq!(before["state_text"], "in_progress");
+        charger.away.store(true, Ordering::Release);
         gateway = gateway.restart();
+        charger.away.store(false, Ordering::Release);
         assert!(task(&gateway, &id)["packets_acked"].as_u64() >= before["packets_acked"].as_u64());
     }
     let done = task_becomes(&gateway, &id, "done");

@@ -149,7 +149,12 @@ impl Gateway {
         if self.gn_devices != self.devices {
             ports.push(("CHARGEGATE_DEVICE_LISTEN_GN", &gn_devices));
         }
-        self.start_beside(&ports).unwrap_or_else(|failed| panic!("no start: {failed:?}"))
+        // What an io_uring held the kernel gives back some time after the process's end.
+        until("the ports are free", || match self.start_beside(&ports) {
+            Ok(gateway) => Some(gateway),
+            Err(failed) if failed.stderr.contains("Address already in use") => None,
+            Err(failed) => panic!("no start: {failed:?}"),
+        })
     }
 
     fn launch(directory: Arc<TempDir>, variables: Vec<(String, String)>) -> Result<Self, NoStart> {
