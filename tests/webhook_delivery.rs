@@ -162,7 +162,7 @@ impl Store for FakeStore {
         let Reply::Call(reply) = reply else { panic!("progress without a reply") };
         if self.failing.load(Ordering::SeqCst) {
             let error = StoreError::Unavailable("told to fail".to_owned());
-            reply(Outcome::Failed { device_id: None, key: None, error });
+            reply(Outcome::Failed { device_id: None, key: None, ticket: None, error });
         } else {
             self.rows.change(|rows| updates.into_iter().for_each(|update| rows.apply(update)));
             reply(Outcome::Done);

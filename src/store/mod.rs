@@ -864,6 +864,8 @@ pub enum Outcome {
         device_id: Option<DeviceId>,
         /// Settlement it carried: the shard forgets the waiting entry, the device sends again.
         key: Option<SettlementKey>,
+        /// Ticket of the report it carried; likewise.
+        ticket: Option<u64>,
         /// Why.
         error: StoreError,
     },

@@ -19,7 +19,7 @@ use chargegate::{
         ap3000::{PhyId, encode as ap3000},
         bkv::{self, GatewayId},
     },
-    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Settings, sqlite::Db},
+    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Settings, StoreError, sqlite::Db},
     telemetry::{
         Metrics, ShardWriter,
         label::{Label, ShardEvent},
@@ -48,6 +48,8 @@ pub(crate) struct Gateway {
     pub(crate) asks: Vec<CardAsk>,
     /// Jobs wait here while this is set.
     pub(crate) store_waits: bool,
+    /// Nothing is committed; only reports come to it.
+    pub(crate) store_fails: bool,
     waiting: Vec<Job>,
     _dir: tempfile::TempDir,
 }
@@ -98,6 +100,7 @@ impl Gateway {
             log: Vec::new(),
             asks: Vec::new(),
             store_waits: false,
+            store_fails: false,
             waiting: Vec::new(),
             _dir: dir,
         }
@@ -172,6 +175,15 @@ impl Gateway {
     }
 
     fn apply(&mut self, jobs: &[Job]) -> Vec<Outcome> {
+        if self.store_fails {
+            let failed = |job: &Job| {
+                let Job::Report(report) = job else { panic!("{job:?}") };
+                let error = StoreError::Unavailable("down".into());
+                let (device_id, ticket) = (Some(report.event.device_id), Some(report.ticket));
+                Outcome::Failed { device_id, key: None, ticket, error }
+            };
+            return jobs.iter().map(failed).collect();
+        }
         let now = self.now();
         let applied = self.db.apply(now.unix_ms, jobs);
         assert!(applied.error.is_none(), "{:?}", applied.error);

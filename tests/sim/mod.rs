@@ -738,7 +738,8 @@ fn refused(job: &Job) -> Outcome {
         _ => (None, None),
     };
     let error = chargegate::store::StoreError::Unavailable("down".into());
-    Outcome::Failed { device_id, key, error }
+    let ticket = if let Job::Report(report) = job { Some(report.ticket) } else { None };
+    Outcome::Failed { device_id, key, ticket, error }
 }
 
 fn gateway(config: &CoreConfig) -> (Core, Arc<Directory>) {

@@ -177,7 +177,7 @@ pub(super) fn submit(call: Call, job: Job, complete: impl FnOnce(Call, Outcome) 
     );
     if let Err((_, Reply::Call(complete))) = refused {
         let error = StoreError::Unavailable("too many changes wait".to_owned());
-        complete(Outcome::Failed { device_id: None, key: None, error });
+        complete(Outcome::Failed { device_id: None, key: None, ticket: None, error });
     }
 }
 

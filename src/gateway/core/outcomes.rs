@@ -55,11 +55,14 @@ impl Core {
             Outcome::Claimed { device_id, commands } => {
                 self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
             }
-            Outcome::Failed { device_id, key, error } => {
+            Outcome::Failed { device_id, key, ticket, error } => {
                 self.shared.metrics.events[ShardEvent::JobFailed].inc();
                 log::debug!(target: "chargegate::store", error:% = error; "a job was not committed");
                 if let Some(key) = key {
                     self.shared.settlements.remove(&key);
+                }
+                if let Some(ticket) = ticket {
+                    self.shared.reports.remove(&ticket);
                 }
                 if let Some(device_id) = device_id {
                     self.with_device(now, device_id, effects, |device, cx| {

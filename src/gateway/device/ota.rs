@@ -432,8 +432,7 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
-    use super::Device;
-    use smallvec::SmallVec;
+    use super::OtaShare;
 
     #[test]
     fn packets_take_places_a_fixed_time_apart() {

@@ -170,7 +170,8 @@ impl Tx<'_> {
 
 /// The answer to a job that had no effect.
 pub(super) fn failed(job: &Job, error: &StoreError) -> Outcome {
-    Outcome::Failed { device_id: device_of(job), key: key_of(job), error: error.clone() }
+    let ticket = if let Job::Report(report) = job { Some(report.ticket) } else { None };
+    Outcome::Failed { device_id: device_of(job), key: key_of(job), ticket, error: error.clone() }
 }
 
 fn device_of(job: &Job) -> Option<DeviceId> {
