@@ -651,6 +651,13 @@ fn devices_are_shown_live_and_from_the_store() {
         "signal",
         "firmware",
         "iccid",
+        "name",
+        "extensions",
+        "imei",
+        "module_version",
+        "host_type",
+        "fsk_frequency",
+        "host",
         "ports",
         "active_orders",
     ];

@@ -25,7 +25,9 @@ use crate::{
         ap3000::{
             Body, Frame, PhyId,
             body::{CardReply, ChargeControl, OrderConfirmReply, Registration, Settlement},
-            codes::{AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode, port_status_code},
+            codes::{
+                AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode, StopReason, port_status_code,
+            },
             decode_body,
             encode::{self, Header},
             wire::Extra,
@@ -282,7 +284,15 @@ impl Device {
             }
             Body::Settlement(settlement) => {
                 let about = about(settlement.start_mode, settlement.order_no.0);
-                self.end_reported(cx, u16::from(settlement.port) + 1, about);
+                let port_no = u16::from(settlement.port) + 1;
+                // The next heartbeat would say so too, minutes later; a record of an earlier charge says nothing of the port.
+                if self.end_reported(cx, port_no, about)
+                    && let Some(state) = port_state_after(settlement.stop_reason)
+                {
+                    let status = PortStatus::from_code(port_status_code(state.0));
+                    let report = PortReport { status: Some((status, state.0)), ..PortReport::of_port(port_no) };
+                    self.port_report(cx, &report);
+                }
             }
             Body::CardSwipe(swipe) => {
                 let long = swipe.long_card.and_then(|number| CardNo::from_long(number.as_bytes()));
@@ -372,6 +382,16 @@ impl Device {
                 },
             );
         }
+    }
+}
+
+/// What a port shows when its charge has ended for this reason; `None`: a fault, whose state the device alone knows.
+fn port_state_after(reason: StopReason) -> Option<PortState> {
+    match reason {
+        StopReason::FULL => Some(PortState::FULL),
+        StopReason::UNPLUGGED | StopReason::UNPLUGGED_JAMMED => Some(PortState::IDLE),
+        reason if reason.is_fault() => None,
+        _ => Some(PortState::PLUGGED),
     }
 }
 
