@@ -101,6 +101,7 @@ impl Bench {
                 at: AT,
                 deadline: AT + 1,
                 request_id: "a request".to_owned(),
+                card_no: None,
                 idempotency: None,
             };
             (new.order_no, Job::CreateOrder(Box::new(new)))
@@ -129,6 +130,7 @@ impl Bench {
                 amount_cent: None,
                 end: SettlementEnd::Ap3000 { reason: 1 },
                 epoch: Some(1),
+                card_no: None,
                 at: AT,
                 raw: vec![0; 50],
             }))

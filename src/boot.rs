@@ -40,6 +40,7 @@ use crate::{
     config::{self, ApiKey, Config, EVENT_TYPES, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
+        card::{CardMode, CardRules},
         directory::Directory,
     },
     job::{self, Jobs, Retention, Schedule, database_state},
@@ -59,7 +60,7 @@ use crate::{
         self, Health, Metrics,
         health::{Component, ComponentState},
     },
-    webhook::{self, Endpoint, Pusher},
+    webhook::{self, Answered, CardDesk, CardSettings, Endpoint, Pusher},
 };
 
 /// A required dependency cannot be reached at start: the database cannot be opened, or another process has it open.
@@ -137,6 +138,8 @@ struct Gateway {
     server: Server,
     guard: GuardHandle,
     pusher: Arc<Pusher>,
+    /// Asks a third party for cards, if one keeps them.
+    desk: Option<Arc<CardDesk>>,
     jobs: Jobs,
     updates: ota::Driver,
     shards: Running,
@@ -173,6 +176,7 @@ impl Gateway {
         let router = Arc::new(Router::new(Arc::clone(&directory), Arc::clone(&metrics), mailboxes));
 
         let salt = salt_of(&server_id);
+        let cards = Arc::new(card_rules(config));
         let store: Arc<dyn Store> = stages.run("store", || {
             let StoreUrl::Sqlite(path) = &config.store.url else {
                 anyhow::bail!("store.url names PostgreSQL, which this build does not support");
@@ -182,6 +186,7 @@ impl Gateway {
             options.queue_jobs_max = usize::try_from(config.store.waiting_jobs_max).unwrap_or(16_384);
             options.latest_rows_max = usize::try_from(config.store.flush_rows_max).unwrap_or(500);
             options.limits = store_limits(config);
+            options.cards = Arc::clone(&cards);
             options.order_prefix = *config.orders.prefix.as_bytes();
             options.order_salt = salt | STORE_SALT;
             let notify: Arc<dyn Notify> = Arc::clone(&router) as Arc<dyn Notify>;
@@ -223,6 +228,7 @@ impl Gateway {
                 backlog,
                 in_progress: Arc::default(),
                 instance: server_id.clone(),
+                cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 start,
@@ -275,14 +281,30 @@ impl Gateway {
             router.join_ota(updates.waker());
             Ok((pusher, jobs, updates))
         })?;
+        let desk = stages.run("cards", || {
+            if config.cards.mode != config::CardMode::Webhook {
+                return Ok(None);
+            }
+            let mailboxes = prepared.mailboxes().to_vec();
+            let answer: Arc<Answered> = Arc::new(move |shard: ShardId, message| {
+                if let Some(mailbox) = mailboxes.get(usize::from(shard.0)) {
+                    // A full mailbox counts what it refuses; the holder swipes again.
+                    drop(mailbox.send(message));
+                }
+            });
+            let desk = Arc::new(CardDesk::start(&card_settings(config), answer)?);
+            metrics.join(&desk);
+            Ok(Some(desk))
+        })?;
         let shards = stages.run("device listeners", || {
             let mut seeds = Vec::new();
+            let asks = desk.as_ref().and_then(|desk| desk.questions());
             for index in 0..shards {
                 let core_config = core_config(config, ShardId(index), shards, &pusher)?;
                 let writer = metrics.claim_shard(usize::from(index));
                 let writer = writer.ok_or_else(|| anyhow::anyhow!("the metrics of shard {index} are taken"))?;
                 let core = Core::new(core_config, Arc::clone(&directory), Arc::clone(&limits), writer);
-                seeds.push(Seed { core, tick: ticks.of(usize::from(index)) });
+                seeds.push(Seed { core, tick: ticks.of(usize::from(index)), asks: asks.clone() });
             }
             let mut listen = vec![ListenAddress { addr: config.device.listen, listener: Listener::Devices }];
             listen.extend(config.device.listen_gn.map(|addr| ListenAddress { addr, listener: Listener::Gn }));
@@ -295,7 +317,21 @@ impl Gateway {
         })?;
         health.set(Component::Devices, ComponentState::ok(Duration::ZERO));
         health.set_stage("ready", true);
-        Ok(Self { health, store, api, server, guard, pusher, jobs, updates, shards, ticks, made_key, began: start })
+        Ok(Self {
+            health,
+            store,
+            api,
+            server,
+            guard,
+            pusher,
+            desk,
+            jobs,
+            updates,
+            shards,
+            ticks,
+            made_key,
+            began: start,
+        })
     }
 
     /// Tells a person at a terminal where everything is.
@@ -349,6 +385,9 @@ impl Gateway {
         self.health.set_stage("stopping", false);
         self.guard.begin_shutdown(left());
         let stopped = self.shards.join(left());
+        if let Some(desk) = &self.desk {
+            desk.stop();
+        }
         self.ticks.clear(&self.health);
         self.guard.join();
         drop(self.server);
@@ -430,6 +469,45 @@ impl Ticks {
     }
 }
 
+const fn card_mode(mode: config::CardMode) -> CardMode {
+    match mode {
+        config::CardMode::Off => CardMode::Off,
+        config::CardMode::Local => CardMode::Local,
+        config::CardMode::Webhook => CardMode::Webhook,
+    }
+}
+
+fn card_rules(config: &Config) -> CardRules {
+    let cards = &config.cards;
+    let first = || config.tariffs.first().map(|named| named.name.clone());
+    CardRules {
+        mode: card_mode(cards.mode),
+        tariffs: config.tariffs.clone(),
+        tariff: if cards.tariff.is_empty() { first() } else { Some(cards.tariff.clone()) },
+        swipe_minutes_max: u16::try_from(cards.swipe_minutes_max).unwrap_or(u16::MAX),
+        utc_offset_minutes: i32::try_from(cards.utc_offset_minutes).unwrap_or(0),
+        hold_after_end_ms: signed(cards.hold_after_end),
+    }
+}
+
+fn card_settings(config: &Config) -> CardSettings {
+    let cards = &config.cards;
+    let endpoint = Endpoint {
+        name: "cards".to_owned(),
+        url: cards.webhook_url.clone(),
+        secrets: vec![cards.webhook_secret.expose().to_owned()],
+        api_key: None,
+        events: Vec::new(),
+    };
+    CardSettings {
+        endpoint,
+        timeout: cards.webhook_timeout,
+        concurrency: usize::try_from(cards.webhook_concurrency).unwrap_or(4),
+        waiting_max: usize::try_from(cards.webhook_waiting_max).unwrap_or(256),
+        allow_private_targets: config.webhook.allow_private_targets,
+    }
+}
+
 const fn engine(engine: config::Engine) -> EngineChoice {
     match engine {
         config::Engine::Auto => EngineChoice::Auto,
@@ -467,6 +545,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         progress_events: pusher.subscribes("charging.progress"),
         heartbeat_events: pusher.subscribes("device.heartbeat"),
         log_heartbeats: config.store.cmd_log_heartbeats,
+        cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
         ota_running_max: usize::try_from(share(u64::from(config.ota.concurrent_max))).unwrap_or(usize::MAX),
         orders: order_times(config),
@@ -677,6 +756,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(order_times(&config), OrderTimes::default());
         assert_eq!(store_limits(&config), sqlite::Limits::default());
+        assert_eq!(card_rules(&config), CardRules::default());
         let options = Options::new("");
         assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));
         assert_eq!(usize::try_from(config.store.flush_rows_max), Ok(options.latest_rows_max));

@@ -20,7 +20,7 @@
 //! | [`telemetry`] | metrics, health, log lines | clocks, apart from the log's own stamp |
 //! | [`config`] | checked configuration | what it configures |
 //! | [`boot`] | start, reload and stop, stage by stage | everything once it runs |
-//! | [`model`], [`signature`], [`time`] | words of the domain, signatures, calendar text | I/O, clocks |
+//! | [`model`], [`pricing`], [`signature`], [`time`] | words of the domain, prices, signatures, calendar text | I/O, clocks |
 //!
 //! Paths of a heartbeat, a charge and a settlement, and the invariants by name: `docs/ARCHITECTURE.md`.
 
@@ -31,6 +31,7 @@ pub mod gateway;
 pub mod job;
 pub mod model;
 pub mod ota;
+pub mod pricing;
 pub mod protocol;
 pub mod router;
 pub mod shard;

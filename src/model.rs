@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::protocol::{ap3000::PhyId, bkv::GatewayId};
 
 mod call;
+mod card;
 mod fleet;
 mod order_no;
 mod ota;
 mod ports;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
+pub use card::{Card, CardNo, CardStart, CardState, CardTransaction, OrderCard, TransactionKind};
 pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
@@ -280,7 +282,7 @@ pub struct FeePeriod {
 pub enum Origin {
     /// A REST call.
     Api,
-    /// The device's own record: an offline card or code.
+    /// Somebody at the device: a swiped card, or the device's own record of an offline card or code.
     Device,
 }
 
@@ -305,11 +307,11 @@ pub struct Order {
     pub port_no: u16,
     /// Where it stands.
     pub status: OrderStatus,
-    /// What was ordered; for orders of origin `device`, [`ChargeMode::Full`].
+    /// What was ordered; for the device's own records, [`ChargeMode::Full`].
     pub spec: ChargeSpec,
     /// Who made it.
     pub origin: Origin,
-    /// The device's own 16 bytes for orders of origin `device`.
+    /// The 16 bytes of the device's own record.
     pub device_ref: Option<Vec<u8>>,
     /// Number the BKV/GN device gave this order.
     pub business_no: Option<u16>,
@@ -343,6 +345,8 @@ pub struct Order {
     pub sequence_no: u32,
     /// Request that created it.
     pub request_id: Option<String>,
+    /// The card that pays; `None`: no card.
+    pub card: Option<Box<OrderCard>>,
     /// Creation.
     pub created_at: i64,
     /// When `status` last changed.
@@ -386,6 +390,9 @@ pub enum CommandBody {
         port_no: u16,
         /// What was ordered.
         spec: ChargeSpec,
+        /// A card pays for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        card: Option<CardStart>,
     },
     /// Stop the order's charge.
     Stop {
@@ -521,6 +528,8 @@ pub enum EventType {
     ChargingProgress,
     ChargingEnded,
     CommandDead,
+    CardSwiped,
+    CardTransaction,
     OtaProgress,
 }
 
@@ -550,6 +559,8 @@ impl EventType {
             Self::ChargingProgress => "charging.progress",
             Self::ChargingEnded => "charging.ended",
             Self::CommandDead => "command.dead",
+            Self::CardSwiped => "card.swiped",
+            Self::CardTransaction => "card.transaction",
             Self::OtaProgress => "ota.progress",
         }
     }

@@ -93,6 +93,11 @@ impl Notify for Router {
                     self.count(order, Some(step.from));
                 }
             }
+            Outcome::Swiped(swiped) => {
+                if let Some(order) = swiped.order.as_ref().filter(|_| !swiped.repeated) {
+                    self.count(order, None);
+                }
+            }
             Outcome::Settled(settled) => {
                 if let Some(order) = settled.order.as_ref().filter(|_| settled.stored) {
                     self.count(order, settled.from);

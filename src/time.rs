@@ -35,6 +35,55 @@ impl Serialize for Rfc3339 {
     }
 }
 
+/// Reads a time as RFC 3339 writes it: `2026-01-02T03:04:05Z`, with a fraction (cut to milliseconds) or an offset like `+08:00`
+/// if need be. `None` for anything else, also for a day that its month does not have.
+pub fn unix_ms_of_rfc3339(text: &str) -> Option<i64> {
+    let number = |from: usize, to: usize| -> Option<i64> {
+        let digits = text.get(from..to).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        digits.parse().ok()
+    };
+    let at = |index: usize| text.as_bytes().get(index).copied();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let marks = (at(4), at(7), at(10), at(13), at(16));
+    let sound = marks == (Some(b'-'), Some(b'-'), Some(b'T'), Some(b':'), Some(b':'));
+    if !sound || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let mut rest = text.get(19..)?;
+    let mut milli = 0;
+    if let Some(fraction) = rest.strip_prefix('.') {
+        let end = fraction.find(|character: char| !character.is_ascii_digit())?;
+        let digits = fraction.get(..end).filter(|digits| !digits.is_empty())?;
+        milli = format!("{digits:0<3}").get(..3)?.parse().ok()?;
+        rest = fraction.get(end..)?;
+    }
+    let offset_minutes = match rest.as_bytes() {
+        b"Z" => 0,
+        [sign @ (b'+' | b'-'), hours @ .., b':', _, _] if hours.len() == 2 => {
+            let (hours, minutes): (u8, u8) = (rest.get(1..3)?.parse().ok()?, rest.get(4..6)?.parse().ok()?);
+            let digits = rest.bytes().skip(1).all(|byte| byte.is_ascii_digit() || byte == b':');
+            if !digits || hours > 23 || minutes > 59 {
+                return None;
+            }
+            let minutes = i64::from(hours) * 60 + i64::from(minutes);
+            if *sign == b'-' { -minutes } else { minutes }
+        }
+        _ => return None,
+    };
+    // Days from date after Howard Hinnant's `days_from_civil`.
+    let shifted = if month > 2 { year } else { year - 1 };
+    let era = shifted.div_euclid(400);
+    let year_of_era = shifted.rem_euclid(400);
+    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    let ms = days * MS_PER_DAY + ((hour * 60 + minute) * 60 + second) * 1_000 + milli;
+    // A date that does not come out as it went in is none.
+    let civil = Civil::from_unix_ms(ms);
+    let same = (civil.year, i64::from(civil.month), i64::from(civil.day)) == (year, month, day);
+    same.then_some(ms - offset_minutes * 60_000)
+}
+
 /// The `Date` header of RFC 9110 section 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`.
 pub fn http_date(unix_ms: i64) -> String {
     const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
@@ -111,6 +160,38 @@ mod tests {
             (i64::MAX, "9999-12-31T23:59:59.999Z"),
         ] {
             assert_eq!(Rfc3339(unix_ms).to_string(), text, "{unix_ms}");
+        }
+    }
+
+    #[test]
+    fn times_read_back() {
+        for (text, unix_ms) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2000-02-29T00:00:00.000Z", Some(951_782_400_000)),
+            ("2024-12-31T23:59:59.001999Z", Some(1_735_689_599_001)),
+            ("2026-01-01T08:00:00+08:00", Some(1_767_225_600_000)),
+            ("2025-12-31T19:00:00.5-05:00", Some(1_767_225_600_500)),
+            ("2023-02-29T00:00:00Z", None),
+            ("2024-13-01T00:00:00Z", None),
+            ("2024-00-10T00:00:00Z", None),
+            ("2024-04-31T00:00:00Z", None),
+            ("2024-04-00T00:00:00Z", None),
+            ("2024-01-01T24:00:00Z", None),
+            ("2024-01-01T00:00:00", None),
+            ("2024-01-01 00:00:00Z", None),
+            ("2024-01-01T00:00:00.Z", None),
+            ("2024-01-01T00:00:00+0800", None),
+            ("2024-01-01T00:00:00+8:00", None),
+            ("2024-01-01T00:00:00++1:00", None),
+            ("+024-01-01T00:00:00Z", None),
+            ("２024-01-01T00:00:00Z", None),
+            ("", None),
+        ] {
+            assert_eq!(unix_ms_of_rfc3339(text), unix_ms, "{text}");
+        }
+        for day in 0..100_000 {
+            let unix_ms = day * MS_PER_DAY + day;
+            assert_eq!(unix_ms_of_rfc3339(&Rfc3339(unix_ms).to_string()), Some(unix_ms));
         }
     }
 

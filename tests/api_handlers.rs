@@ -133,6 +133,7 @@ impl Rig {
             health: Arc::new(Health::new(1)),
             auth: Authenticator::new(keys, Duration::from_secs(300)),
             instance: "gateway-1".to_owned(),
+            cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: std::path::PathBuf::from("firmware"),
             start: now().0,
@@ -335,7 +336,6 @@ fn each_mode_is_taken_by_its_protocol() {
     rig.post("/order/create", &in_body).data(202);
     for (device_id, charge, named) in [
         (ap(1), json!({"port_no": 4, "mode": "power", "tiers": tiers}), "mode power"),
-        (ap(1), json!({"port_no": 4, "mode": "full", "card_no": "1"}), "card_no"),
         (bkv(2), json!({"port_no": 4, "mode": "full"}), "mode full"),
         (bkv(2), json!({"port_no": 4, "mode": "energy", "energy_wh": 9, "stop_when_full": true}), "stop_when_full"),
     ] {
@@ -651,6 +651,13 @@ fn devices_are_shown_live_and_from_the_store() {
         "signal",
         "firmware",
         "iccid",
+        "name",
+        "extensions",
+        "imei",
+        "module_version",
+        "host_type",
+        "fsk_frequency",
+        "host",
         "ports",
         "active_orders",
     ];

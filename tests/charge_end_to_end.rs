@@ -98,6 +98,8 @@ fn an_ap3000_charge_is_billed_once_and_told_in_order(engine: Engine) {
     };
     let msg_id = device.settle(&end);
     device.expect(msg_id, 0x03, &[0]);
+    // The port is free again before a heartbeat says so.
+    assert_eq!(gateway.knows_port(CHARGER, 2)["status_text"], "finished");
     let settled: Option<i64> = gateway
         .database()
         .query_row("SELECT settled_at FROM orders WHERE order_no = ?1", [&order_no], |row| row.get(0))

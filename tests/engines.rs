@@ -129,7 +129,7 @@ fn start_on(addr: SocketAddr, engine: Engine, shards: u16) -> Option<Result<Runn
         let writer = metrics.claim_shard(usize::from(shard)).expect("claimed once");
         let config = CoreConfig::new(ShardId(shard));
         let core = Core::new(config, Arc::clone(&directory), Arc::clone(&limits), writer);
-        Seed { core, tick: Arc::new(AtomicU64::new(0)) }
+        Seed { core, tick: Arc::new(AtomicU64::new(0)), asks: None }
     };
     let amnesiac = Amnesiac::default();
     amnesiac.mailboxes.set(prepared.mailboxes().to_vec()).expect("set once");

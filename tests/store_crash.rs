@@ -94,6 +94,7 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
             at,
             deadline: T0 + 5000,
             request_id: String::new(),
+            card_no: None,
             idempotency: None,
         };
         let order_no = new.order_no;

@@ -633,6 +633,22 @@ fn an_exception_is_acknowledged_when_it_is_stored() {
 }
 
 #[test]
+fn exceptions_that_were_not_stored_leave_room_for_others() {
+    let mut gateway = Gateway::new();
+    let conn = networked(&mut gateway, bkv(1));
+    let exception = packet(bkv(1), 0x1010, &[tag(0x4A, &[2]), tag(0x54, &[8])].concat());
+    gateway.store_fails = true;
+    // More than may wait for the store at one time.
+    for _ in 0..5_000 {
+        gateway.receive(conn, &exception);
+    }
+    assert!(gateway.bkv_frames(conn).is_empty());
+    gateway.store_fails = false;
+    gateway.receive(conn, &exception);
+    assert_eq!(gateway.bkv_frames(conn).len(), 1, "acknowledged");
+}
+
+#[test]
 fn a_timed_event_is_answered_and_changes_nothing() {
     let mut gateway = Gateway::new();
     let conn = networked(&mut gateway, bkv(1));

@@ -18,11 +18,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{DeviceId, Firmware, Order, OrderNo, OtaTask},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
-        CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey,
-        Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord,
-        ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
+        FirmwareKey, Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery,
+        PortRecord, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -79,6 +79,9 @@ struct FakeStore {
     rows: Arc<Watched<Rows>>,
     /// The queue is full: jobs and queries come back.
     full: AtomicBool,
+    /// After so many queries more, they wait until they are let go.
+    held_after: Mutex<Option<usize>>,
+    held: Mutex<Vec<ReadCall>>,
     /// Commits fail.
     failing: AtomicBool,
     health: StoreHealth,
@@ -159,7 +162,7 @@ impl Store for FakeStore {
         let Reply::Call(reply) = reply else { panic!("progress without a reply") };
         if self.failing.load(Ordering::SeqCst) {
             let error = StoreError::Unavailable("told to fail".to_owned());
-            reply(Outcome::Failed { device_id: None, key: None, error });
+            reply(Outcome::Failed { device_id: None, key: None, ticket: None, error });
         } else {
             self.rows.change(|rows| updates.into_iter().for_each(|update| rows.apply(update)));
             reply(Outcome::Done);
@@ -176,6 +179,13 @@ impl Store for FakeStore {
     fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
         if self.full.load(Ordering::SeqCst) {
             return Err(call);
+        }
+        if let Some(left) = self.held_after.lock().as_mut() {
+            if *left == 0 {
+                self.held.lock().push(call);
+                return Ok(());
+            }
+            *left -= 1;
         }
         let mut reader = FakeReader(Arc::clone(&self.rows));
         call(Ok(&mut reader));
@@ -218,6 +228,15 @@ impl Reader for FakeReader {
         absent()
     }
     fn earlier(&mut self, _: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+        absent()
+    }
+    fn card(&mut self, _: &CardNo) -> Result<Option<Card>, StoreError> {
+        absent()
+    }
+    fn cards(&mut self, _: &CardFilter, _: u32, _: u32) -> Result<Page<Card>, StoreError> {
+        absent()
+    }
+    fn card_transactions(&mut self, _: &CardNo, _: u32, _: u32) -> Result<Page<CardTransaction>, StoreError> {
         absent()
     }
     fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
@@ -754,6 +773,24 @@ fn a_new_endpoint_begins_at_the_end_of_the_log() {
     let pusher = start(&store, vec![receiver.endpoint("erp")], settings());
     store.rows.wait("the cursor is stored at once", |rows| rows.cursor("erp") == Some(before));
     let last = store.append(&keyed(&["NEW"], 1));
+    pusher.events_committed(last);
+    store.rows.wait("the new event is delivered", |rows| rows.cursor("erp") == Some(last));
+    assert_eq!(sequences(&receiver.requests()).into_keys().collect::<Vec<_>>(), ["NEW"]);
+}
+
+#[test]
+fn what_is_committed_after_the_start_is_delivered_however_late_the_endpoint_asks() {
+    let receiver = Receiver::new(|_| Answer::Status(200));
+    let store = store(&[]);
+    store.append(&keyed(&["OLD"], 5));
+    // The store is so busy that after one query nobody hears from it.
+    *store.held_after.lock() = Some(1);
+    let pusher = start(&store, vec![receiver.endpoint("erp")], settings());
+    let last = store.append(&keyed(&["NEW"], 1));
+    *store.held_after.lock() = None;
+    for call in store.held.lock().drain(..) {
+        call(Ok(&mut FakeReader(Arc::clone(&store.rows))));
+    }
     pusher.events_committed(last);
     store.rows.wait("the new event is delivered", |rows| rows.cursor("erp") == Some(last));
     assert_eq!(sequences(&receiver.requests()).into_keys().collect::<Vec<_>>(), ["NEW"]);

@@ -16,13 +16,18 @@ use std::{
 };
 
 use chargegate::{
-    gateway::{CoreConfig, ShardId, order::Event},
-    model::{
-        Ap3000Call, ChargeMode, DeviceCall, DeviceId, FeePeriod, GatewayCall, ModifiedLimit, OrderNo, PowerTier,
-        Priority,
+    gateway::{
+        CoreConfig, ShardId,
+        card::{CardRules, NamedTariff},
+        order::Event,
     },
+    model::{
+        Ap3000Call, CardNo, CardState, ChargeMode, DeviceCall, DeviceId, FeePeriod, GatewayCall, ModifiedLimit,
+        OrderNo, OtaMethod, PowerTier, Priority,
+    },
+    pricing::Tariff,
     protocol::ap3000::{codes::AlarmType, offline::VerificationCode},
-    store::{Called, Job, NewCall, Outcome, WantedParams},
+    store::{Called, CardChange, CardJob, Job, NewCall, Outcome, WantedParams},
 };
 use chargegate_loadtest::device::{
     Ap3000Device, Behaviour, BkvDevice,
@@ -37,6 +42,9 @@ const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 /// Longest charge and longest absence, one after the other, and the time a device keeps a record to itself.
 const REST_MS: u64 = 30 * HOUR;
+
+/// Cards of each kind that are registered.
+const CARDS: u32 = 200;
 
 /// A simulated device that the test tells what its users do.
 enum Actor {
@@ -76,7 +84,18 @@ struct Day {
 
 impl Day {
     fn new(plan: Plan) -> Self {
-        let mut world = World::with(CoreConfig::new(ShardId(0)));
+        let mut world = World::with_cards(CoreConfig::new(ShardId(0)), rules());
+        for card in 0..CARDS {
+            let at = world.now().unix_ms;
+            for of_gateways in [false, true] {
+                let register = CardChange::Register { state: CardState::NORMAL, tariff: None, expires_at: None };
+                let recharge = CardChange::Recharge { amount_cent: 2_000, reference: None };
+                for change in [register, recharge] {
+                    let outcome = world.call(card_job(card_no(card, of_gateways), change, at));
+                    assert!(matches!(outcome, Outcome::Card(_)), "{outcome:?}");
+                }
+            }
+        }
         let mut actors = Vec::new();
         let behaviour = Behaviour { seed: plan.seed, unplugged_percent: 5, ..Behaviour::default() };
         for index in 0..plan.devices {
@@ -151,16 +170,19 @@ impl Day {
                 store_back = u64::MAX;
             }
             match self.draws.below(10_000) {
-                0..5_500 => self.charge(),
+                0..4_500 => self.charge(),
+                4_500..5_500 => self.swipe(),
                 5_500..6_300 => self.order_event(Event::Stop, "stop"),
                 6_300..6_800 => self.order_event(Event::Cancel, "cancel"),
                 6_800..7_400 => self.offline(),
                 7_400..8_000 => self.command(),
-                8_000..8_600 => self.parameters(),
+                8_000..8_300 => self.parameters(),
+                8_300..8_600 => self.recharge(),
                 8_600..9_000 => self.alarm(),
-                9_000..9_300 => self.unplug(),
-                9_300..9_960 => self.cut(),
-                9_960..9_990 => {
+                9_000..9_200 => self.unplug(),
+                9_200..9_300 => self.update(),
+                9_300..9_930 => self.cut(),
+                9_930..9_965 => {
                     self.world.store_down = true;
                     store_back = self.world.now_ms + self.draws.within(1, 3 * MINUTE);
                     self.count("outage");
@@ -176,7 +198,8 @@ impl Day {
             assert!(self.world.now_ms < rested_by, "charges or orders stay open\n{}", self.open());
             self.world.run_for(10 * MINUTE);
         }
-        self.world.run_for(10 * MINUTE);
+        // Holds of orders without a settlement are given back an hour after their end.
+        self.world.run_for(2 * HOUR);
     }
 
     fn charge(&mut self) {
@@ -220,7 +243,7 @@ impl Day {
         let duration_s = u32::try_from(self.draws.within(60, 7_200)).unwrap();
         let port = u8::try_from(self.draws.below(2)).unwrap();
         let began = if self.draws.percent(70) {
-            let card = Card::new(u32::try_from(self.draws.below(500)).unwrap().to_be_bytes());
+            let card = Card::new(u32::try_from(self.draws.below(u64::from(CARDS) + 20)).unwrap().to_be_bytes());
             device.offline_charge(now_us, &card, port, Some(duration_s))
         } else {
             let code = VerificationCode::at(device.phy_id(), port, device.unix_s(now_us));
@@ -230,6 +253,38 @@ impl Day {
         self.world.poke(peer);
         if began {
             self.count("offline charge");
+        }
+    }
+
+    /// Somebody holds a card to a reader: to charge, or to hear the balance.
+    fn swipe(&mut self) {
+        let peer = self.somebody();
+        let now_us = self.now_us();
+        // Some cards are nobody's.
+        let card = u32::try_from(self.draws.below(u64::from(CARDS) + 20)).unwrap();
+        let asks = self.draws.percent(15);
+        let hole = u8::try_from(self.draws.below(2)).unwrap();
+        let swiped = match &self.actors[peer] {
+            Actor::Charger(device) => {
+                let port = if asks { 0xFF } else { hole };
+                lock(device).swipe(now_us, &Card::new(card.to_be_bytes()), port)
+            }
+            Actor::Gateway(device) if asks => lock(device).ask_balance(now_us, digits(card), 0, hole),
+            Actor::Gateway(device) => lock(device).swipe(now_us, digits(card), 0, hole),
+        };
+        self.world.poke(peer);
+        if swiped {
+            self.count("swipe");
+        }
+    }
+
+    fn recharge(&mut self) {
+        let card = card_no(u32::try_from(self.draws.below(u64::from(CARDS))).unwrap(), self.draws.percent(50));
+        let amount_cent = i64::try_from(self.draws.within(1, 500)).unwrap();
+        let at = self.world.now().unix_ms;
+        let change = CardChange::Recharge { amount_cent, reference: None };
+        if let Outcome::Card(_) = self.world.call(card_job(card, change, at)) {
+            self.count("recharge");
         }
     }
 
@@ -310,6 +365,22 @@ impl Day {
         }
     }
 
+    /// New firmware for a charger.
+    fn update(&mut self) {
+        let peer = self.somebody();
+        let bytes = self.draws.within(150, 4_000);
+        let image: Vec<u8> = (0..bytes).map(|_| u8::try_from(self.draws.below(256)).unwrap()).collect();
+        let (method, device_type) = match (&self.actors[peer], peer % 10) {
+            (Actor::Charger(_), 6) => (OtaMethod::F8, 0x02),
+            (Actor::Charger(_), 5) => (OtaMethod::E0, 0x30),
+            (Actor::Charger(_), _) => (OtaMethod::E0, 0x21),
+            (Actor::Gateway(_), _) => return,
+        };
+        if self.world.update(peer, method, device_type, image.into()) {
+            self.count("update");
+        }
+    }
+
     /// Somebody takes the plug out, and puts another in.
     fn unplug(&mut self) {
         let peer = self.somebody();
@@ -358,7 +429,9 @@ impl Day {
     fn is_quiet(&self) -> bool {
         let open = |entry: &Entry| matches!(entry.state, State::Running | State::Unacknowledged);
         let quiet = self.actors.iter().all(|actor| !actor.entries().iter().any(open));
-        quiet && self.world.count("SELECT count(*) FROM orders WHERE status IN (0, 1, 2, 8, 9, 10)") == 0
+        quiet
+            && self.world.count("SELECT count(*) FROM orders WHERE status IN (0, 1, 2, 8, 9, 10)") == 0
+            && self.world.count("SELECT count(*) FROM ota_tasks WHERE state IN (0, 1, 2)") == 0
     }
 
     fn open(&self) -> String {
@@ -371,6 +444,27 @@ impl Day {
             }
         }
         let open = self.world.count("SELECT count(*) FROM orders WHERE status IN (0, 1, 2, 8, 9, 10)");
+        let mut statement = self
+            .world
+            .sql()
+            .prepare(
+                "SELECT task_id, device_id, method, state, packets_acked, packets_total FROM ota_tasks WHERE state < 3",
+            )
+            .unwrap();
+        let rows = statement
+            .query_map([], |row| {
+                Ok(format!(
+                    "update {} of {} by {}: {}, {}/{}\n",
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                    row.get::<_, u8>(3)?,
+                    row.get::<_, u16>(4)?,
+                    row.get::<_, u16>(5)?
+                ))
+            })
+            .unwrap();
+        rows.for_each(|row| text += &row.unwrap());
         text + &format!("{open} orders are open\n")
     }
 
@@ -403,6 +497,8 @@ impl Day {
         spent.retain(|_, cents| *cents > 0);
         assert_eq!(stored, spent);
         self.parameters_agree();
+        self.firmware_agrees();
+        self.accounts_agree();
         let doubled = "SELECT count(*) FROM (SELECT order_no FROM settlements GROUP BY order_no HAVING count(*) > 1)";
         assert_eq!(self.world.count(doubled), 0, "an order was settled twice");
     }
@@ -442,6 +538,63 @@ impl Day {
     }
 }
 
+impl Day {
+    /// Every card has what was paid in less what its charges cost, each charge was booked once, at its price, and nothing is
+    /// held any more.
+    fn accounts_agree(&self) {
+        let sql = self.world.sql();
+        let mut statement = sql
+            .prepare(
+                "SELECT o.order_no, o.duration_seconds, o.spec ->> '$.mode.time.minutes', o.hold_cent, o.price_cent, \
+                 o.charged_cent, o.device_ref IS NOT NULL, (SELECT count(*) FROM card_transactions t \
+                 WHERE t.order_no = o.order_no), (SELECT sum(amount_cent) FROM card_transactions t \
+                 WHERE t.order_no = o.order_no) FROM orders o WHERE o.card_no IS NOT NULL AND o.settled_at IS NOT NULL \
+                 AND o.hold_cent IS NOT NULL",
+            )
+            .unwrap();
+        let mut rows = statement.query([]).unwrap();
+        let mut paid = 0;
+        while let Some(row) = rows.next().unwrap() {
+            let order_no: String = row.get(0).unwrap();
+            let (seconds, minutes): (i64, Option<i64>) = (row.get(1).unwrap(), row.get(2).unwrap());
+            let (hold, price, charged): (i64, i64, i64) =
+                (row.get(3).unwrap(), row.get(4).unwrap(), row.get(5).unwrap());
+            let offline: bool = row.get(6).unwrap();
+            assert_eq!(price, minutes.map_or(seconds, |minutes| seconds.min(minutes * 60)) / 60, "{order_no}");
+            assert!(charged <= price && (offline || charged <= hold), "{order_no}: {charged} of {price}, hold {hold}");
+            let booked: (i64, i64) = (row.get(7).unwrap(), row.get(8).unwrap());
+            assert_eq!(booked, (1, -charged), "{order_no} is booked once");
+            paid += charged;
+        }
+        assert!(paid > 0);
+        let sum = |of: &str, from: &str| self.world.count(&format!("SELECT coalesce(sum({of}), 0) FROM {from}"));
+        assert_eq!(sum("amount_cent", "card_transactions WHERE kind = 'charge'"), -paid);
+        let paid_in = sum("amount_cent", "card_transactions WHERE kind = 'recharge'");
+        assert_eq!(sum("balance_cent", "cards"), paid_in - paid);
+        assert_eq!(sum("held_cent", "cards"), 0, "something is held");
+        let wrong = "SELECT count(*) FROM cards c WHERE balance_cent < 0 OR held_cent <> 0 OR balance_cent <> \
+                     (SELECT coalesce(sum(balance_change), 0) FROM card_balance_logs l WHERE l.card_no = c.card_no)";
+        assert_eq!(self.world.count(wrong), 0);
+    }
+
+    /// Each charger has the image of its last update, to the byte, and no update failed.
+    fn firmware_agrees(&self) {
+        let failed = "SELECT count(*) FROM ota_tasks WHERE state = 4";
+        assert_eq!(self.world.count(failed), 0);
+        let mut done = 0;
+        for (peer, actor) in self.actors.iter().enumerate() {
+            let (Actor::Charger(device), Some((_, image))) = (actor, self.world.image(peer)) else { continue };
+            // The last packet is filled up with zeros.
+            let has = lock(device).firmware().to_vec();
+            let (begins, rest) = has.split_at(image.len().min(has.len()));
+            let agrees = begins == image && rest.len() < 256 && rest.iter().all(|byte| *byte == 0);
+            assert!(agrees, "{} bytes sent to {}, it has {}", image.len(), self.world.peers[peer].id, has.len());
+            done += 1;
+        }
+        assert!(done > 0);
+    }
+}
+
 fn record(device_id: DeviceId, entry: &Entry) -> Record {
     let (order_no, business_no) = match (entry.reference, entry.start) {
         (Reference::Order(number), Start::Online | Start::Card(_)) => (OrderNo::from_bytes(number), None),
@@ -457,6 +610,25 @@ fn record(device_id: DeviceId, entry: &Entry) -> Record {
         energy_wh: entry.energy_wh,
         own_end: false,
     }
+}
+
+/// A cent a minute.
+fn rules() -> CardRules {
+    let tariffs = vec![NamedTariff { name: "time".into(), tariff: Tariff::Time { price_cent: 1, minutes: 1 } }];
+    CardRules { tariffs, tariff: Some("time".into()), ..CardRules::default() }
+}
+
+fn digits(card: u32) -> [u8; 6] {
+    let text = format!("{card:012}");
+    std::array::from_fn(|at| u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).unwrap())
+}
+
+fn card_no(card: u32, of_gateways: bool) -> CardNo {
+    if of_gateways { CardNo::from_digits(digits(card)) } else { CardNo::from_uid(card.to_be_bytes()) }
+}
+
+fn card_job(card_no: CardNo, change: CardChange, at: i64) -> Job {
+    Job::Card(Box::new(CardJob { card_no, change, at, request_id: "day".into(), idempotency: None }))
 }
 
 fn tiers() -> Vec<PowerTier> {

@@ -316,7 +316,8 @@ impl World {
                 Job::Settle(settlement) => (Some(settlement.device_id), Some(settlement.key)),
                 _ => (None, None),
             };
-            return Outcome::Failed { device_id, key, error: StoreError::Unavailable("down".into()) };
+            let ticket = if let Job::Report(report) = &job { Some(report.ticket) } else { None };
+            return Outcome::Failed { device_id, key, ticket, error: StoreError::Unavailable("down".into()) };
         }
         match job {
             Job::Bind(bind) => {

@@ -13,8 +13,10 @@
 //! ```
 //!
 //! - [`ap3000`] charger with 1 to 16 ports, [`bkv`] gateway with sockets, [`rude`] peers that misbehave.
+//! - [`activity`] what happens at them without the server.
 //! - [`charge`] the power model they share, [`ledger`] what each of them knows about its charges.
 
+pub mod activity;
 pub mod ap3000;
 pub mod bkv;
 pub mod charge;
@@ -71,6 +73,9 @@ pub trait Device {
     fn reads(&self) -> bool {
         true
     }
+
+    /// Nothing more is to happen by itself; what was begun goes on.
+    fn quieten(&mut self) {}
 }
 
 /// A device that is driven in one place and asked or told in another: a test keeps a clone, makes the device swipe a
@@ -110,6 +115,10 @@ impl<D: Device> Device for Arc<Mutex<D>> {
 
     fn reads(&self) -> bool {
         locked(self).reads()
+    }
+
+    fn quieten(&mut self) {
+        locked(self).quieten();
     }
 }
 

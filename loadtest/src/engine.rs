@@ -23,10 +23,12 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::device::{Ap3000Device, BkvDevice, Device, Event, RudeDevice, SECOND_US, rude};
+use crate::device::activity::Active;
+use crate::device::ap3000::SUB_DEVICES_MAX;
+use crate::device::{Ap3000Device, BkvDevice, Device, Event, HostDevice, RudeDevice, SECOND_US, rude};
 use crate::fleet::Fleet;
 use crate::report::{Counters, Latencies, add};
-use crate::run::Plan;
+use crate::run::{Extras, Plan};
 
 /// Most bytes that wait for a socket; a server that takes fewer is left.
 const UNSENT_MAX: usize = 256 * 1024;
@@ -78,6 +80,8 @@ pub struct Engine {
     peers: Vec<Peer>,
     /// Peers from here on were never connected.
     next: usize,
+    /// Whether the devices were told that the run ends.
+    quiet: bool,
     ramp_per_s: u64,
     timers: BinaryHeap<Reverse<(u64, usize)>>,
     connect: SocketAddr,
@@ -109,11 +113,11 @@ enum Link {
 }
 
 impl Engine {
-    /// The devices whose index leaves the rest `thread` when divided by the plan's threads.
+    /// The devices whose index leaves the rest `thread` when divided by the plan's threads, with what happens at them.
     ///
     /// # Errors
     /// The system gives no poll.
-    pub fn new(plan: &Plan, thread: u32, shared: Shared, counters: Arc<Counters>) -> io::Result<Self> {
+    pub fn new(plan: &Plan, extras: Extras, thread: u32, shared: Shared, counters: Arc<Counters>) -> io::Result<Self> {
         let threads = plan.threads.max(1);
         let mine = |count: u32| (0..count).filter(move |index| index % threads == thread);
         let mut peers = Vec::new();
@@ -124,16 +128,26 @@ impl Engine {
         }
         peers.extend(mine(plan.devices).map(|index| {
             let device: Box<dyn Device> = if plan.protocol.is_ap3000(index) {
-                Box::new(Ap3000Device::new(index, plan.ports, plan.behaviour))
+                let device = Ap3000Device::new(index, plan.ports, plan.behaviour);
+                Box::new(Active::new(device, extras.activity, plan.behaviour.seed, index))
             } else {
-                Box::new(BkvDevice::new(index, plan.sockets, plan.behaviour))
+                let device = BkvDevice::new(index, plan.sockets, plan.behaviour);
+                Box::new(Active::new(device, extras.activity, plan.behaviour.seed, index))
             };
             Peer::new(device, index, false)
+        }));
+        // Behind the devices of the plan, each with room for the chargers behind it.
+        peers.extend(mine(extras.hosts).map(|host| {
+            let index = plan.devices.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
+            let device = HostDevice::new(index, extras.sub_devices, plan.ports, plan.behaviour);
+            let device = Active::new(device, extras.activity, plan.behaviour.seed, index);
+            Peer::new(Box::new(device), index, false)
         }));
         Ok(Self {
             poll: Poll::new()?,
             peers,
             next: 0,
+            quiet: false,
             ramp_per_s: u64::from(plan.ramp_per_s.div_ceil(threads).max(1)),
             timers: BinaryHeap::new(),
             connect: plan.connect,
@@ -154,6 +168,10 @@ impl Engine {
         let mut events = Events::with_capacity(1024);
         while !self.shared.stop.load(Relaxed) {
             let now_us = self.shared.clock.now_us();
+            if !self.quiet && self.shared.draining.load(Relaxed) {
+                self.quiet = true;
+                self.peers.iter_mut().for_each(|peer| peer.device.quieten());
+            }
             let ramp_us = self.connect_next(now_us);
             let timer_us = self.fire(now_us);
             let sleep_us = ramp_us.min(timer_us).saturating_sub(now_us);

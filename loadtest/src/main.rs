@@ -12,9 +12,11 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use chargegate_loadtest::api::ApiPlan;
+use chargegate_loadtest::device::activity::{Activity, CARDS_MAX};
+use chargegate_loadtest::device::ap3000::SUB_DEVICES_MAX;
 use chargegate_loadtest::device::{Behaviour, Rudeness};
 use chargegate_loadtest::fleet::Protocol;
-use chargegate_loadtest::run::{Plan, run};
+use chargegate_loadtest::run::{Extras, Plan, run_with};
 
 /// Simulated charging devices.
 #[derive(Parser)]
@@ -47,6 +49,12 @@ struct RunArgs {
     /// Networked sockets of a BKV gateway; 0 is a standalone device.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=250))]
     sockets: u8,
+    /// Further connections: AP3000 hosts with chargers behind them.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    hosts: u32,
+    /// Chargers behind each host.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=i64::from(SUB_DEVICES_MAX)))]
+    sub_devices: u8,
     /// New connections per second.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     ramp_per_s: u32,
@@ -78,9 +86,29 @@ struct RunArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    activity: ActivityArgs,
+    #[command(flatten)]
     api: ApiArgs,
     #[command(flatten)]
     rude: RudeArgs,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "What happens at the devices")]
+struct ActivityArgs {
+    /// Cards swiped per second, over all connections. Their printed numbers are 1000000000 and up; on BKV gateways they have
+    /// twelve digits.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    cards_per_s: Option<f64>,
+    /// Number of different cards.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(CARDS_MAX)))]
+    cards: u32,
+    /// Share of the cards at AP3000 chargers that charge without asking the gateway, in percent.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    offline_share: u8,
+    /// Alarms (AP3000) and exceptions (BKV) per second, over all connections.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    alarms_per_s: Option<f64>,
 }
 
 #[derive(Args)]
@@ -129,7 +157,8 @@ struct RudeArgs {
 fn main() -> ExitCode {
     let Command::Run(args) = Cli::parse().command;
     let json = args.json;
-    match simulate(&plan(*args), json) {
+    let extras = extras(&args);
+    match simulate(&plan(*args), extras, json) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -139,7 +168,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
+fn simulate(plan: &Plan, extras: Extras, json: bool) -> anyhow::Result<bool> {
     let interrupt = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The second signal ends the process at once.
@@ -147,7 +176,7 @@ fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupt)))
             .context("signal handlers")?;
     }
-    let summary = run(plan, &interrupt, |second, totals| {
+    let summary = run_with(plan, extras, &interrupt, |second, totals| {
         let line = totals.progress(second);
         if json {
             eprintln!("{line}");
@@ -161,6 +190,19 @@ fn simulate(plan: &Plan, json: bool) -> anyhow::Result<bool> {
         println!("{summary}");
     }
     Ok(summary.ok)
+}
+
+fn extras(args: &RunArgs) -> Extras {
+    let connections = f64::from(args.devices) + f64::from(args.hosts);
+    // A rate of the fleet is a time between two at each device; a rate is above 0, and the cast saturates.
+    let every_us = |rate: Option<f64>| rate.map_or(u64::MAX, |rate| (connections * 1e6 / rate) as u64);
+    let activity = Activity {
+        swipe_every_us: every_us(args.activity.cards_per_s),
+        offline_percent: args.activity.offline_share,
+        cards: args.activity.cards,
+        alarm_every_us: every_us(args.activity.alarms_per_s),
+    };
+    Extras { activity, hosts: args.hosts, sub_devices: args.sub_devices }
 }
 
 fn plan(args: RunArgs) -> Plan {

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::api::{ApiClient, ApiPlan, ApiSummary};
+use crate::device::activity::Activity;
 use crate::device::{Behaviour, Rudeness};
 use crate::engine::{Clock, Engine, Shared};
 use crate::fleet::{Fleet, Protocol};
@@ -58,7 +59,31 @@ pub struct Plan {
 ///
 /// # Errors
 /// A thread could not be started, or an engine's poll failed.
-pub fn run(plan: &Plan, interrupt: &AtomicBool, mut progress: impl FnMut(u64, &Totals)) -> io::Result<Summary> {
+pub fn run(plan: &Plan, interrupt: &AtomicBool, progress: impl FnMut(u64, &Totals)) -> io::Result<Summary> {
+    run_with(plan, Extras::default(), interrupt, progress)
+}
+
+/// What a run may have besides its plan.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras {
+    /// Cards and alarms at each device.
+    pub activity: Activity,
+    /// Further connections: AP3000 hosts. Nobody charges them by REST.
+    pub hosts: u32,
+    /// Chargers behind each host.
+    pub sub_devices: u8,
+}
+
+/// As [`run`], with `extras`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    plan: &Plan,
+    extras: Extras,
+    interrupt: &AtomicBool,
+    mut progress: impl FnMut(u64, &Totals),
+) -> io::Result<Summary> {
     raise_file_limit();
     let shared = Shared {
         clock: Clock::start(),
@@ -72,7 +97,7 @@ pub fn run(plan: &Plan, interrupt: &AtomicBool, mut progress: impl FnMut(u64, &T
         let own = Arc::new(Counters::default());
         counters.push(Arc::clone(&own));
         let (plan, shared) = (plan.clone(), shared.clone());
-        let run = move || Engine::new(&plan, thread, shared, own)?.run();
+        let run = move || Engine::new(&plan, extras, thread, shared, own)?.run();
         engines.push(std::thread::Builder::new().name(format!("engine-{thread}")).spawn(run)?);
     }
     let clients = plan.api.iter().flat_map(|api| (0..api.threads.max(1)).map(move |thread| (api.clone(), thread)));

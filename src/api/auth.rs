@@ -420,6 +420,30 @@ mod tests {
         code(auth.check(&sent, Scope::Read, NOW_MS))
     }
 
+    fn sent_as(attempt: &mut Attempt<'_>, body: &[u8]) {
+        attempt.body = b"";
+        attempt.body_sha256 = Some(Sha256::digest(body).into());
+    }
+
+    #[test]
+    fn a_body_in_a_file_is_covered_by_its_hash() {
+        let auth = Authenticator::new(vec![signing_key()], WINDOW);
+        let now = NOW_S.to_string();
+        assert_eq!(signed(&auth, &now, "n", |attempt| sent_as(attempt, b"{ }")), Err(ErrorCode::Unauthorized));
+        assert!(signed(&auth, &now, "n", |attempt| sent_as(attempt, b"{}")).is_ok());
+    }
+
+    #[test]
+    fn a_head_alone_tells_key_address_and_scope() {
+        let auth = Authenticator::new(vec![ApiKey { rate_per_s: 1, ..signing_key() }], WINDOW);
+        let check = |api_key, scope| auth.check_head(&attempt(api_key), scope).map_err(|error| error.code);
+        for _ in 0..3 {
+            assert_eq!(check("first", Scope::Control), Ok(()), "it costs nothing of the rate");
+        }
+        assert_eq!(check("first", Scope::Admin), Err(ErrorCode::Forbidden));
+        assert_eq!(check("second", Scope::Control), Err(ErrorCode::Unauthorized));
+    }
+
     #[test]
     fn every_signed_part_is_covered() {
         let auth = Authenticator::new(vec![signing_key()], WINDOW);

@@ -64,6 +64,8 @@ error_codes! {
     PortFault = "PORT_FAULT", 409;
     /// The order's status does not allow this.
     OrderState = "ORDER_STATE", 409;
+    /// The card is registered already.
+    CardExists = "CARD_EXISTS", 409;
     /// The device has another open update, or this one has ended.
     TaskState = "TASK_STATE", 409;
     /// The same idempotency key is being worked on.
@@ -154,7 +156,7 @@ mod tests {
             assert!((400..=503).contains(&code.status()));
             assert!(ErrorCode::ALL.iter().skip(index + 1).all(|other| other.as_str() != code.as_str()));
         }
-        assert_eq!(ErrorCode::ALL.len(), 26);
+        assert_eq!(ErrorCode::ALL.len(), 27);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::error::{ApiError, ErrorCode};
 use super::message::{JSON, Method, split_target};
 use crate::config::Scope;
+use crate::model::CardNo;
 
 /// What the third parties' paths begin with.
 pub const BASE: &str = "/api/v1/third";
@@ -75,6 +76,13 @@ routes! {
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
+    CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
+    CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
+    Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];
+    CardUpdate = Post "/api/v1/third/cards/{card}", CONTROL, SINGLE, [];
+    /// Needs an idempotency key.
+    CardRecharge = Post "/api/v1/third/cards/{card}/recharge", CONTROL, SINGLE, [];
+    CardTransactions = Get "/api/v1/third/cards/{card}/transactions", READ, PAGED, [];
     /// Queues a named command.
     CommandCreate = Post "/api/v1/third/devices/{device}/commands", CONTROL, SINGLE, [];
     CommandList = Get "/api/v1/third/devices/{device}/commands", READ, PAGED, [];
@@ -106,7 +114,7 @@ routes! {
 pub struct Route {
     pub id: RouteId,
     pub method: Method,
-    /// Segments; `{device}` and `{order}` stand for a parameter of that form.
+    /// Segments; `{device}`, `{order}` and `{card}` stand for a parameter of that form.
     pub pattern: &'static str,
     /// What a key must have; `None` where none is needed.
     pub scope: Option<Scope>,
@@ -128,6 +136,8 @@ pub enum Param<'a> {
     Device(&'a str),
     /// 16 upper-case letters and digits.
     Order(&'a str),
+    /// 4 to 64 letters and digits.
+    Card(&'a str),
 }
 
 /// A request that has a route.
@@ -145,7 +155,15 @@ impl<'a> Matched<'a> {
     pub const fn device(&self) -> Option<&'a str> {
         match self.param {
             Some(Param::Device(id)) => Some(id),
-            Some(Param::Order(_)) | None => None,
+            Some(Param::Order(_) | Param::Card(_)) | None => None,
+        }
+    }
+
+    /// The card in the path, if the route has one.
+    pub const fn card(&self) -> Option<&'a str> {
+        match self.param {
+            Some(Param::Card(no)) => Some(no),
+            Some(Param::Device(_) | Param::Order(_)) | None => None,
         }
     }
 
@@ -153,7 +171,7 @@ impl<'a> Matched<'a> {
     pub const fn order(&self) -> Option<&'a str> {
         match self.param {
             Some(Param::Order(no)) => Some(no),
-            Some(Param::Device(_)) | None => None,
+            Some(Param::Device(_) | Param::Card(_)) | None => None,
         }
     }
 }
@@ -201,6 +219,7 @@ fn match_path<'a>(pattern: &str, path: &'a str) -> Option<(Option<Param<'a>>, Op
         match wanted {
             "{device}" if !segment.is_empty() => param = Some(Param::Device(segment)),
             "{order}" if !segment.is_empty() => param = Some(Param::Order(segment)),
+            "{card}" if !segment.is_empty() => param = Some(Param::Card(segment)),
             "{id}" if !segment.is_empty() => id = Some(segment),
             literal if literal == segment => {}
             _ => return None,
@@ -213,6 +232,7 @@ fn check_form(param: Param<'_>) -> Result<(), ApiError> {
     match param {
         Param::Device(id) => check_device_id("device id in the path", id),
         Param::Order(no) => check_order_no("order number in the path", no),
+        Param::Card(no) => check_card_no("card number in the path", no),
     }
 }
 
@@ -239,6 +259,17 @@ pub fn check_order_no(field: &str, no: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     Err(ApiError::invalid(format!("{field} must be 16 upper-case letters and digits, got {no:?}")))
+}
+
+/// Checks the form of a card number, wherever it was given; `field` names it. The number is not repeated: answers are logged.
+///
+/// # Errors
+/// `INVALID_PARAMETER` with the form.
+pub fn check_card_no(field: &str, no: &str) -> Result<(), ApiError> {
+    if CardNo::parse(no).is_some() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!("{field} must be 4 to 64 letters and digits")))
 }
 
 /// Refuses a body that is not `application/json`.
@@ -354,10 +385,10 @@ mod tests {
     fn every_row_resolves_to_itself() {
         for route in ROUTES {
             let target = route.pattern.replace("{device}", "40aace04").replace("{order}", "THD0123456789ABC");
-            let target = target.replace("{id}", "7");
+            let target = target.replace("{id}", "7").replace("{card}", "04a1b2c3");
             let matched = resolve(route.method, &target).unwrap();
             assert_eq!(matched.route.id, route.id);
-            let named = ["{device}", "{order}"].iter().any(|name| route.pattern.contains(name));
+            let named = ["{device}", "{order}", "{card}"].iter().any(|name| route.pattern.contains(name));
             assert_eq!((matched.param.is_some(), matched.id.is_some()), (named, route.pattern.contains("{id}")));
             assert_eq!(route.scope.is_some(), route.pattern.starts_with(BASE), "{}", route.pattern);
             assert!(resolve(route.method, &format!("{target}/")).is_err());

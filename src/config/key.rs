@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::Value as Toml;
 
 use super::error::ConfigError;
-use super::value::{MAGICS_MAX, RETRIES_MAX, duration_text, mask_password, parse_duration};
+use super::value::{MAGICS_MAX, RETRIES_MAX, Secret, duration_text, mask_password, parse_duration};
 
 /// Whether SIGHUP applies a changed value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,10 @@ pub enum Kind {
     Magics,
     /// Three ASCII capital letters.
     Prefix,
+    /// A text of at most so many printable characters, or the empty string.
+    Text(usize),
+    /// A secret that signs, or the empty string for none.
+    Secret,
 }
 
 /// A raw value as a source gave it.
@@ -70,6 +74,8 @@ pub(super) enum Value {
     Spans(Vec<Duration>),
     /// For [`Kind::Magics`].
     Texts(Vec<String>),
+    /// For [`Kind::Secret`].
+    Secret(Secret),
     /// For all others.
     Text(String),
 }
@@ -85,6 +91,7 @@ impl Value {
             Self::Span(value) => quoted(&duration_text(*value)),
             Self::Spans(values) => list(values.iter().map(|value| quoted(&duration_text(*value))).collect()),
             Self::Texts(values) => list(values.iter().map(|value| quoted(value)).collect()),
+            Self::Secret(value) => quoted(if value.expose().is_empty() { "" } else { "***" }),
             Self::Text(value) => quoted(&mask_password(value)),
         }
     }
@@ -154,7 +161,7 @@ impl Key {
         };
         let from_file = toml.as_str().is_some_and(|text| text.starts_with("file:"));
         let toml = match (self.kind, &toml) {
-            (Kind::StoreUrl | Kind::QueueUrl, Toml::String(text)) => {
+            (Kind::StoreUrl | Kind::QueueUrl | Kind::Secret, Toml::String(text)) => {
                 Toml::String(super::value::read_secret(&self.full_name(), text).map_err(Problem::Secret)?)
             }
             _ => toml,
@@ -163,7 +170,10 @@ impl Key {
             expected: self.kind.expected(),
             got: match (self.kind, &toml) {
                 // What a secret file holds is not for a message, the less so if it is the wrong file.
-                (Kind::StoreUrl | Kind::QueueUrl, _) if from_file => "something else in that file".to_owned(),
+                (Kind::StoreUrl | Kind::QueueUrl | Kind::Secret, _) if from_file => {
+                    "something else in that file".to_owned()
+                }
+                (Kind::Secret, Toml::String(_)) => "another text".to_owned(),
                 (Kind::StoreUrl | Kind::QueueUrl, Toml::String(text)) => show(&Toml::String(mask_password(text))),
                 _ => show(&toml),
             },
@@ -194,6 +204,8 @@ impl Kind {
             Self::QueueUrl => "\"embedded\" or \"redis://[:PASSWORD@]HOST[:PORT]\"".to_owned(),
             Self::Magics => format!("a list of 1 to {MAGICS_MAX} different strings of 6 hex digits"),
             Self::Prefix => "3 ASCII capital letters".to_owned(),
+            Self::Text(max) => format!("a text of at most {max} printable characters"),
+            Self::Secret => "\"whsec_\" and base64, any other text, or \"\" for none".to_owned(),
         }
     }
 
@@ -255,6 +267,14 @@ impl Kind {
                 text().filter(has_target).map(Value::Text)
             }
             Self::Magics => magics(toml.as_array()?),
+            Self::Text(max) => {
+                let fits = |text: &&str| text.chars().count() <= max && !text.chars().any(char::is_control);
+                toml.as_str().filter(fits).map(|text| Value::Text(text.to_owned()))
+            }
+            Self::Secret => {
+                let usable = |text: &&str| text.is_empty() || crate::signature::is_usable_secret(text);
+                toml.as_str().filter(usable).map(|text| Value::Secret(Secret::new(text)))
+            }
             Self::Prefix => text()
                 .filter(|text| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase()))
                 .map(Value::Text),

@@ -10,9 +10,10 @@ use std::time::Duration;
 use super::key::{Key, Kind, Reload, Value};
 use super::lists::{ApiKey, WebhookEndpoint};
 use super::value::{
-    Admission, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix, PowerStartCommand,
-    QueueUrl, RetrySchedule, Setting, StoreUrl,
+    Admission, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
+    PowerStartCommand, QueueUrl, RetrySchedule, Secret, Setting, StoreUrl,
 };
+use crate::gateway::card::NamedTariff;
 
 use Kind::{Address, AddressOrNone, AutoInt, Bool, Choice, Int, Path, Prefix};
 use Reload::{Live, Restart};
@@ -22,7 +23,8 @@ pub(super) const REFERENCE_HEAD: &str = "\
 # Every key of chargegate with its default. Nothing here needs to be set.
 #
 # Later sources win: this file, then the environment (CHARGEGATE_<SECTION>_<KEY>, such as CHARGEGATE_DEVICE_LISTEN_GN;
-# the lists as JSON in CHARGEGATE_API_KEYS and CHARGEGATE_WEBHOOK_ENDPOINTS), then flags of `chargegate serve`.
+# the lists as JSON in CHARGEGATE_API_KEYS, CHARGEGATE_WEBHOOK_ENDPOINTS and CHARGEGATE_TARIFFS), then flags of
+# `chargegate serve`.
 # Durations are written \"500ms\", \"60s\", \"10m\", \"24h\" or \"7d\". Secrets and URLs may be \"file:PATH\": the content of that
 # file without its last line end, the path relative to the working directory.
 # \"reloaded\" keys follow SIGHUP, \"restart\" keys need a restart. `chargegate check-config` checks a file.
@@ -58,7 +60,7 @@ macro_rules! settings {
             }
         )+
 
-        /// The checked configuration: a field per section of the file, then the two lists.
+        /// The checked configuration: a field per section of the file, then the three lists.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Config {
             $(#[doc = $section_doc] pub $section: $Section,)+
@@ -66,6 +68,8 @@ macro_rules! settings {
             pub api_keys: Vec<ApiKey>,
             /// `[[webhook.endpoints]]`. Empty: events are only kept for `GET /events`.
             pub webhook_endpoints: Vec<WebhookEndpoint>,
+            /// `[[tariffs]]`. Empty: cards charge by monthly plan only.
+            pub tariffs: Vec<NamedTariff>,
         }
 
         /// All scalar keys, in the order of the reference file.
@@ -91,6 +95,7 @@ macro_rules! settings {
                     },)+
                     api_keys: Vec::new(),
                     webhook_endpoints: Vec::new(),
+                    tariffs: Vec::new(),
                 }
             }
 
@@ -268,6 +273,31 @@ settings! {
         admission: Admission = "open", Choice(Admission::WORDS), Restart;
         /// Frames after which a device without a record is disconnected (admission = "known").
         unknown_frames_max: u32 = 5, Int(1, 1000), Restart;
+    }
+
+    /// Cards that pay for charges; their tariffs are a list of their own, `[[tariffs]]`.
+    cards: Cards {
+        /// Who decides what a swiped card may do: "local" its account in this gateway (/cards), "webhook" the third party at
+        /// webhook_url, asked at each swipe, "off" nobody: no card is registered.
+        mode: CardMode = "local", Choice(CardMode::WORDS), Restart;
+        /// Tariff of cards that name none. "" is the first of `[[tariffs]]`; without any, cards charge by monthly plan only.
+        tariff: String = "", Kind::Text(128), Restart;
+        /// Longest charge that a swipe orders, in minutes, within the limits of the device's protocol.
+        swipe_minutes_max: u32 = 600, Int(1, 1092), Restart;
+        /// Local time of the tariffs' periods, in minutes east of UTC. The clocks of the devices run at UTC+8.
+        utc_offset_minutes: u32 = 480, Int(0, 840), Restart;
+        /// Money held for an order that charged is kept this long after the order's end, for a settlement that is still to come.
+        hold_after_end: Duration = "1h", span(MIN, 7 * DAY), Restart;
+        /// Where a swipe is asked (mode = "webhook"). webhook.allow_private_targets holds for it as for events.
+        webhook_url: String = "", Kind::Text(2048), Restart;
+        /// Signs each question, as events are signed: "whsec_" and base64, or any text. Needed with mode = "webhook".
+        webhook_secret: Secret = "", Kind::Secret, Restart;
+        /// An answer after this is none, and the card is refused. A device waits 15 s in all.
+        webhook_timeout: Duration = "3s", span(100 * MS, 10 * SEC), Restart;
+        /// Questions under way at a time.
+        webhook_concurrency: u32 = 4, Int(1, 64), Restart;
+        /// Questions that wait behind them; beyond, cards are refused at once.
+        webhook_waiting_max: u32 = 256, Int(1, 10_000), Restart;
     }
 
     /// Charging orders.

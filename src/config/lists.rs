@@ -1,6 +1,6 @@
-//! The two lists of tables: API keys and webhook endpoints.
+//! The three lists of tables: API keys, webhook endpoints and tariffs.
 //!
-//! From the file they come as `[[api.keys]]` and `[[webhook.endpoints]]`, from the environment as JSON arrays of
+//! From the file they come as `[[api.keys]]`, `[[webhook.endpoints]]` and `[[tariffs]]`, from the environment as JSON arrays of
 //! objects with the same fields; one parser reads both.
 
 use std::fmt::{self, Write as _};
@@ -13,10 +13,14 @@ use super::cidr::Cidr;
 use super::error::ConfigError;
 use super::key::show;
 use super::value::{Secret, read_secret};
+use crate::gateway::card::NamedTariff;
+use crate::model::{FeePeriod, PowerTier};
+use crate::pricing::Tariff;
 use crate::protocol::Hex;
 
 pub(super) const API_KEYS: &str = "api.keys";
 pub(super) const WEBHOOK_ENDPOINTS: &str = "webhook.endpoints";
+pub(super) const TARIFFS: &str = "tariffs";
 
 /// Longest name of a key or endpoint: it stands in logs, metrics and rows.
 const NAME_CHARS_MAX: usize = 128;
@@ -48,6 +52,34 @@ pub(super) const WEBHOOK_ENDPOINTS_REFERENCE: &str = r#"
 # secret_previous = "file:/run/secrets/old" # also signs, while receivers change over to a new secret
 # api_key = "..."                           # sent as X-Api-Key
 # events = ["order.*", "charging.ended"]    # default: all but device.heartbeat and charging.progress; "*" is all
+"#;
+
+pub(super) const TARIFFS_REFERENCE: &str = r#"
+# Tariffs of cards; restart. A running charge keeps the prices it was ordered at.
+# In the environment: CHARGEGATE_TARIFFS='[{"name": "hour", "kind": "time", "price_cent": 100}]'.
+#
+# [[tariffs]]
+# name = "hour"                             # required, unique
+# kind = "time"                             # price_cent buys `minutes`
+# price_cent = 100
+# minutes = 60                              # default: 60
+#
+# [[tariffs]]
+# name = "kwh"
+# kind = "energy"                           # price_cent buys 1 kWh
+# price_cent = 120
+#
+# [[tariffs]]
+# name = "tiers"
+# kind = "power"                            # 1 to 5 tiers by rising power_dw (0.1 W): price_cent buys `minutes`
+# tiers = [{ power_dw = 2000, price_cent = 25, minutes = 60 }, { power_dw = 8000, price_cent = 50, minutes = 60 }]
+#
+# [[tariffs]]
+# name = "day"
+# kind = "service_fee"                      # prices per kWh by time of day; the last period ends at 23:59
+# service_fee_by_energy = true              # default: true; false: service_cent is per hour
+# periods = [{ end_hour = 8, end_minute = 0, electricity_cent = 40, service_cent = 30 },
+#            { end_hour = 23, end_minute = 59, electricity_cent = 80, service_cent = 40 }]
 "#;
 
 /// All event types, by name.
@@ -319,6 +351,26 @@ impl Entry<'_> {
         Some(parsed)
     }
 
+    /// A whole number from `min` that fits 32 bits.
+    fn number(&mut self, field: &str, min: u32) -> Option<u32> {
+        let value = self.table.remove(field)?;
+        let number = value.as_integer().and_then(|number| u32::try_from(number).ok()).filter(|number| *number >= min);
+        if number.is_none() {
+            self.invalid(field, &format!("in {min}..={}", u32::MAX), &show(&value));
+        }
+        number
+    }
+
+    /// A list of tables of one form.
+    fn records<T: serde::de::DeserializeOwned>(&mut self, field: &str, expected: &str) -> Option<Vec<T>> {
+        let value = self.table.remove(field)?;
+        let records = value.clone().try_into().ok();
+        if records.is_none() {
+            self.invalid(field, expected, &show(&value));
+        }
+        records
+    }
+
     fn finish(self, fields: &[&str]) {
         for name in self.table.keys() {
             let known = fields.iter().map(|field| format!("{}.{field}", self.path));
@@ -449,8 +501,95 @@ pub(super) fn endpoints(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Ve
     endpoints
 }
 
+pub(super) fn tariffs(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec<NamedTariff> {
+    const KINDS: &str = "one of \"time\", \"energy\", \"power\", \"service_fee\"";
+    let mut tariffs: Vec<NamedTariff> = Vec::with_capacity(entries.len().min(ENTRIES_MAX));
+    for (path, table) in tables(TARIFFS, entries, errors) {
+        let mut entry = Entry { path: path.clone(), table, errors };
+        entry.require(&["name", "kind"]);
+        let name = entry.name();
+        let kind = entry.text("kind");
+        let (tariff, fields): (Option<Tariff>, &[&str]) = match kind.as_deref() {
+            Some("time") => {
+                entry.require(&["price_cent"]);
+                let minutes = entry.table.contains_key("minutes").then(|| entry.number("minutes", 1));
+                let price = entry.number("price_cent", 0);
+                let minutes = minutes.unwrap_or(Some(60));
+                let tariff = price.zip(minutes).map(|(price_cent, minutes)| Tariff::Time { price_cent, minutes });
+                (tariff, &["name", "kind", "price_cent", "minutes"])
+            }
+            Some("energy") => {
+                entry.require(&["price_cent"]);
+                let price = entry.number("price_cent", 0);
+                (price.map(|price_cent| Tariff::Energy { price_cent }), &["name", "kind", "price_cent"])
+            }
+            Some("power") => {
+                entry.require(&["tiers"]);
+                let expected = "a list of { power_dw, price_cent, minutes }, each in 0..=65535";
+                let tiers = entry.records::<PowerTier>("tiers", expected);
+                (tiers.map(|tiers| Tariff::Power { tiers }), &["name", "kind", "tiers"])
+            }
+            Some("service_fee") => {
+                entry.require(&["periods"]);
+                let expected = "a list of { end_hour, end_minute, electricity_cent, service_cent }";
+                let periods = entry.records::<FeePeriod>("periods", expected);
+                let given = entry.table.contains_key("service_fee_by_energy");
+                let by_energy = entry.flag("service_fee_by_energy") || !given;
+                let tariff = periods.map(|periods| Tariff::ServiceFee { periods, by_energy });
+                (tariff, &["name", "kind", "periods", "service_fee_by_energy"])
+            }
+            Some(other) => {
+                let shown = show(&Toml::from(other));
+                entry.invalid("kind", KINDS, &shown);
+                continue;
+            }
+            None => continue,
+        };
+        if let Some(problem) = tariff.as_ref().and_then(|tariff| tariff.check().err()) {
+            entry.errors.push(ConfigError::invalid(&path, "a whole tariff", problem.to_string()));
+        }
+        entry.finish(fields);
+        let (Some(name), Some(tariff)) = (name, tariff) else { continue };
+        if tariffs.iter().any(|other| other.name == name) {
+            errors.push(ConfigError::Duplicate { key: format!("{path}.name") });
+        }
+        tariffs.push(NamedTariff { name, tariff });
+    }
+    tariffs
+}
+
+/// Appends the tariffs as TOML.
+pub(super) fn print_tariffs(tariffs: &[NamedTariff], out: &mut String) -> fmt::Result {
+    for NamedTariff { name, tariff } in tariffs {
+        write!(out, "\n[[{TARIFFS}]]\nname = {}\nkind = \"{}\"\n", Toml::from(name.as_str()), tariff.as_str())?;
+        match tariff {
+            Tariff::Time { price_cent, minutes } => writeln!(out, "price_cent = {price_cent}\nminutes = {minutes}")?,
+            Tariff::Energy { price_cent } => writeln!(out, "price_cent = {price_cent}")?,
+            Tariff::Power { tiers } => {
+                let tier = |tier: &PowerTier| {
+                    let PowerTier { power_dw, price_cent, minutes } = tier;
+                    format!("{{ power_dw = {power_dw}, price_cent = {price_cent}, minutes = {minutes} }}")
+                };
+                writeln!(out, "tiers = [{}]", tiers.iter().map(tier).collect::<Vec<_>>().join(", "))?;
+            }
+            Tariff::ServiceFee { periods, by_energy } => {
+                let period = |period: &FeePeriod| {
+                    let FeePeriod { end_hour, end_minute, electricity_cent, service_cent } = period;
+                    format!(
+                        "{{ end_hour = {end_hour}, end_minute = {end_minute}, electricity_cent = {electricity_cent}, \
+                         service_cent = {service_cent} }}"
+                    )
+                };
+                writeln!(out, "service_fee_by_energy = {by_energy}")?;
+                writeln!(out, "periods = [{}]", periods.iter().map(period).collect::<Vec<_>>().join(", "))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Host and path of a usable URL.
-fn url_name(url: &str) -> Option<String> {
+pub(super) fn url_name(url: &str) -> Option<String> {
     let uri: Uri = url.parse().ok()?;
     let web = matches!(uri.scheme_str(), Some("http" | "https"));
     let authority = uri.authority()?.as_str();

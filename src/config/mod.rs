@@ -6,7 +6,8 @@
 //!
 //! One table in `keys.rs` names every scalar key with its type, range, default and documentation. Parsing, environment
 //! names, suggestions for unknown keys, [`Config::to_toml`] and [`reference()`] all walk that table, so they cannot
-//! disagree. The two lists that are no scalars, API keys and webhook endpoints, live in `lists.rs`.
+//! disagree. The three lists that are no scalars, API keys, webhook endpoints and
+//! tariffs, live in `lists.rs`.
 //!
 //! Invariants: [`Source::load`] returns either a configuration in which every value is in range or *all* the errors it
 //! found; no secret is ever part of an error, of `Debug` output or of [`Config::to_toml`].
@@ -30,23 +31,26 @@ pub use cidr::Cidr;
 pub use error::{ConfigError, ConfigErrors};
 pub use key::{Key, Kind, Reload};
 pub use keys::{
-    Ap3000, Api, Commands, Config, Data, Device, Devices, Http, Jobs, KEYS, Limits, Log, Orders, Queue, Retention,
-    Session, Shard, Shutdown, Store, Webhook,
+    Ap3000, Api, Cards, Commands, Config, Data, Device, Devices, Http, Jobs, KEYS, Limits, Log, Orders, Queue,
+    Retention, Session, Shard, Shutdown, Store, Webhook,
 };
 pub use lists::{ApiKey, EVENT_TYPES, EventPattern, Scope, Scopes, WebhookEndpoint};
 pub use value::{
-    Admission, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix, PowerStartCommand,
-    QueueUrl, RetrySchedule, Secret, StoreUrl,
+    Admission, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
+    PowerStartCommand, QueueUrl, RetrySchedule, Secret, StoreUrl,
 };
 
 use key::{Raw, show};
-use lists::{API_KEYS, WEBHOOK_ENDPOINTS};
+use lists::{API_KEYS, TARIFFS, WEBHOOK_ENDPOINTS};
 
 /// The file that is read when no other is named and it exists.
 pub const DEFAULT_FILE: &str = "chargegate.toml";
 
 /// Prefix of every environment variable that sets a key.
 const ENV_PREFIX: &str = "CHARGEGATE_";
+
+/// What is no scalar.
+const LISTS: [&str; 3] = [API_KEYS, WEBHOOK_ENDPOINTS, TARIFFS];
 
 /// Stands for `data.dir` inside `store.url`.
 const DATA_DIR_PLACEHOLDER: &str = "<data.dir>";
@@ -112,6 +116,7 @@ struct Reader {
     scalars: BTreeMap<usize, (Raw, Option<String>)>,
     api_keys: Option<Vec<Toml>>,
     webhook_endpoints: Option<Vec<Toml>>,
+    tariffs: Option<Vec<Toml>>,
     errors: Vec<ConfigError>,
 }
 
@@ -141,6 +146,10 @@ impl Reader {
                         self.read_key(&format!("{section}.{name}"), value);
                     }
                 }
+                Toml::Array(entries) if section == TARIFFS => self.set_list(TARIFFS, entries),
+                other if section == TARIFFS => {
+                    self.errors.push(ConfigError::invalid(TARIFFS, "an array of tables", show(&other)));
+                }
                 other if known => self.errors.push(ConfigError::invalid(&section, "a table", show(&other))),
                 _ => self.errors.push(ConfigError::unknown_key(&section, file_names())),
             }
@@ -165,24 +174,24 @@ impl Reader {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
             if let Some(index) = KEYS.iter().position(|key| key.env_name() == *name) {
                 self.scalars.insert(index, (Raw::Text(value.clone()), Some(name.clone())));
-            } else if let Some(list) = [API_KEYS, WEBHOOK_ENDPOINTS].into_iter().find(|list| env_name(list) == *name) {
+            } else if let Some(list) = LISTS.into_iter().find(|list| env_name(list) == *name) {
                 match lists::parse_json(value) {
                     Ok(entries) => self.set_list(list, entries),
                     Err(problem) => self.errors.push(ConfigError::Json { variable: name.clone(), problem }),
                 }
             } else if KEYS.iter().any(|key| rest.starts_with(&format!("{}_", key.section.to_uppercase()))) {
                 // Variables of other sections may belong to another program or to a service mesh: not ours to judge.
-                let known = KEYS.iter().map(Key::env_name).chain([API_KEYS, WEBHOOK_ENDPOINTS].map(env_name));
+                let known = KEYS.iter().map(Key::env_name).chain(LISTS.map(env_name));
                 self.errors.push(ConfigError::unknown_variable(name, known));
             }
         }
     }
 
     fn set_list(&mut self, list: &str, entries: Vec<Toml>) {
-        if list == API_KEYS {
-            self.api_keys = Some(entries);
-        } else {
-            self.webhook_endpoints = Some(entries);
+        match list {
+            API_KEYS => self.api_keys = Some(entries),
+            TARIFFS => self.tariffs = Some(entries),
+            _ => self.webhook_endpoints = Some(entries),
         }
     }
 
@@ -201,6 +210,7 @@ impl Reader {
         let mut config = Config::from_values(values);
         config.api_keys = lists::api_keys(self.api_keys.unwrap_or_default(), &mut self.errors);
         config.webhook_endpoints = lists::endpoints(self.webhook_endpoints.unwrap_or_default(), &mut self.errors);
+        config.tariffs = lists::tariffs(self.tariffs.unwrap_or_default(), &mut self.errors);
         if let StoreUrl::Sqlite(path) = &mut config.store.url
             && let Ok(rest) = path.strip_prefix(DATA_DIR_PLACEHOLDER)
         {
@@ -213,7 +223,7 @@ impl Reader {
 
 /// All names that may stand in the file.
 fn file_names() -> impl Iterator<Item = String> {
-    KEYS.iter().map(Key::full_name).chain([API_KEYS.to_owned(), WEBHOOK_ENDPOINTS.to_owned()])
+    KEYS.iter().map(Key::full_name).chain(LISTS.map(str::to_owned))
 }
 
 fn env_name(full: &str) -> String {
@@ -259,6 +269,9 @@ impl Config {
         if self.webhook_endpoints != new.webhook_endpoints {
             changes.push(Change { key: WEBHOOK_ENDPOINTS.to_owned(), reload: Reload::Live });
         }
+        if self.tariffs != new.tariffs {
+            changes.push(Change { key: TARIFFS.to_owned(), reload: Reload::Restart });
+        }
         changes
     }
 
@@ -276,7 +289,28 @@ impl Config {
             out.extend([key.name, " = ", &value.masked(), "\n"]);
         }
         lists::print(&self.api_keys, &self.webhook_endpoints, &mut out).expect("writing to a String does not fail");
+        lists::print_tariffs(&self.tariffs, &mut out).expect("writing to a String does not fail");
         out
+    }
+
+    /// Rules that join the keys of cards.
+    fn check_cards(&self, errors: &mut Vec<ConfigError>) {
+        let cards = &self.cards;
+        if !cards.tariff.is_empty() && self.tariffs.iter().all(|named| named.name != cards.tariff) {
+            let shown = show(&Toml::from(cards.tariff.as_str()));
+            errors.push(ConfigError::invalid("cards.tariff", "the name of one of [[tariffs]]", shown));
+        }
+        if cards.mode != CardMode::Webhook {
+            return;
+        }
+        if lists::url_name(&cards.webhook_url).is_none() {
+            let shown = show(&Toml::from(value::mask_password(&cards.webhook_url)));
+            let expected = "an http or https URL without user and fragment where cards.mode is \"webhook\"";
+            errors.push(ConfigError::invalid("cards.webhook_url", expected, shown));
+        }
+        if cards.webhook_secret.expose().is_empty() {
+            errors.push(ConfigError::Missing { key: "cards.webhook_secret".to_owned() });
+        }
     }
 
     /// Rules that join several keys.
@@ -303,6 +337,7 @@ impl Config {
             "queue.refuse_normal_above",
             queue.refuse_normal_above,
         );
+        self.check_cards(errors);
         let limits = &self.limits;
         if self.device.listen_gn == Some(self.device.listen) && self.device.listen.port() != 0 {
             errors.push(ConfigError::SameAddress { first: "device.listen", second: "device.listen_gn" });
@@ -356,6 +391,7 @@ pub fn reference() -> String {
         out.extend(["# Value: ", &key.kind.expected(), "; ", reload, ".\n", key.name, " = ", key.default, "\n"]);
     }
     out.push_str(lists::WEBHOOK_ENDPOINTS_REFERENCE);
+    out.push_str(lists::TARIFFS_REFERENCE);
     out
 }
 

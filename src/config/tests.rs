@@ -6,6 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::pricing::Tariff;
 
 /// Loads `toml` from a file, with variables and no flags.
 fn load(toml: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
@@ -48,7 +49,8 @@ fn commented_lists_of_the_reference_parse() {
         .map(|line| format!("{}\n", line.replace("file:/run/secrets/", "")))
         .collect();
     let config = load(&text, &[]).unwrap();
-    assert_eq!((config.api_keys.len(), config.webhook_endpoints.len()), (1, 1));
+    assert_eq!((config.api_keys.len(), config.webhook_endpoints.len(), config.tariffs.len()), (1, 1, 4));
+    assert_eq!(load(&config.to_toml().replace("\"***\"", "\"x\""), &[]).unwrap().tariffs, config.tariffs);
 }
 
 #[test]
@@ -67,6 +69,7 @@ fn every_key_can_be_set_by_its_variable() {
             key::Value::Spans(values) => values.into_iter().map(value::duration_text).collect::<Vec<_>>().join(","),
             key::Value::Texts(values) => values.join(", "),
             key::Value::Text(value) => value,
+            key::Value::Secret(value) => value.expose().to_owned(),
         };
         let config = load("", &[(&key.env_name(), &text)]).unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config, Config::default(), "{}", key.full_name());
@@ -107,6 +110,7 @@ fn names_are_unique() {
     let mut names: Vec<String> = KEYS.iter().map(Key::env_name).collect();
     names.push(env_name(API_KEYS));
     names.push(env_name(WEBHOOK_ENDPOINTS));
+    names.push(env_name(TARIFFS));
     names.sort();
     let count = names.len();
     names.dedup();
@@ -355,6 +359,8 @@ fn errors_do_not_quote_secrets() {
         "[[webhook.endpoints]]\nurl = \"http://h\"\nsecret = \"hunter2",
         "[[webhook.endpoints]]\nurl = \"http://h\"\nsecret = [\"hunter2\"]",
         "[[webhook.endpoints]]\nurl = \"http://h\"\nsecret = \"whsec_hunter2!\"",
+        "cards.webhook_secret = \"whsec_hunter2!\"",
+        "cards.mode = \"webhook\"\ncards.webhook_secret = \"hunter2\"",
     ] {
         for error in errors(toml, &[]) {
             assert!(!error.contains("hunter2"), "{error}");
@@ -371,4 +377,57 @@ fn errors_do_not_quote_secrets() {
 fn syntax_errors_name_line_and_column() {
     let found = errors("[data]\ndir = \n", &[]);
     assert!(found.len() == 1 && found[0].contains("is not valid TOML at line 2 column "), "{found:?}");
+}
+
+#[test]
+fn tariffs_are_read_by_kind() {
+    let config = load(
+        "[[tariffs]]\nname = \"hour\"\nkind = \"time\"\nprice_cent = 100\n[[tariffs]]\nname = \"kwh\"\nkind = \"energy\"\n\
+         price_cent = 120\n[cards]\ntariff = \"kwh\"",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.tariffs[0].tariff, Tariff::Time { price_cent: 100, minutes: 60 });
+    assert_eq!((config.tariffs[1].name.as_str(), config.cards.tariff.as_str()), ("kwh", "kwh"));
+    let json = r#"[{"name":"p","kind":"power","tiers":[{"power_dw":2000,"price_cent":25,"minutes":60}]}]"#;
+    let config = load("[[tariffs]]\nname = \"gone\"", &[("CHARGEGATE_TARIFFS", json)]).unwrap();
+    assert!(matches!(&config.tariffs[..], [named] if named.name == "p"), "the environment's list replaces the file's");
+    let mut other = config.clone();
+    other.tariffs.clear();
+    let change = Change { key: "tariffs".to_owned(), reload: Reload::Restart };
+    assert_eq!(config.changes(&other), [change]);
+}
+
+#[test]
+fn tariffs_that_cannot_price_are_refused() {
+    let day =
+        "kind = \"service_fee\"\nperiods = [{ end_hour = 8, end_minute = 0, electricity_cent = 1, service_cent = 1 }]";
+    for (tariff, named) in [
+        ("kind = \"time\"", "tariffs[0].price_cent"),
+        ("kind = \"time\"\nprice_cent = 1\nminutes = 0", "tariffs[0].minutes must be in 1..=4294967295, got 0"),
+        ("kind = \"time\"\nprice_cent = -1", "tariffs[0].price_cent must be in 0..=4294967295, got -1"),
+        ("kind = \"energy\"\nprice_cent = 1\nminutes = 60", "minutes"),
+        ("kind = \"tea\"", "tariffs[0].kind must be one of"),
+        ("price_cent = 1", "tariffs[0].kind"),
+        ("kind = \"power\"\ntiers = []", "there must be 1 to 5 tiers"),
+        ("kind = \"power\"\ntiers = [{ power_dw = 1, price_cent = 1 }]", "tariffs[0].tiers must be a list of"),
+        (day, "the last period must end at 23:59"),
+    ] {
+        let found = errors(&format!("[[tariffs]]\nname = \"t\"\n{tariff}"), &[]);
+        assert!(found.iter().any(|error| error.contains(named)), "{tariff}: {found:?}");
+    }
+    let twice = "[[tariffs]]\nname = \"t\"\nkind = \"energy\"\nprice_cent = 1\n".repeat(2);
+    assert!(errors(&twice, &[])[0].contains("tariffs[1].name"));
+    assert!(errors("tariffs = 1", &[])[0].contains("tariffs must be an array of tables"));
+    assert!(errors("cards.tariff = \"t\"", &[])[0].contains("cards.tariff must be the name of one of [[tariffs]]"));
+}
+
+#[test]
+fn a_third_party_that_keeps_cards_is_named() {
+    let found = errors("cards.mode = \"webhook\"", &[]);
+    assert!(found.len() == 2 && found[0].contains("cards.webhook_url") && found[1].contains("cards.webhook_secret"));
+    let secret = [("CHARGEGATE_CARDS_WEBHOOK_SECRET", "s")];
+    let config = load("cards.mode = \"webhook\"\ncards.webhook_url = \"https://x.example/cards\"", &secret).unwrap();
+    assert!(config.to_toml().contains("webhook_secret = \"***\""));
+    assert!(!format!("{config:?}").contains("webhook_secret: Secret"));
 }

@@ -130,6 +130,8 @@ setting!(bool, Value::Bool(value) => value, this => Value::Bool(*this));
 setting!(u64, Value::Int(value) => value, this => Value::Int(*this));
 setting!(u32, Value::Int(value) => u32::try_from(value).expect("the range fits"), this => Value::Int((*this).into()));
 setting!(Duration, Value::Span(value) => value, this => Value::Span(*this));
+setting!(String, Value::Text(value) => value, this => Value::Text(this.clone()));
+setting!(Secret, Value::Secret(value) => value, this => Value::Secret(this.clone()));
 setting!(PathBuf, Value::Text(value) => value.into(), this => Value::Text(this.to_string_lossy().into_owned()));
 setting!(
     SocketAddr,
@@ -234,6 +236,18 @@ choice! {
         Minutes = "minutes",
         /// As the guide's example suggests.
         Seconds = "seconds",
+    }
+}
+
+choice! {
+    /// Who decides what a swiped card may do.
+    CardMode {
+        /// Nobody: no card is registered.
+        Off = "off",
+        /// The accounts of this gateway.
+        Local = "local",
+        /// A third party.
+        Webhook = "webhook",
     }
 }
 

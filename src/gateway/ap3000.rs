@@ -10,21 +10,24 @@ use host::UpdateRequest;
 use super::{
     ConnId, Core, Effects, Now, call,
     core::{Ack, WaitingAck},
-    device::{About, Answer, Charging, Device, PortReport},
+    device::{About, Answer, Asked, Charging, Device, PortReport},
     lane::{InFlight, Outgoing, ReplyKey},
     slots::Key,
 };
 use crate::{
     gateway::core::Cx,
     model::{
-        Ap3000Call, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, OrderNo, OtaMethod, PortStatus, Protocol,
+        Ap3000Call, CardNo, CardStart, ChargeMode, ChargeSpec, CommandBody, DeviceCall, DeviceId, OrderNo, OtaMethod,
+        PortStatus, Protocol,
     },
     protocol::{
         Direction,
         ap3000::{
             Body, Frame, PhyId,
             body::{CardReply, ChargeControl, OrderConfirmReply, Registration, Settlement},
-            codes::{AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode, port_status_code},
+            codes::{
+                AccountState, ChargeResult, PortState, RateMode, ReportState, StartMode, StopReason, port_status_code,
+            },
             decode_body,
             encode::{self, Header},
             wire::Extra,
@@ -88,6 +91,19 @@ impl Core {
             // A reply has the command of what it answers.
             self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
         }
+        if let (Body::CardSwipe(swipe), None) = (&body, device) {
+            // Another connection has the device: no order would start here.
+            let reply = CardReply {
+                card_id: swipe.card_id,
+                account_state: AccountState::DEVICE_NOT_REGISTERED,
+                rate_mode: RateMode::TIMED,
+                balance_or_expiry: 0,
+                port: swipe.port,
+                extra: Extra::NONE,
+            };
+            effects.write(ConnId::from(conn), |out| encode::card_reply(out, &header, &reply));
+            self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
+        }
         if let Body::FskRequest(request) = &body {
             self.answer_fsk(now, conn, device, &header, request, effects);
         }
@@ -109,7 +125,7 @@ impl Core {
         }
         if let Some(device) = device {
             self.on_frame(now, device, effects, |device, cx| {
-                device.ap3000(cx, frame, &body);
+                device.ap3000(cx, conn, frame, &body);
             });
         }
     }
@@ -139,18 +155,6 @@ fn answer(
         Body::OrderConfirm(confirm) => {
             let reply = OrderConfirmReply { port: confirm.port, result: 0, extra: Extra::NONE };
             effects.write(conn, |out| encode::order_confirm_reply(out, header, &reply));
-        }
-        Body::CardSwipe(swipe) => {
-            // The gateway keeps no card accounts, so no card is registered.
-            let reply = CardReply {
-                card_id: swipe.card_id,
-                account_state: AccountState::NOT_REGISTERED,
-                rate_mode: RateMode::TIMED,
-                balance_or_expiry: 0,
-                port: swipe.port,
-                extra: Extra::NONE,
-            };
-            effects.write(conn, |out| encode::card_reply(out, header, &reply));
         }
         _ => {}
     }
@@ -184,6 +188,7 @@ fn settle(
             amount_cent: None,
             end: SettlementEnd::Ap3000 { reason: body.stop_reason.0 },
             epoch,
+            card_no: (body.start_mode == StartMode::CARD).then(|| CardNo::from_uid(body.card_or_code.0)),
             at,
             raw: raw.to_vec(),
         }))
@@ -191,7 +196,7 @@ fn settle(
 }
 
 impl Device {
-    fn ap3000(&mut self, cx: &mut Cx<'_>, frame: &Frame<'_>, body: &Body<'_>) {
+    fn ap3000(&mut self, cx: &mut Cx<'_>, conn: Key, frame: &Frame<'_>, body: &Body<'_>) {
         match body {
             Body::Heartbeat(heartbeat) => {
                 self.sends_heartbeat = true;
@@ -279,9 +284,22 @@ impl Device {
             }
             Body::Settlement(settlement) => {
                 let about = about(settlement.start_mode, settlement.order_no.0);
-                self.end_reported(cx, u16::from(settlement.port) + 1, about);
+                let port_no = u16::from(settlement.port) + 1;
+                // The next heartbeat would say so too, minutes later; a record of an earlier charge says nothing of the port.
+                if self.end_reported(cx, port_no, about)
+                    && let Some(state) = port_state_after(settlement.stop_reason)
+                {
+                    let status = PortStatus::from_code(port_status_code(state.0));
+                    let report = PortReport { status: Some((status, state.0)), ..PortReport::of_port(port_no) };
+                    self.port_report(cx, &report);
+                }
             }
-            Body::CardSwipe(_) => self.hold_commands(cx),
+            Body::CardSwipe(swipe) => {
+                let long = swipe.long_card.and_then(|number| CardNo::from_long(number.as_bytes()));
+                let card_no = long.unwrap_or_else(|| CardNo::from_uid(swipe.card_id.0));
+                let asked = Asked::Ap3000 { header: frame.header(), card_id: swipe.card_id, port: swipe.port };
+                self.card_swiped(cx, conn.into(), asked, card_no);
+            }
             Body::Alarm(alarm) => self.alarm(cx, alarm),
             Body::PortEvent(event) => self.port_event(cx, event),
             Body::CabinetHeartbeat(beat) => self.cabinet(cx, beat),
@@ -367,6 +385,16 @@ impl Device {
     }
 }
 
+/// What a port shows when its charge has ended for this reason; `None`: a fault, whose state the device alone knows.
+fn port_state_after(reason: StopReason) -> Option<PortState> {
+    match reason {
+        StopReason::FULL => Some(PortState::FULL),
+        StopReason::UNPLUGGED | StopReason::UNPLUGGED_JAMMED => Some(PortState::IDLE),
+        reason if reason.is_fault() => None,
+        _ => Some(PortState::PLUGGED),
+    }
+}
+
 fn about(start_mode: StartMode, order_no: [u8; 16]) -> About {
     if start_mode != StartMode::ONLINE {
         return About::Foreign;
@@ -399,8 +427,8 @@ pub(super) fn encode(
     let port = |port_no: u16| port_no.checked_sub(1).and_then(|port| u8::try_from(port).ok());
     match what {
         Outgoing::Command(command) => match &command.body {
-            CommandBody::Start { port_no, spec } => {
-                encode::charge_control(out, &header, &start(spec, port(*port_no)?, order_no)?);
+            CommandBody::Start { port_no, spec, card } => {
+                encode::charge_control(out, &header, &start(spec, card.as_ref(), port(*port_no)?, order_no)?);
                 key(CHARGE_CONTROL)
             }
             CommandBody::Stop { port_no } => {
@@ -428,7 +456,7 @@ pub(super) fn encode(
     }
 }
 
-fn start(spec: &ChargeSpec, port: u8, order_no: [u8; 16]) -> Option<ChargeControl<'static>> {
+fn start(spec: &ChargeSpec, card: Option<&CardStart>, port: u8, order_no: [u8; 16]) -> Option<ChargeControl<'static>> {
     let (rate_mode, quantity) = match &spec.mode {
         ChargeMode::Full => (RateMode::TIMED, 0),
         ChargeMode::Time { minutes } => (RateMode::TIMED, minutes.checked_mul(60)?),
@@ -436,7 +464,10 @@ fn start(spec: &ChargeSpec, port: u8, order_no: [u8; 16]) -> Option<ChargeContro
         ChargeMode::Power { .. } | ChargeMode::ServiceFee { .. } => return None,
     };
     let mut control = ChargeControl::start(rate_mode, port, quantity, order_no);
-    control.balance_or_expiry = spec.paid_cent.unwrap_or(0);
+    control.balance_or_expiry = card.map_or_else(|| spec.paid_cent.unwrap_or(0), |card| card.announce);
+    if card.is_some_and(|card| card.monthly) && quantity == 0 {
+        control.rate_mode = RateMode::MONTHLY;
+    }
     if spec.stop_when_full && quantity > 0 {
         control.force_full_stop = Some(1);
     }

@@ -8,13 +8,16 @@ use serde_json::json;
 use super::{
     BkvReadings, ConnId, Core, Effects, Now, call,
     core::{Ack, Cx, WaitingAck},
-    device::{About, Answer, Charging, Device, PortReport},
+    device::{About, Answer, Asked, Charging, Device, PortReport},
     gn,
     lane::{Outgoing, ReplyKey},
     slots::Key,
 };
 use crate::{
-    model::{ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus, port_of_socket},
+    model::{
+        CardNo, CardStart, ChargeMode, CommandBody, DeviceCall, DeviceId, EventType, GatewayCall, PortStatus,
+        PowerTier, port_of_socket,
+    },
     protocol::{
         Direction,
         bkv::{
@@ -23,7 +26,7 @@ use crate::{
             clock::TimeOfDay,
             command::{CONTROL, NETWORK, PACKET, packet_sub, sub},
             decode_body,
-            encode::{self, FeeOrder, PowerOrder},
+            encode::{self, CardTerms, FeeOrder, PowerOrder},
             packet::{Exception, FeeTier},
             report::{EndReport, HoleState},
         },
@@ -92,7 +95,7 @@ impl Core {
             });
         }
         if let Some(device) = device {
-            self.on_frame(now, device, effects, |device, cx| device.bkv(cx, frame, &body));
+            self.on_frame(now, device, effects, |device, cx| device.bkv(cx, conn, frame, &body));
         }
     }
 }
@@ -159,6 +162,7 @@ fn settle(
             amount_cent: report.spent_cent.map(u32::from).or(fees),
             end: SettlementEnd::Bkv { status: report.status.0, reason: report.end_reason_raw },
             epoch,
+            card_no: None,
             at,
             raw: raw.to_vec(),
         }))
@@ -181,7 +185,7 @@ fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> 
 }
 
 impl Device {
-    fn bkv(&mut self, cx: &mut Cx<'_>, frame: &Frame<'_>, body: &Body<'_>) {
+    fn bkv(&mut self, cx: &mut Cx<'_>, conn: Key, frame: &Frame<'_>, body: &Body<'_>) {
         match body {
             Body::Heartbeat(heartbeat) => {
                 if let Some(rssi) = heartbeat.rssi {
@@ -214,6 +218,26 @@ impl Device {
                 let business_no = Some(reply.business_no).filter(|no| *no != 0);
                 let result = reply.result;
                 self.reply(cx, key, |_| started(result, business_no));
+            }
+            Body::CardSwipe(_, swipe) if swipe.hole <= 1 => {
+                self.saw_socket(swipe.socket);
+                let asked = Asked::BkvSwipe {
+                    gateway_id: frame.gateway_id,
+                    socket: swipe.socket,
+                    hole: swipe.hole,
+                    business_no: swipe.business_no,
+                };
+                self.card_swiped(cx, conn.into(), asked, CardNo::from_digits(swipe.card.0));
+            }
+            Body::BalanceQuery(_, query) => {
+                let (socket, hole, card) = (query.socket, query.hole, query.card.0);
+                let asked = Asked::BkvBalance { gateway_id: frame.gateway_id, socket, hole, card };
+                self.card_swiped(cx, conn.into(), asked, CardNo::from_digits(card));
+            }
+            Body::CardConfirm(_, confirm) => {
+                let key = ReplyKey { command: (CONTROL, u16::from(sub::CARD_CONFIRM)), msg_id: frame.sequence };
+                let result = confirm.result;
+                self.reply(cx, key, |_| started(result, None));
             }
             Body::PacketReply(reply) if reply.packet.command != packet_sub::FEE_START => {
                 let key = ReplyKey { command: (PACKET, reply.packet.command), msg_id: frame.sequence };
@@ -299,6 +323,10 @@ const fn refusal(result: u8) -> u8 {
 pub(super) fn reply_key(what: &Outgoing) -> Option<ReplyKey> {
     let (command, msg_id) = match what {
         Outgoing::Command(command) => match &command.body {
+            // The order of a swipe is confirmed by a frame of its own, under its sequence.
+            CommandBody::Start { card: Some(CardStart { business_no: Some(_), .. }), .. } => {
+                ((CONTROL, u16::from(sub::CARD_CONFIRM)), command.msg_id)
+            }
             CommandBody::Start { spec, .. } => match spec.mode {
                 ChargeMode::Full => return None,
                 ChargeMode::Time { .. } | ChargeMode::Energy { .. } => {
@@ -343,8 +371,25 @@ pub(super) fn encode(
             }
             CommandBody::Call { call: DeviceCall::Ap3000(_) } => None,
             CommandBody::Stop { .. } => stop(out),
-            CommandBody::Start { spec, .. } => {
+            CommandBody::Start { spec, card, .. } => {
                 let paid = u16::try_from(spec.paid_cent.unwrap_or(0)).ok()?;
+                if let Some(business_no) = card.as_ref().and_then(|card| card.business_no) {
+                    let levels;
+                    let terms = match &spec.mode {
+                        ChargeMode::Time { minutes } if readings.card_time_in_seconds => {
+                            CardTerms::Time(minutes.checked_mul(60)?)
+                        }
+                        ChargeMode::Time { minutes } => CardTerms::Time(*minutes),
+                        ChargeMode::Energy { wh } => CardTerms::Energy(u16::try_from(*wh).ok()?),
+                        ChargeMode::Power { tiers } => {
+                            levels = levels_of(tiers);
+                            CardTerms::Power(paid, &levels)
+                        }
+                        ChargeMode::Full | ChargeMode::ServiceFee { .. } => return None,
+                    };
+                    encode::card_order(out, gateway_id, msg_id, (socket, hole), business_no, terms);
+                    return reply_key(what);
+                }
                 match &spec.mode {
                     ChargeMode::Full => return None,
                     ChargeMode::Time { minutes } => {
@@ -355,14 +400,7 @@ pub(super) fn encode(
                         encode::start(out, gateway_id, msg_id, &Start::energy(socket, hole, wh));
                     }
                     ChargeMode::Power { tiers } => {
-                        let levels: Vec<Level> = tiers
-                            .iter()
-                            .map(|tier| Level {
-                                power_dw: tier.power_dw,
-                                price_cent: tier.price_cent,
-                                minutes: tier.minutes,
-                            })
-                            .collect();
+                        let levels = levels_of(tiers);
                         let order = PowerOrder { socket, hole, on: true, paid_cent: paid, levels: &levels };
                         encode::power_start(out, gateway_id, msg_id, readings.power_start_command, &order);
                     }
@@ -390,4 +428,10 @@ pub(super) fn encode(
             }
         },
     }
+}
+
+fn levels_of(tiers: &[PowerTier]) -> Vec<Level> {
+    let level =
+        |tier: &PowerTier| Level { power_dw: tier.power_dw, price_cent: tier.price_cent, minutes: tier.minutes };
+    tiers.iter().map(level).collect()
 }

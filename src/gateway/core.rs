@@ -18,7 +18,8 @@ use super::{
     AcceptRefused, Breaker, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, OrderTimes,
     ShardId,
     accept::AcceptGate,
-    conn::{Admission, Codec, Conn, DEVICES_MAX, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
+    card::CardMode,
+    conn::Conn,
     device::{Device, OtaShare},
     directory::Directory,
     lane::Waits,
@@ -26,19 +27,15 @@ use super::{
     timers::{Timer, Timers},
 };
 use crate::{
-    model::{DeviceId, EventType, OrderNo, Priority, Protocol},
+    model::{DeviceId, EventType, OrderNo, Priority},
     protocol::{
-        DecodeError, Direction, Step,
+        Direction,
         ap3000::{self, Magics},
         bkv,
-        detect::{Detected, Detection, detect},
     },
     shard::JOBS_MAX,
-    store::{CommandLogRow, DeviceEvent, Job, Latest, OrderOutcome, OtaOutcome, Outcome, SettlementKey},
-    telemetry::{
-        ShardWriter,
-        label::{DecodeFailure, ShardEvent},
-    },
+    store::{DeviceEvent, Job, Latest, SettlementKey},
+    telemetry::{ShardWriter, label::ShardEvent},
 };
 
 /// Settlements and reports of one shard that wait for their commit.
@@ -145,6 +142,8 @@ pub struct CoreConfig {
     pub heartbeat_events: bool,
     /// Whether the command log gets heartbeats and time requests too.
     pub log_heartbeats: bool,
+    /// Who decides what a swiped card may do.
+    pub cards: CardMode,
     /// This shard's share of the packets of firmware per second.
     pub ota_packets_per_s: u64,
     /// Updates this shard may run at a time.
@@ -171,6 +170,7 @@ impl CoreConfig {
             progress_events: false,
             heartbeat_events: false,
             log_heartbeats: false,
+            cards: CardMode::default(),
             ota_packets_per_s: 200,
             ota_running_max: 100,
             timeouts: Timeouts::default(),
@@ -289,14 +289,20 @@ impl Cx<'_> {
         self.shared.settlements.insert(key, waiting);
     }
 
+    /// A number that comes back with an outcome.
+    pub(super) fn ticket(&mut self) -> u64 {
+        let ticket = self.shared.report_ticket;
+        self.shared.report_ticket += 1;
+        ticket
+    }
+
     /// Submits a report that is acknowledged once it is stored.
     pub(super) fn report(&mut self, waiting: WaitingAck, event: DeviceEvent) {
         if self.shared.reports.len() >= SETTLEMENTS_MAX {
             self.shared.metrics.reports_dropped.inc();
             return;
         }
-        let ticket = self.shared.report_ticket;
-        self.shared.report_ticket += 1;
+        let ticket = self.ticket();
         if self.job(Job::Report(Box::new(crate::store::DeviceReport { ticket, event }))) {
             self.shared.reports.insert(ticket, waiting);
         } else {
@@ -527,6 +533,9 @@ impl Core {
             }
             Message::CommandsQueued(device_id) => {
                 self.with_device(now, device_id, effects, Device::claim);
+            }
+            Message::CardAnswer { device_id, ticket, verdict } => {
+                self.with_device(now, device_id, effects, |device, cx| device.card_answered(cx, ticket, verdict));
             }
             Message::SettingsChanged(settings) => {
                 self.with_device(now, settings.device_id, effects, |device, cx| {

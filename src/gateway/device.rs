@@ -4,6 +4,7 @@
 //! [`super::ap3000`] and [`super::bkv`]; what is to be sent leaves through them. Who is online, what an order does next and when a
 //! command may go out is the same for all protocols and is decided here.
 
+mod cards;
 mod clock;
 mod commands;
 mod orders;
@@ -13,34 +14,20 @@ mod session;
 
 pub(super) use ota::OtaShare;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use serde_json::json;
 use smallvec::SmallVec;
 
+pub(super) use cards::Asked;
+use cards::PendingSwipe;
+
 use super::{
-    Now, OrderTimes, ap3000, bkv,
-    core::Cx,
-    directory::{Entry, Owner, PortCell, PortState},
-    lane::{InFlight, Lane, Next, Outgoing, Pushed, ReplyKey, Waits},
-    network::NetworkList,
-    order::Event,
+    directory::{Entry, Owner, PortCell},
+    lane::Lane,
     slots::Key,
-    track::{self, Action, Situation, Track},
+    track::Track,
 };
-use crate::{
-    model::{
-        Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, EventType, Order, OrderNo, PortAddress,
-        PortStatus, Protocol, port_of_socket, socket_of_port,
-    },
-    protocol::Direction,
-    store::{
-        Bind, Bound, CommandLogRow, CommandUpdate, Job, Latest, NetworkTold, OrderJob, OrderKey, SettingsOutcome,
-        payload::PortObject,
-    },
-    telemetry::label::{OutboundFailure, ShardEvent},
-    time::Rfc3339,
-};
+use crate::model::{DeviceId, OrderNo, PortStatus, Protocol};
 
 /// A bind that the store did not take is submitted again.
 const BIND_RETRY_MS: u64 = 1_000;
@@ -173,6 +160,7 @@ pub(super) struct Device {
     progress: SmallVec<[(OrderNo, u32, u32); 1]>,
     tracks: Vec<Track>,
     lane: Lane,
+    swipes: Vec<PendingSwipe>,
     ota: Option<Box<ota::Ota>>,
 }
 
@@ -212,6 +200,7 @@ impl Device {
             progress: SmallVec::new(),
             tracks: Vec::new(),
             lane: Lane::default(),
+            swipes: Vec::new(),
             ota: None,
             entry,
         }

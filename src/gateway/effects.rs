@@ -4,9 +4,9 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::ShardId;
 use crate::{
-    model::{Command, DeviceId, Order, OtaTask},
+    model::{CardNo, Command, DeviceId, Order, OtaTask, Protocol},
     protocol::ap3000::update::Verification,
-    store::{CommandLogRow, Job, Latest, NetworkTold, Outcome, SettingsOutcome},
+    store::{CardVerdict, CommandLogRow, Job, Latest, NetworkTold, Outcome, SettingsOutcome},
 };
 
 /// A connection: a slot of the shard and its generation. A late effect for a closed connection misses its successor.
@@ -129,6 +129,15 @@ pub enum Message {
         /// The generation that lost it.
         generation: u64,
     },
+    /// A third party answered what a swiped card may do. Dropped: the device is not answered, and the holder swipes again.
+    CardAnswer {
+        /// The device.
+        device_id: DeviceId,
+        /// As asked.
+        ticket: u64,
+        /// `None`: no answer, or none that can be understood.
+        verdict: Option<CardVerdict>,
+    },
     /// An operator changed what is kept of a device. Dropped: in force from the next bind.
     SettingsChanged(Box<SettingsOutcome>),
     /// The network list of a gateway changed. Dropped: in force from the next bind; a command that was taken back may be written.
@@ -157,6 +166,27 @@ pub struct OtaStart {
     pub verification: Option<Verification>,
 }
 
+/// A question to a third party: what may this card do? Dropped: the card is refused.
+#[derive(Clone, Debug)]
+pub struct CardAsk {
+    /// Who asks.
+    pub shard: ShardId,
+    /// Comes back with the answer.
+    pub ticket: u64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The card.
+    pub card_no: CardNo,
+    /// From 1; `None`: only the balance is asked for.
+    pub port_no: Option<u16>,
+    /// The device's number for the order to come (BKV/GN).
+    pub business_no: Option<u16>,
+    /// When it was swiped, Unix ms.
+    pub at: i64,
+}
+
 /// What an input made necessary. One per shard, reused: in the steady state nothing in it allocates.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -172,6 +202,8 @@ pub struct Effects {
     pub log: Vec<CommandLogRow>,
     /// Latest values.
     pub latest: Vec<Latest>,
+    /// Questions to the third party that keeps the cards.
+    pub asks: Vec<CardAsk>,
     /// Messages for other shards.
     pub tells: Vec<(ShardId, Message)>,
 }

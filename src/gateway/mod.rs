@@ -6,6 +6,7 @@ mod accept;
 mod ap3000;
 mod bkv;
 mod call;
+pub mod card;
 pub mod charge;
 mod conn;
 mod core;
@@ -28,7 +29,7 @@ mod track;
 pub use self::call::FIRMWARE_FILE_MAX;
 pub use self::core::{BkvReadings, Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
-pub use effects::{AcceptRefused, CloseReason, ConnId, Effects, Listener, Message, OtaStart};
+pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, Effects, Listener, Message, OtaStart};
 pub use times::OrderTimes;
 
 /// Index of a shard, from 0.

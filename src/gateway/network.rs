@@ -266,11 +266,7 @@ impl NetworkList {
                     self.refresh = Refresh::Done;
                 }
             }
-            (GatewayCall::NetworkRefresh { .. }, Answer::No(_)) => {
-                if latest {
-                    self.refresh = Refresh::Failed;
-                }
-            }
+            (GatewayCall::NetworkRefresh { .. }, Answer::No(_)) if latest => self.refresh = Refresh::Failed,
             (GatewayCall::NetworkAdd { socket }, answer) => {
                 let wanted = |listed: &&mut Listed| listed.wire() == Some(*socket);
                 if let Some(listed) = self.sockets.iter_mut().find(wanted) {

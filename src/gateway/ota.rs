@@ -34,8 +34,9 @@ const RESENDS_MAX: u8 = 3;
 const RETRANSMISSIONS_MAX: u8 = 2;
 /// Times an update starts over before it fails.
 const STARTS_MAX: u8 = 5;
-/// Distance between the message ids of one packet in two starts.
+/// Distance between the message ids of one packet in two starts, and before and behind an answer that refused it.
 const START_IDS: u16 = 4099;
+const REFUSAL_IDS: u16 = 521;
 
 /// Why an image cannot be pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +98,8 @@ pub struct Push {
     best: u16,
     /// Failed transmissions since then.
     failures: u8,
+    /// Answers that refused a packet.
+    refusals: u16,
     starts: u8,
     phase: Phase,
 }
@@ -125,6 +128,7 @@ impl Push {
             at: 0,
             best,
             failures: 0,
+            refusals: 0,
             starts: 0,
             phase: Phase::Ready,
         };
@@ -149,12 +153,16 @@ impl Push {
 
     /// What is to be sent now, if anything is.
     pub fn next(&self) -> Option<Out> {
-        (self.phase == Phase::Ready).then(|| if self.at == 0 { Out::Trigger } else { Out::Packet(self.at) })
+        (self.phase == Phase::Ready).then_some(if self.at == 0 { Out::Trigger } else { Out::Packet(self.at) })
     }
 
-    /// Message id of what is next or under way: the same each time a packet is sent again, another after a start over.
+    /// Message id of what is next or under way. A packet that is sent again for want of a reply keeps it, so that a device that
+    /// has it repeats its reply; one that was refused is a new command, or the device would repeat the refusal.
     pub fn message_id(&self) -> u16 {
-        self.at.wrapping_add(u16::from(self.starts).wrapping_mul(START_IDS)).max(1)
+        let starts = u16::from(self.starts).wrapping_mul(START_IDS);
+        let refusals = self.refusals.wrapping_mul(REFUSAL_IDS);
+        // The trigger has the first.
+        self.at.wrapping_add(1).wrapping_add(starts).wrapping_add(refusals).max(1)
     }
 
     /// Hands the data of a packet to `write`; a number that the image does not have gives nothing.
@@ -179,6 +187,9 @@ impl Push {
         if !matches!(self.phase, Phase::Waiting { .. }) || !ours {
             return Step::Ignored;
         }
+        if result != UpdateResult::OK {
+            self.refusals = self.refusals.wrapping_add(1);
+        }
         match result {
             UpdateResult::OK if packet_no == self.at && self.at > 0 => self.acked(),
             UpdateResult::OK => Step::Ignored,
@@ -200,11 +211,11 @@ impl Push {
         match self.phase {
             Phase::Over | Phase::Storing { .. } => Step::Ignored,
             Phase::Ready | Phase::Waiting { .. } if result != UpdateResult::OK => {
-                if self.at == 0 {
-                    self.failed_once("host_refused")
-                } else {
-                    Step::Ignored
+                if self.at > 0 {
+                    return Step::Ignored;
                 }
+                self.refusals = self.refusals.wrapping_add(1);
+                self.failed_once("host_refused")
             }
             Phase::Ready | Phase::Waiting { .. } if self.at == 0 => {
                 self.at = 1;

@@ -25,7 +25,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Clock, Driver, ListenAddress, MAILBOX_CAPACITY, Mailbox, Peers, Wake};
+use super::{Asks, Clock, Driver, ListenAddress, MAILBOX_CAPACITY, Mailbox, Peers, Wake};
 use crate::{
     gateway::{Core, Listener, Message, ShardId},
     store::Store,
@@ -153,6 +153,8 @@ pub struct Seed {
     pub core: Core,
     /// Stamped with the monotonic time of every turn.
     pub tick: Arc<AtomicU64>,
+    /// Where swiped cards are asked; `None`: nowhere.
+    pub asks: Option<Asks>,
 }
 
 /// Shards whose threads wait.
@@ -276,8 +278,9 @@ impl Prepared {
         let (ended_sender, ended) = channel();
         let mut handles = Vec::with_capacity(self.threads.len());
         for (((thread, mailbox), seed), bound) in self.threads.into_iter().zip(&self.mailboxes).zip(seeds).zip(bound) {
-            let Seed { core, tick } = seed;
+            let Seed { core, tick, asks } = seed;
             let driver = Driver::new(core, clock, mailbox.clone(), Arc::clone(&peers), Arc::clone(store), tick);
+            let driver = driver.with_asks(asks);
             let work = Work { driver, bound, on_failure: Arc::clone(on_failure), ended: ended_sender.clone() };
             if thread.work.send(work).is_err() {
                 return Err(StartError::Thread(io::Error::other("it ended while it waited")));

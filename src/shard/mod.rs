@@ -28,7 +28,7 @@ use std::{
 };
 
 use crate::{
-    gateway::{AcceptRefused, CloseReason, ConnId, Core, Effects, Listener, Message, Now, ShardId},
+    gateway::{AcceptRefused, CardAsk, CloseReason, ConnId, Core, Effects, Listener, Message, Now, ShardId},
     store::{Reply, Store},
 };
 
@@ -104,6 +104,9 @@ impl Accepting {
     }
 }
 
+/// Where questions for the third party that keeps the cards are put; bounded.
+pub type Asks = crossbeam::channel::Sender<CardAsk>;
+
 /// Where shards find each other, and the store them.
 #[derive(Debug)]
 pub struct Peers {
@@ -134,6 +137,7 @@ pub struct Driver {
     mailbox: Mailbox,
     peers: Arc<Peers>,
     store: Arc<dyn Store>,
+    asks: Option<Asks>,
     tick: Arc<AtomicU64>,
     effects: Effects,
     /// When the next turn is due at the latest, monotonic ms; the first never is.
@@ -152,7 +156,15 @@ impl Driver {
         tick: Arc<AtomicU64>,
     ) -> Self {
         let due_ms = u64::MAX;
-        Self { core, clock, mailbox, peers, store, tick, effects: Effects::default(), due_ms, draining: false }
+        let effects = Effects::default();
+        Self { core, clock, mailbox, peers, store, asks: None, tick, effects, due_ms, draining: false }
+    }
+
+    /// Gives swiped cards to the third party that keeps them.
+    #[must_use]
+    pub fn with_asks(mut self, asks: Option<Asks>) -> Self {
+        self.asks = asks;
+        self
     }
 
     /// How many connections may be accepted now. 0 pauses: the backlog queues, and the engine asks again within
@@ -282,7 +294,19 @@ impl Driver {
         }
     }
 
+    /// Hands questions over. One that finds no room is answered at once, with nothing.
+    fn submit_asks(&mut self) {
+        for ask in std::mem::take(&mut self.effects.asks) {
+            let (device_id, ticket) = (ask.device_id, ask.ticket);
+            if self.asks.as_ref().is_none_or(|asks| asks.try_send(ask).is_err()) {
+                let unanswered = Message::CardAnswer { device_id, ticket, verdict: None };
+                self.core.message(self.clock.now(), unanswered, &mut self.effects);
+            }
+        }
+    }
+
     fn submit_jobs(&mut self) {
+        self.submit_asks();
         let shard = self.core.shard();
         while let Some(job) = self.effects.jobs.pop_front() {
             if let Err((job, _)) = self.store.submit(job, Reply::Shard(shard)) {

@@ -22,13 +22,15 @@ use std::{
 
 use crate::{
     gateway::{
+        card::{CardRefused, Rate},
         network::{Given, NetworkList, Taken},
         order,
         params::Held,
     },
     model::{
-        ChargeSpec, Command, CommandBody, CommandState, DeviceCall, DeviceDetails, DeviceId, EventType, Firmware,
-        HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus, Priority, Protocol,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall,
+        DeviceDetails, DeviceId, EventType, Firmware, HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus,
+        Priority, Protocol,
     },
 };
 
@@ -70,6 +72,10 @@ pub enum Job {
     Delivery(Vec<DeliveryUpdate>),
     /// Batched pruning by age, bounded rows per call. Dropped: runs again in an hour.
     Prune(Prune),
+    /// A card was held to a device. Dropped: the device is not answered, and the holder swipes again.
+    Swipe(Box<Swipe>),
+    /// A third party registers, changes or recharges a card. Dropped: the API answers `NOT_READY`.
+    Card(Box<CardJob>),
     /// A third party sends a named command to a device. Dropped: the API answers `NOT_READY`.
     Call(Box<NewCall>),
     /// A third party wants parameters of a device to be as given. Dropped: the API answers `NOT_READY`.
@@ -178,6 +184,135 @@ pub struct SettingsOutcome {
     pub protocol: Protocol,
     /// All its details now.
     pub details: DeviceDetails,
+}
+
+/// A card at a device: what it may do there, and the order it gets, in one transaction.
+#[derive(Clone, Debug)]
+pub struct Swipe {
+    /// Chosen by the shard; comes back in the outcome.
+    pub ticket: u64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The card.
+    pub card_no: CardNo,
+    /// From 1; `None`: only the balance is asked for.
+    pub port_no: Option<u16>,
+    /// The device's number for the order to come (BKV/GN).
+    pub business_no: Option<u16>,
+    /// The port is out of order.
+    pub unusable: bool,
+    /// What a third party decided; `None`: the card's account here decides.
+    pub verdict: Option<CardVerdict>,
+    /// Epoch of the live binding, as in [`NewOrder::epoch`].
+    pub epoch: Option<i64>,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// On the store's clock: executing later does nothing (Unix ms).
+    pub deadline: i64,
+}
+
+/// A third party's decision on a swipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CardVerdict {
+    /// Normal lets it charge.
+    pub state: CardState,
+    /// Announced by the device, cents.
+    pub balance_cent: u32,
+    /// What it may charge, checked against the protocol's limits; `None`: until full.
+    pub spec: Option<ChargeSpec>,
+}
+
+/// What became of a swipe.
+#[derive(Clone, Debug)]
+pub struct Swiped {
+    /// The device.
+    pub device_id: DeviceId,
+    /// As submitted.
+    pub ticket: u64,
+    /// The deadline had passed: nothing was done, and the device is not answered.
+    pub too_late: bool,
+    /// What the holder is told.
+    pub state: CardState,
+    /// How the device reads `balance`.
+    pub rate: Rate,
+    /// Free balance in cents, or Unix seconds of a monthly card's end.
+    pub balance: u32,
+    /// The order of the card on the port: made by this swipe, or by one before.
+    pub order: Option<Order>,
+    /// The start command of a new order, when claimed.
+    pub command: Option<Command>,
+    /// The order was there before: the swipe came again while it holds the port.
+    pub repeated: bool,
+    /// Another order holds the port.
+    pub port_held: bool,
+}
+
+/// A change of a card's account by a third party.
+#[derive(Clone, Debug)]
+pub struct CardJob {
+    /// The card.
+    pub card_no: CardNo,
+    /// What to do.
+    pub change: CardChange,
+    /// Now, Unix ms.
+    pub at: i64,
+    /// Request that caused it.
+    pub request_id: String,
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::card_answer`].
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What to do with a card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CardChange {
+    /// Register it, with an empty account.
+    Register {
+        /// Its state.
+        state: CardState,
+        /// Its tariff.
+        tariff: Option<String>,
+        /// End of its monthly plan, Unix ms.
+        expires_at: Option<i64>,
+    },
+    /// Change what is given; the inner `None` takes a value away.
+    Update {
+        /// Its state.
+        state: Option<CardState>,
+        /// Its tariff.
+        tariff: Option<Option<String>>,
+        /// End of its monthly plan, Unix ms.
+        expires_at: Option<Option<i64>>,
+    },
+    /// Add money.
+    Recharge {
+        /// From 1 cent.
+        amount_cent: i64,
+        /// The caller's own word for it.
+        reference: Option<String>,
+    },
+}
+
+/// What became of a [`CardJob`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CardOutcome {
+    /// Committed.
+    Done {
+        /// The card after it.
+        card: Card,
+        /// Of a recharge.
+        transaction: Option<CardTransaction>,
+    },
+    /// It is registered already.
+    Exists,
+    /// There is no such card.
+    NotFound,
+    /// The balance would be more than [`Card::BALANCE_MAX`].
+    TooMuch {
+        /// The balance now, cents.
+        balance_cent: i64,
+    },
 }
 
 /// A named command to queue.
@@ -428,6 +563,8 @@ pub struct NewOrder {
     pub deadline: i64,
     /// Request that made it.
     pub request_id: String,
+    /// The card that pays: its price is held in the same transaction, or nothing is created.
+    pub card_no: Option<CardNo>,
     /// Answers it from the store where it was answered before; the answer is [`payload::accepted`].
     pub idempotency: Option<Idempotency>,
 }
@@ -498,6 +635,8 @@ pub struct Settlement {
     pub end: SettlementEnd,
     /// Epoch of the live binding, as in [`NewOrder::epoch`].
     pub epoch: Option<i64>,
+    /// The card of a charge that the device started by itself.
+    pub card_no: Option<CardNo>,
     /// When it arrived, Unix ms.
     pub at: i64,
     /// The frame, whole.
@@ -678,7 +817,7 @@ pub enum Outcome {
     Created(Box<Created>),
     /// Of [`Job::Order`].
     Order(Box<OrderOutcome>),
-    /// Of [`Job::CreateOrder`] and [`Job::Order`] whose idempotency key is taken: nothing was changed.
+    /// Of [`Job::CreateOrder`], [`Job::Order`] and [`Job::Card`] whose idempotency key is taken: nothing was changed.
     Repeated(Earlier),
     /// Of [`Job::Settle`].
     Settled(Box<Settled>),
@@ -703,6 +842,10 @@ pub enum Outcome {
         /// Some table had as many rows as one call takes: there may be more.
         more: bool,
     },
+    /// Of [`Job::Swipe`].
+    Swiped(Box<Swiped>),
+    /// Of [`Job::Card`].
+    Card(Box<CardOutcome>),
     /// Of [`Job::Call`].
     Called(Called),
     /// Of [`Job::SetParams`]: all of the device's parameters of that socket; `None`: no such device.
@@ -721,6 +864,8 @@ pub enum Outcome {
         device_id: Option<DeviceId>,
         /// Settlement it carried: the shard forgets the waiting entry, the device sends again.
         key: Option<SettlementKey>,
+        /// Ticket of the report it carried; likewise.
+        ticket: Option<u64>,
         /// Why.
         error: StoreError,
     },
@@ -744,6 +889,8 @@ pub enum Created {
     },
     /// The deadline had passed: nothing was inserted.
     TooLate,
+    /// The card that was to pay does not.
+    CardRefused(CardRefused),
 }
 
 /// Where an outcome goes.
@@ -953,6 +1100,13 @@ pub struct DeviceFilter {
     pub except: Option<Vec<DeviceId>>,
 }
 
+/// Restricts a list of cards.
+#[derive(Clone, Debug, Default)]
+pub struct CardFilter {
+    /// Only this state.
+    pub state: Option<CardState>,
+}
+
 /// One page of a list.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -990,6 +1144,17 @@ pub trait Reader {
     fn last_pos(&mut self) -> Result<i64, StoreError>;
     /// What is stored under an idempotency key.
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError>;
+    /// One card.
+    fn card(&mut self, card_no: &CardNo) -> Result<Option<Card>, StoreError>;
+    /// Cards by number; `page` from 1.
+    fn cards(&mut self, filter: &CardFilter, page: u32, size: u32) -> Result<Page<Card>, StoreError>;
+    /// Movements of a card, newest first; `page` from 1.
+    fn card_transactions(
+        &mut self,
+        card_no: &CardNo,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CardTransaction>, StoreError>;
     /// One command of a device.
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError>;
     /// Commands of a device, newest first; `page` from 1.

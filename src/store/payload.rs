@@ -5,7 +5,9 @@ use serde::Serialize;
 use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
 use crate::gateway::network::{NetworkList, Refresh};
-use crate::model::{DeviceId, Firmware, Order, OrderNo, OrderStatus, OtaTask, port_of_socket};
+use crate::model::{
+    Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderCard, OrderNo, OrderStatus, OtaTask, port_of_socket,
+};
 use crate::protocol::Hex;
 use crate::time::Rfc3339;
 
@@ -348,12 +350,18 @@ pub struct OrderObject<'a> {
     pub end_reason_raw: Option<u8>,
     pub business_no: Option<u16>,
     pub failure_reason: Option<&'a str>,
+    pub card_no: Option<&'a CardNo>,
+    pub hold_cent: Option<i64>,
+    pub price_cent: Option<i64>,
+    pub charged_cent: Option<i64>,
+    pub unpaid_cent: Option<i64>,
     pub created_at: Rfc3339,
     pub updated_at: Rfc3339,
 }
 
 impl<'a> From<&'a Order> for OrderObject<'a> {
     fn from(order: &'a Order) -> Self {
+        let card = order.card.as_deref();
         Self {
             order_no: order.order_no,
             device_id: order.device_id,
@@ -371,6 +379,11 @@ impl<'a> From<&'a Order> for OrderObject<'a> {
             end_reason_raw: order.end_reason_raw,
             business_no: order.business_no,
             failure_reason: order.failure_reason.as_deref(),
+            card_no: card.map(|card| &card.card_no),
+            hold_cent: card.and_then(|card| card.hold_cent),
+            price_cent: card.and_then(|card| card.price_cent),
+            charged_cent: card.and_then(|card| card.charged_cent),
+            unpaid_cent: card.and_then(OrderCard::unpaid_cent),
             created_at: Rfc3339(order.created_at),
             updated_at: Rfc3339(order.updated_at),
         }
@@ -454,4 +467,120 @@ impl PortObject {
             updated_at: (port.updated_at != 0).then_some(Rfc3339(port.updated_at)),
         }
     }
+}
+
+/// A card.
+#[derive(Clone, Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the card")]
+pub struct CardObject<'a> {
+    pub card_no: &'a CardNo,
+    /// The decimal number on an M1 card.
+    pub printed_no: Option<String>,
+    pub state: u8,
+    pub state_text: &'static str,
+    pub tariff: Option<&'a str>,
+    pub expires_at: Option<Rfc3339>,
+    pub balance_cent: i64,
+    pub held_cent: i64,
+    pub free_cent: i64,
+    pub created_at: Rfc3339,
+    pub updated_at: Rfc3339,
+}
+
+impl<'a> From<&'a Card> for CardObject<'a> {
+    fn from(card: &'a Card) -> Self {
+        Self {
+            card_no: &card.card_no,
+            printed_no: card.card_no.printed_no(),
+            state: card.state.code(),
+            state_text: card.state.as_str(),
+            tariff: card.tariff.as_deref(),
+            expires_at: card.expires_at.map(Rfc3339),
+            balance_cent: card.balance_cent,
+            held_cent: card.held_cent,
+            free_cent: card.free_cent(),
+            created_at: Rfc3339(card.created_at),
+            updated_at: Rfc3339(card.updated_at),
+        }
+    }
+}
+
+/// A movement of a card, and `data` of `card.transaction`.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the movement")]
+pub struct TransactionObject<'a> {
+    pub transaction_id: i64,
+    pub card_no: &'a CardNo,
+    pub kind: &'static str,
+    pub order_no: Option<OrderNo>,
+    pub amount_cent: i64,
+    pub price_cent: i64,
+    pub unpaid_cent: i64,
+    pub balance_cent: i64,
+    pub reference: Option<&'a str>,
+    pub at: Rfc3339,
+}
+
+impl<'a> From<&'a CardTransaction> for TransactionObject<'a> {
+    fn from(transaction: &'a CardTransaction) -> Self {
+        Self {
+            transaction_id: transaction.id,
+            card_no: &transaction.card_no,
+            kind: transaction.kind.as_str(),
+            order_no: transaction.order_no,
+            amount_cent: transaction.amount_cent,
+            price_cent: transaction.price_cent,
+            unpaid_cent: transaction.unpaid_cent,
+            balance_cent: transaction.balance_cent,
+            reference: transaction.reference.as_deref(),
+            at: Rfc3339(transaction.at),
+        }
+    }
+}
+
+/// `data` of `card.swiped`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CardSwiped<'a> {
+    /// The card.
+    pub card_no: &'a CardNo,
+    /// The device.
+    pub device_id: DeviceId,
+    /// From 1; `None`: a question for the balance.
+    pub port_no: Option<u16>,
+    /// What the holder was told.
+    pub account_state: u8,
+    /// In one word.
+    pub account_state_text: &'static str,
+    /// The order the swipe made.
+    pub order_no: Option<OrderNo>,
+}
+
+/// HTTP status of [`card_answer`].
+pub const fn card_status(registered: bool) -> u16 {
+    if registered { 201 } else { 200 }
+}
+
+/// The whole answer to a request that changed a card; the store keeps it for the request's idempotency key, as with [`accepted`].
+///
+/// # Errors
+/// None in practice: the data are numbers and text.
+pub fn card_answer(
+    card: &Card,
+    transaction: Option<&CardTransaction>,
+    request_id: &str,
+    unix_ms: i64,
+) -> serde_json::Result<Vec<u8>> {
+    let data = Changed { card: card.into(), transaction: transaction.map(Into::into) };
+    let mut body = Vec::with_capacity(512);
+    envelope::write_success(&mut body, &data, request_id, unix_ms)?;
+    Ok(body)
+}
+
+/// `data` of [`card_answer`]: the card as it is now, and the movement where there was one.
+#[derive(Serialize)]
+struct Changed<'a> {
+    #[serde(flatten)]
+    card: CardObject<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction: Option<TransactionObject<'a>>,
 }

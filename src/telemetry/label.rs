@@ -68,6 +68,14 @@ labels! {
         JobFailed = "job_failed",
         /// A message that found another shard's mailbox full.
         TellLost = "tell_lost",
+        /// A card was swiped, or its balance asked for.
+        CardSwipe = "card_swipe",
+        /// A card was told anything but normal.
+        CardRefused = "card_refused",
+        /// A swipe that was not answered: too many under way, or the store was too late.
+        CardSwipeLost = "card_swipe_lost",
+        /// A third party did not say what a card may do.
+        CardUnanswered = "card_unanswered",
         /// A device that asks for firmware.
         UpdateRequested = "update_requested",
         /// A frame of an id that found its socket full.
@@ -76,6 +84,10 @@ labels! {
         Extension = "extension",
         /// A payload of a layout that is not known, kept in the command log.
         Opaque = "opaque",
+        /// A packet of firmware written.
+        OtaPacket = "ota_packet",
+        /// An update given up by its shard.
+        OtaFailed = "ota_failed",
     }
 
     /// Why an order failed.

@@ -136,6 +136,8 @@ pub(super) struct Dispatcher {
     breaker: Breaker,
     limits: Limits,
     log: LogGate,
+    /// Where a new endpoint begins; `None`: at the log's end.
+    begin: Option<i64>,
     resumed: bool,
     disabled: bool,
     tickets: u64,
@@ -172,6 +174,7 @@ impl Dispatcher {
         receiver: Arc<Receiver>,
         counters: Arc<EndpointCounters>,
         (mailbox, inbox): (Arc<Mailbox>, Inbox<Input>),
+        begin: Option<i64>,
     ) -> Self {
         let settings = &shared.settings;
         let limits = Limits {
@@ -207,6 +210,7 @@ impl Dispatcher {
             breaker: Breaker::new(settings.breaker, settings.jitter_seed),
             limits,
             log: LogGate::default(),
+            begin,
             resumed: false,
             disabled: false,
             tickets: 0,
@@ -381,9 +385,9 @@ impl Dispatcher {
         let Resumption { cursor, last_pos, parked } = state;
         let Some(cursor) = cursor else {
             // A new endpoint is told what happens from now on. From when on is stored first, else a crash would move it.
-            log::info!(endpoint = self.name.as_str(), pos = last_pos; "new webhook endpoint begins at the log's end");
-            self.batch
-                .get_or_insert_with(|| vec![DeliveryUpdate::Cursor { endpoint: self.name.clone(), pos: last_pos }]);
+            let pos = self.begin.map_or(last_pos, |begin| begin.min(last_pos));
+            log::info!(endpoint = self.name.as_str(), pos; "new webhook endpoint begins at the log's end");
+            self.batch.get_or_insert_with(|| vec![DeliveryUpdate::Cursor { endpoint: self.name.clone(), pos }]);
             self.read_from_ms = now.mono_ms.saturating_add(PAUSE_MS);
             return;
         };

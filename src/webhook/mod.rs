@@ -52,6 +52,7 @@ use crate::{
 
 mod body;
 mod breaker;
+mod cards;
 mod clock;
 mod counters;
 mod dispatcher;
@@ -64,6 +65,7 @@ mod target;
 mod transport;
 
 pub use breaker::{BreakerSettings, BreakerState};
+pub use cards::{Answered, CardDesk, CardSettings};
 pub use counters::{EndpointCounters, LatencyBuckets};
 pub use retry::{Failure, RETRY_AFTER_MAX};
 
@@ -265,9 +267,10 @@ impl Pusher {
             .spawn(move || feeding.feed(&woken))
             .map_err(EndpointError::Thread)?;
         let pusher = Self { shared, running: Mutex::default(), feed: Mutex::new(Some(feed)), feed_wake };
+        let begin = pusher.shared.begin();
         let mut running = pusher.running.lock();
         let started = checked.into_iter().try_for_each(|checked| {
-            running.push(pusher.shared.run(checked, None)?);
+            running.push(pusher.shared.run(checked, None, begin)?);
             Ok(())
         });
         pusher.announce(&running);
@@ -316,6 +319,7 @@ impl Pusher {
     /// run and the rest do not.
     pub fn reload(&self, endpoints: Vec<Endpoint>, deadline: Duration) -> Result<Stopped, EndpointError> {
         let checked = self.shared.check(endpoints)?;
+        let begin = self.shared.begin();
         let mut running = self.running.lock();
         let (kept, gone): (Vec<_>, Vec<_>) = running.drain(..).partition(|running| {
             !running.counters.disabled.load(Ordering::Relaxed)
@@ -330,7 +334,7 @@ impl Pusher {
                 return Ok(());
             }
             let counters = counters.iter().find(|counters| counters.name == checked.endpoint.name);
-            running.push(self.shared.run(checked, counters.cloned())?);
+            running.push(self.shared.run(checked, counters.cloned(), begin)?);
             Ok(())
         });
         self.announce(&running);
@@ -393,11 +397,18 @@ impl Shared {
         endpoints.into_iter().map(check).collect()
     }
 
+    /// Where endpoints that the store does not know begin: at the log's end now, and not whenever their threads come to ask. What is
+    /// committed after a start is delivered. `None`: the store does not say; the end is then where it is found.
+    fn begin(&self) -> Option<i64> {
+        self.ask(|reader| reader.last_pos()).ok()
+    }
+
     /// Starts an endpoint's dispatcher; its senders come with its work.
     fn run(
         self: &Arc<Self>,
         checked: Checked,
         counters: Option<Arc<EndpointCounters>>,
+        begin: Option<i64>,
     ) -> Result<Running, EndpointError> {
         let Checked { endpoint, subscription, receiver } = checked;
         let counters = counters.unwrap_or_else(|| Arc::new(EndpointCounters::new(&endpoint.name)));
@@ -410,6 +421,7 @@ impl Shared {
             Arc::new(receiver),
             Arc::clone(&counters),
             (Arc::clone(&mailbox), inbox),
+            begin,
         );
         let (end, ended) = bounded(1);
         thread::Builder::new()

@@ -11,8 +11,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 use ureq::{
-    Agent,
-    http::{HeaderValue, Uri},
+    Agent, Body,
+    http::{HeaderValue, Response, Uri},
     unversioned::transport::{ConnectionDetails, Connector, DefaultConnector, Transport},
 };
 
@@ -118,37 +118,39 @@ impl Receiver {
         self.agent.clone().shutdown();
     }
 
+    /// Asks once and gives the body of a 2xx answer. `body` makes the question from its nonce; `None`: it cannot.
+    pub(super) fn ask(&self, id: &str, body: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Vec<u8>, Failure> {
+        CONNECTED.set(false);
+        let answer = match self.question(id, &body, Reuse::Allowed) {
+            Err(ureq::Error::Io(error)) if is_cut(&error) && !CONNECTED.get() => self.question(id, &body, Reuse::No),
+            answer => answer,
+        };
+        answer.map_err(|error| failure(&error))?
+    }
+
+    fn question(
+        &self,
+        id: &str,
+        body: &impl Fn(&str) -> Option<Vec<u8>>,
+        reuse: Reuse,
+    ) -> Result<Result<Vec<u8>, Failure>, ureq::Error> {
+        let nonce = self.nonces.next();
+        let Some(body) = body(&nonce) else { return Ok(Err(Failure::Data)) };
+        let unix_s = self.clock.now().unix_ms.div_euclid(1_000);
+        let response = self.send(id, &nonce, unix_s, &body, reuse)?;
+        let code = response.status().as_u16();
+        let mut answer = Vec::new();
+        response.into_body().into_reader().take(ANSWER_BODY_MAX).read_to_end(&mut answer)?;
+        Ok(if (200..300).contains(&code) { Ok(answer) } else { Err(Failure::Status(code)) })
+    }
+
     fn request(&self, event: &EventRecord, reuse: Reuse) -> Result<Answer, ureq::Error> {
         let nonce = self.nonces.next();
         let Some(body) = body::encode(event, &nonce) else {
             return Ok(Answer::None(Failure::Data));
         };
         let unix_s = self.clock.now().unix_ms.div_euclid(1_000);
-        let timestamp = unix_s.to_string();
-        // Rotation is between two secrets of Standard Webhooks; the gateway's scheme has room for one signature: the first's.
-        let first = self.secrets.first().map_or("", String::as_str);
-        let signed =
-            SignedRequest { method: "POST", path: &self.path, timestamp: &timestamp, nonce: &nonce, body: &body };
-        let mut request = self
-            .agent
-            .post(&self.uri)
-            .header("Content-Type", "application/json")
-            .header("X-Signature", signed.sign(first))
-            .header("X-Timestamp", &timestamp)
-            .header("X-Nonce", &nonce)
-            .header("webhook-id", &event.event_id)
-            .header("webhook-timestamp", &timestamp)
-            .header(
-                "webhook-signature",
-                standard_webhooks(self.secrets.iter().map(String::as_str), &event.event_id, unix_s, &body),
-            );
-        if let Some(key) = &self.api_key {
-            request = request.header("X-Api-Key", key.clone());
-        }
-        if let Reuse::No = reuse {
-            request = request.config().max_idle_age(Duration::ZERO).build();
-        }
-        let response = request.send(&body[..])?;
+        let response = self.send(&event.event_id, &nonce, unix_s, &body, reuse)?;
         let answer = Answer::Status {
             code: response.status().as_u16(),
             retry_after: response
@@ -160,6 +162,38 @@ impl Receiver {
         // The status decides. A body that fails only costs its connection.
         io::copy(&mut response.into_body().into_reader().take(ANSWER_BODY_MAX), &mut io::sink()).ok();
         Ok(answer)
+    }
+
+    /// Sends a body, signed by both schemes.
+    fn send(
+        &self,
+        id: &str,
+        nonce: &str,
+        unix_s: i64,
+        body: &[u8],
+        reuse: Reuse,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let timestamp = unix_s.to_string();
+        // Rotation is between two secrets of Standard Webhooks; the gateway's scheme has room for one signature: the first's.
+        let first = self.secrets.first().map_or("", String::as_str);
+        let signed = SignedRequest { method: "POST", path: &self.path, timestamp: &timestamp, nonce, body };
+        let mut request = self
+            .agent
+            .post(&self.uri)
+            .header("Content-Type", "application/json")
+            .header("X-Signature", signed.sign(first))
+            .header("X-Timestamp", &timestamp)
+            .header("X-Nonce", nonce)
+            .header("webhook-id", id)
+            .header("webhook-timestamp", &timestamp)
+            .header("webhook-signature", standard_webhooks(self.secrets.iter().map(String::as_str), id, unix_s, body));
+        if let Some(key) = &self.api_key {
+            request = request.header("X-Api-Key", key.clone());
+        }
+        if let Reuse::No = reuse {
+            request = request.config().max_idle_age(Duration::ZERO).build();
+        }
+        request.send(body)
     }
 
     fn failed(&self, error: &ureq::Error) -> Answer {

@@ -9,7 +9,8 @@ use std::{
 
 use chargegate::{
     gateway::{
-        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId,
+        CardAsk, ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId,
+        card::CardRules,
         directory::{Directory, Entry},
     },
     model::{ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers},
@@ -18,7 +19,7 @@ use chargegate::{
         ap3000::{PhyId, encode as ap3000},
         bkv::{self, GatewayId},
     },
-    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Settings, sqlite::Db},
+    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Settings, StoreError, sqlite::Db},
     telemetry::{
         Metrics, ShardWriter,
         label::{Label, ShardEvent},
@@ -43,8 +44,12 @@ pub(crate) struct Gateway {
     pub(crate) written: Vec<(ConnId, Vec<u8>)>,
     pub(crate) closed: Vec<ConnId>,
     pub(crate) log: Vec<CommandLogRow>,
+    /// Questions to the third party that keeps the cards.
+    pub(crate) asks: Vec<CardAsk>,
     /// Jobs wait here while this is set.
     pub(crate) store_waits: bool,
+    /// Nothing is committed; only reports come to it.
+    pub(crate) store_fails: bool,
     waiting: Vec<Job>,
     _dir: tempfile::TempDir,
 }
@@ -65,14 +70,19 @@ impl Gateway {
     }
 
     pub(crate) fn with(configure: impl FnOnce(&mut CoreConfig)) -> Self {
+        Self::with_cards(CardRules::default(), configure)
+    }
+
+    /// The same with other rules for cards.
+    pub(crate) fn with_cards(cards: CardRules, configure: impl FnOnce(&mut CoreConfig)) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("chargegate.db");
-        let db = Db::open(&path, OrderNumbers::new(*b"THD", 1023)).unwrap();
+        let db = Db::open(&path, OrderNumbers::new(*b"THD", 1023)).unwrap().with_cards(Arc::new(cards.clone()));
         let sql = rusqlite::Connection::open(&path).unwrap();
         let directory = Arc::new(Directory::default());
         let limits = Arc::new(ConnectionLimits::new(1_000, 1_000));
         let metrics = Metrics::new(1);
-        let mut config = CoreConfig::new(ShardId(0));
+        let mut config = CoreConfig { cards: cards.mode, ..CoreConfig::new(ShardId(0)) };
         configure(&mut config);
         let writer: ShardWriter = metrics.claim_shard(0).unwrap();
         let core = Core::new(config, Arc::clone(&directory), limits, writer);
@@ -88,7 +98,9 @@ impl Gateway {
             written: Vec::new(),
             closed: Vec::new(),
             log: Vec::new(),
+            asks: Vec::new(),
             store_waits: false,
+            store_fails: false,
             waiting: Vec::new(),
             _dir: dir,
         }
@@ -113,6 +125,11 @@ impl Gateway {
 
     pub(crate) fn receive(&mut self, conn: ConnId, bytes: &[u8]) {
         self.core.receive(self.now(), conn, bytes, &mut self.effects);
+        self.carry_out();
+    }
+
+    pub(crate) fn message(&mut self, message: Message) {
+        self.core.message(self.now(), message, &mut self.effects);
         self.carry_out();
     }
 
@@ -143,6 +160,7 @@ impl Gateway {
             }
             self.closed.append(&mut self.effects.closes);
             self.log.append(&mut self.effects.log);
+            self.asks.append(&mut self.effects.asks);
             let latest = std::mem::take(&mut self.effects.latest);
             self.db.apply_latest(&latest).unwrap();
             self.waiting.extend(self.effects.jobs.drain(..));
@@ -157,6 +175,15 @@ impl Gateway {
     }
 
     fn apply(&mut self, jobs: &[Job]) -> Vec<Outcome> {
+        if self.store_fails {
+            let failed = |job: &Job| {
+                let Job::Report(report) = job else { panic!("{job:?}") };
+                let error = StoreError::Unavailable("down".into());
+                let (device_id, ticket) = (Some(report.event.device_id), Some(report.ticket));
+                Outcome::Failed { device_id, key: None, ticket, error }
+            };
+            return jobs.iter().map(failed).collect();
+        }
         let now = self.now();
         let applied = self.db.apply(now.unix_ms, jobs);
         assert!(applied.error.is_none(), "{:?}", applied.error);
@@ -216,6 +243,7 @@ impl Gateway {
             at,
             deadline: at + 5_000,
             request_id: "request".to_owned(),
+            card_no: None,
             idempotency: None,
         };
         let outcome = self.call(Job::CreateOrder(Box::new(new)));

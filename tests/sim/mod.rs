@@ -17,11 +17,17 @@ use std::{
 
 use chargegate::{
     gateway::{
-        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId, directory::Directory,
-        order,
+        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, OtaStart, ShardId,
+        card::CardRules, directory::Directory, order,
     },
-    model::{ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus, PortStatus},
-    store::{Backstop, Created, Job, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, sqlite::Db},
+    model::{
+        ChargeMode, ChargeSpec, DeviceId, OrderNo, OrderNumbers, OrderStatus, OtaMethod, OtaState, OtaTask, PortStatus,
+    },
+    protocol::ap3000::update::Verification,
+    store::{
+        Backstop, Created, Job, NewFirmware, NewOrder, NewOtaTask, OrderJob, OrderKey, OrderOutcome, OtaJob,
+        OtaOutcome, Outcome, sqlite::Db,
+    },
     telemetry::Metrics,
 };
 use chargegate_loadtest::device::Device;
@@ -79,6 +85,7 @@ pub(crate) struct World {
     /// Peers to be looked at at this instant.
     ready: Vec<usize>,
     config: CoreConfig,
+    cards: Arc<CardRules>,
     numbers: OrderNumbers,
     /// The store refuses everything.
     pub(crate) store_down: bool,
@@ -87,6 +94,10 @@ pub(crate) struct World {
     /// How many milliseconds the next jobs wait for the store; without it they do not.
     pub(crate) store_latency: Option<Box<dyn FnMut() -> u64>>,
     pending: VecDeque<(u64, Vec<Job>)>,
+    /// Updates as created, and their images, by device.
+    updates: HashMap<DeviceId, (OtaTask, Arc<[u8]>)>,
+    /// Devices whose update is offered to their shard next.
+    offers: Vec<DeviceId>,
     ready_ms: u64,
     backstop_at: u64,
     poll_at: u64,
@@ -98,8 +109,12 @@ impl World {
     }
 
     pub(crate) fn with(config: CoreConfig) -> Self {
-        let dir = directory();
-        let db = Some(open(&dir));
+        Self::with_cards(config, CardRules::default())
+    }
+
+    pub(crate) fn with_cards(config: CoreConfig, cards: CardRules) -> Self {
+        let (dir, cards) = (directory(), Arc::new(cards));
+        let db = Some(open(&dir, &cards));
         let reader = rusqlite::Connection::open(path(&dir)).unwrap();
         let (core, directory) = gateway(&config);
         Self {
@@ -115,11 +130,14 @@ impl World {
             wakes: BinaryHeap::new(),
             ready: Vec::new(),
             config,
+            cards,
             numbers: OrderNumbers::new(*b"THD", 1),
             store_down: false,
             mishap: None,
             store_latency: None,
             pending: VecDeque::new(),
+            updates: HashMap::new(),
+            offers: Vec::new(),
             ready_ms: 1,
             backstop_at: BACKSTOP_MS,
             poll_at: POLL_MS,
@@ -349,10 +367,89 @@ impl World {
             busy = true;
             for outcome in self.apply(jobs) {
                 let now = self.now();
+                if let Outcome::Bound(bound) = &outcome
+                    && bound.has_ota
+                {
+                    self.offers.push(bound.device_id);
+                }
                 self.core.message(now, Message::Outcome(outcome), &mut self.effects);
             }
         }
-        busy
+        busy | self.offer()
+    }
+
+    /// What the thread that reads images does: offers open updates to the shard, as far as the device has them.
+    fn offer(&mut self) -> bool {
+        let mut offered = false;
+        for device_id in std::mem::take(&mut self.offers) {
+            let Some((task, image)) = self.updates.get(&device_id) else { continue };
+            let open: Option<(u8, u16)> = self
+                .reader
+                .query_row(
+                    "SELECT state, packets_acked FROM ota_tasks WHERE task_id = ?1 AND state IN (0, 1, 2)",
+                    [task.id],
+                    |row| Ok((row.get(0)?, row.get(1)?)),
+                )
+                .ok();
+            let Some((state, packets_acked)) = open else { continue };
+            let task = OtaTask { state: OtaState::from_code(state).unwrap(), packets_acked, ..task.clone() };
+            let verification = task
+                .firmware
+                .as_ref()
+                .filter(|_| task.verification)
+                .map(|firmware| Verification::of(image, firmware.device_type.unwrap(), firmware.version.unwrap()));
+            let start = OtaStart { task, image: Some(Arc::clone(image)), verification };
+            let now = self.now();
+            self.core.message(now, Message::OtaStart(Box::new(start)), &mut self.effects);
+            offered = true;
+        }
+        offered
+    }
+
+    /// Orders an update; false where the device has one.
+    pub(crate) fn update(&mut self, peer: usize, method: OtaMethod, device_type: u8, image: Arc<[u8]>) -> bool {
+        use sha2::{Digest as _, Sha256};
+        let (device_id, at) = (self.peers[peer].id, self.now().unix_ms);
+        let firmware = NewFirmware {
+            sha256: Sha256::digest(&image).into(),
+            size: u32::try_from(image.len()).unwrap(),
+            name: "image".into(),
+            version: Some(699),
+            device_type: Some(device_type),
+            at,
+        };
+        let firmware_id = match self.call(Job::Ota(Box::new(OtaJob::AddFirmware(firmware)))) {
+            Outcome::Ota(outcome) => match *outcome {
+                OtaOutcome::Firmware { firmware, .. } => firmware.id,
+                other => panic!("{other:?}"),
+            },
+            _ => return false,
+        };
+        let verified = method == OtaMethod::E0;
+        let new = NewOtaTask {
+            device_id,
+            method,
+            firmware_id: Some(firmware_id),
+            ftp: None,
+            verification: verified,
+            force: false,
+            packets_total: method.packets(image.len(), verified).unwrap(),
+            at,
+            request_id: "test".into(),
+            idempotency: None,
+        };
+        let Outcome::Ota(outcome) = self.call(Job::Ota(Box::new(OtaJob::Create(new)))) else { return false };
+        let OtaOutcome::Created(task) = *outcome else { return false };
+        self.updates.insert(device_id, (task, image));
+        self.offers.push(device_id);
+        self.offer();
+        self.carry_out();
+        true
+    }
+
+    /// The image of a device's newest update.
+    pub(crate) fn image(&self, peer: usize) -> Option<(i64, &[u8])> {
+        self.updates.get(&self.peers[peer].id).map(|(task, image)| (task.id, image.as_ref()))
     }
 
     /// The gateway's own jobs: timeouts of orders without a live owner, and commands whose wake-up was lost.
@@ -397,6 +494,13 @@ impl World {
             self.core.message(now, Message::CommandsQueued(device_id), &mut self.effects);
         }
         applied.outcomes
+    }
+
+    /// A message of another thread.
+    pub(crate) fn tell(&mut self, message: Message) {
+        let now = self.now();
+        self.core.message(now, message, &mut self.effects);
+        self.carry_out();
     }
 
     /// What an API call does: a job, and the owner is told.
@@ -445,7 +549,7 @@ impl World {
         }
         match self.create(device_id, port_no, mode) {
             Ok(Created::Order { order, .. }) => Some(order.order_no),
-            Ok(Created::PortBusy { .. } | Created::TooLate) | Err(_) => None,
+            Ok(Created::PortBusy { .. } | Created::TooLate | Created::CardRefused(_)) | Err(_) => None,
         }
     }
 
@@ -462,6 +566,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            card_no: None,
             idempotency: None,
         };
         match self.call(Job::CreateOrder(Box::new(order))) {
@@ -514,7 +619,7 @@ impl World {
         (self.ready_ms, self.backstop_at, self.poll_at) =
             (self.now_ms, self.now_ms + BACKSTOP_MS, self.now_ms + POLL_MS);
         self.db = None;
-        self.db = Some(open(&self.dir));
+        self.db = Some(open(&self.dir, &self.cards));
     }
 
     /// A device without a connection comes back after `ms`.
@@ -626,10 +731,15 @@ fn refused(job: &Job) -> Outcome {
         Job::Bind(bind) => (Some(bind.device_id), None),
         Job::Order(job) => (job.device_id, None),
         Job::Settle(settlement) => (Some(settlement.device_id), Some(settlement.key)),
+        Job::Ota(job) => match &**job {
+            OtaJob::Update(update) => (Some(update.device_id), None),
+            _ => (None, None),
+        },
         _ => (None, None),
     };
     let error = chargegate::store::StoreError::Unavailable("down".into());
-    Outcome::Failed { device_id, key, error }
+    let ticket = if let Job::Report(report) = job { Some(report.ticket) } else { None };
+    Outcome::Failed { device_id, key, ticket, error }
 }
 
 fn gateway(config: &CoreConfig) -> (Core, Arc<Directory>) {
@@ -649,6 +759,6 @@ fn path(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join("chargegate.db")
 }
 
-fn open(dir: &tempfile::TempDir) -> Db {
-    Db::open(&path(dir), OrderNumbers::new(*b"THD", 1023)).unwrap()
+fn open(dir: &tempfile::TempDir, cards: &Arc<CardRules>) -> Db {
+    Db::open(&path(dir), OrderNumbers::new(*b"THD", 1023)).unwrap().with_cards(Arc::clone(cards))
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chargegate::{
-    gateway::{ShardId, order::Event},
+    gateway::{ShardId, card::CardRules, order::Event},
     model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
     store::{
         Bind, Bound, Created, EventRecord, Job, NewOrder, Notify, OrderJob, OrderKey, OrderOutcome, Outcome, Reader,
@@ -60,11 +60,16 @@ pub(crate) struct Bench {
     pub(crate) told: Arc<Told>,
     pub(crate) numbers: OrderNumbers,
     pub(crate) dir: tempfile::TempDir,
+    pub(crate) cards: Arc<CardRules>,
 }
 
 /// Opens the embedded store in `dir`. Another store joins the suite by a function like this.
 pub(crate) fn open_sqlite(dir: &Path, told: &Arc<Told>) -> Result<Arc<dyn Store>, StoreError> {
-    let options = Options { clock, ..Options::new(dir.join("chargegate.db")) };
+    open_with_cards(dir, told, &Arc::default())
+}
+
+fn open_with_cards(dir: &Path, told: &Arc<Told>, cards: &Arc<CardRules>) -> Result<Arc<dyn Store>, StoreError> {
+    let options = Options { clock, cards: Arc::clone(cards), ..Options::new(dir.join("chargegate.db")) };
     Ok(Arc::new(SqliteStore::open(options, Arc::clone(told) as Arc<dyn Notify>)?))
 }
 
@@ -75,9 +80,14 @@ impl Bench {
 
     /// Opens what is in the directory.
     pub(crate) fn in_dir(dir: tempfile::TempDir) -> Self {
+        Self::with_cards(dir, Arc::default())
+    }
+
+    /// The same with other rules for cards.
+    pub(crate) fn with_cards(dir: tempfile::TempDir, cards: Arc<CardRules>) -> Self {
         let told = Arc::new(Told::default());
-        let store = open_sqlite(dir.path(), &told).unwrap();
-        Self { store, told, numbers: OrderNumbers::new(*b"THD", 1), dir }
+        let store = open_with_cards(dir.path(), &told, &cards).unwrap();
+        Self { store, told, numbers: OrderNumbers::new(*b"THD", 1), dir, cards }
     }
 
     /// Closes the store and keeps the directory.
@@ -89,7 +99,7 @@ impl Bench {
     /// Closes the store and opens it again, as a restart does.
     pub(crate) fn reopen(mut self) -> Self {
         self.store.close(PATIENCE);
-        self.store = open_sqlite(self.dir.path(), &self.told).unwrap();
+        self.store = open_with_cards(self.dir.path(), &self.told, &self.cards).unwrap();
         self
     }
 
@@ -140,6 +150,7 @@ impl Bench {
             at,
             deadline: T0 + 5000,
             request_id: "request".to_owned(),
+            card_no: None,
             idempotency: None,
         }
     }
@@ -258,6 +269,7 @@ pub(crate) fn ap_settlement(device_id: DeviceId, port_no: u16, order_ref: [u8; 1
         amount_cent: None,
         end: SettlementEnd::Ap3000 { reason },
         epoch: None,
+        card_no: None,
         at,
         raw: order_ref.to_vec(),
     }
@@ -280,6 +292,7 @@ pub(crate) fn bkv_settlement(
         amount_cent: None,
         end: SettlementEnd::Bkv { status: 0x90, reason: None },
         epoch: None,
+        card_no: None,
         at,
         raw: business_no.to_be_bytes().to_vec(),
     }

@@ -93,7 +93,7 @@ pub(crate) fn orders_live_one_after_the_other(sql: &rusqlite::Connection) -> u64
     let mut digest = DefaultHasher::new();
     let mut statement = sql
         .prepare(
-            "SELECT e.event_type, e.key, e.at, e.order_no, e.data, o.device_id, o.port_no, o.origin FROM events e \
+            "SELECT e.event_type, e.key, e.at, e.order_no, e.data, o.device_id, o.port_no, o.device_ref IS NOT NULL FROM events e \
              LEFT JOIN orders o ON o.order_no = e.order_no ORDER BY e.pos",
         )
         .unwrap();
@@ -106,7 +106,7 @@ pub(crate) fn orders_live_one_after_the_other(sql: &rusqlite::Connection) -> u64
         (&event, &key, at, &data).hash(&mut digest);
         let Some(order_no) = row.get::<_, Option<String>>(3).unwrap() else { continue };
         // The record of a charge the gateway had no part in: its order begins at its end.
-        if row.get::<_, Option<String>>(7).unwrap().as_deref() == Some("device") {
+        if row.get::<_, bool>(7).unwrap() {
             assert!(!active.values().any(|holder| *holder == order_no), "{order_no} of a device holds a port");
             continue;
         }

@@ -1,5 +1,6 @@
 //! Devices in virtual time: a test plays the server and reads as a script.
 
+mod activity;
 mod ap3000;
 mod ap3000_cards;
 mod ap3000_commands;

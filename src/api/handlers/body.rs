@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::api::error::ApiError;
 use crate::api::message::Request;
 use crate::api::route::{check_device_id, check_json, check_order_no};
-use crate::model::{DeviceId, OrderNo};
+use crate::model::{CardNo, DeviceId, OrderNo};
 
 /// Characters of a refused value that the answer repeats.
 const SHOWN_CHARS_MAX: usize = 64;
@@ -190,6 +190,30 @@ impl Fields {
         self.text("order_no")?.map(|text| order_no("order_no", &text)).transpose()
     }
 
+    /// `card_no`.
+    pub(super) fn card_no(&mut self) -> Result<Option<CardNo>, ApiError> {
+        self.text("card_no")?.map(|text| card_no("card_no", &text)).transpose()
+    }
+
+    /// A time of RFC 3339 with a zone, as Unix ms; the outer `None`: left out, the inner one: `null`.
+    pub(super) fn time_or_null(&mut self, name: &str) -> Result<Option<Option<i64>>, ApiError> {
+        let Some(index) = self.values.iter().position(|(given, _)| given == name) else { return Ok(None) };
+        let (_, value) = self.values.swap_remove(index);
+        if value.is_null() {
+            return Ok(Some(None));
+        }
+        match value.as_str().and_then(crate::time::unix_ms_of_rfc3339) {
+            Some(at) => Ok(Some(Some(at))),
+            None => Err(self.refuse(name, "a time like 2026-01-31T16:00:00Z", &value)),
+        }
+    }
+
+    /// A text; the outer `None`: left out, the inner one: `null`.
+    pub(super) fn text_or_null(&mut self, name: &str) -> Result<Option<Option<String>>, ApiError> {
+        let given = self.values.iter().any(|(given, _)| given == name);
+        Ok(if given { Some(self.text(name)?) } else { None })
+    }
+
     /// `port_no`.
     pub(super) fn port_no(&mut self) -> Result<Option<u16>, ApiError> {
         self.number("port_no", 1..=u16::MAX)
@@ -226,6 +250,11 @@ impl Fields {
 pub(super) fn device_id(field: &str, text: &str) -> Result<DeviceId, ApiError> {
     check_device_id(field, text)?;
     text.parse().map_err(|error| ApiError::invalid(format!("{field} {text:?}: {error}")))
+}
+
+/// Reads a card number given as `field`.
+pub(super) fn card_no(field: &str, text: &str) -> Result<CardNo, ApiError> {
+    CardNo::parse(text).ok_or_else(|| ApiError::invalid(format!("{field} must be 4 to 64 letters and digits")))
 }
 
 /// Reads an order number given as `field`.

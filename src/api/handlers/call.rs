@@ -1,5 +1,6 @@
 //! A request under way: who asked for what, and the right to answer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,8 +10,9 @@ use super::{Api, RETRY_AFTER_S, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::idempotency::{Claim, mismatch};
 use crate::api::message::{Method, Request, Response, split_target};
+use crate::api::route::BASE;
 use crate::api::server::Responder;
-use crate::model::Order;
+use crate::model::{CardNo, Order};
 use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, StoreError, payload};
 
 /// What a handler leaves to be done once the request is found good: with the call, on this thread, without waiting.
@@ -124,11 +126,21 @@ impl Access<'_> {
         api.metrics.http_responses[status.into()].inc();
         api.metrics.http_latency.record(took);
         log::debug!(
-            method = self.method.as_str(), path = split_target(self.target).0, status, request_id = self.request_id,
+            method = self.method.as_str(), path:% = masked(split_target(self.target).0), status, request_id = self.request_id,
             key = self.caller.unwrap_or("-"), ms = took.as_secs_f64() * 1e3;
             "request answered"
         );
     }
+}
+
+/// A path as the log shows it: a card's number by its last characters.
+fn masked(path: &str) -> Cow<'_, str> {
+    let cards = path.strip_prefix(BASE).and_then(|rest| rest.strip_prefix("/cards/"));
+    let Some(rest) = cards else { return Cow::Borrowed(path) };
+    let (number, tail) = rest.split_once('/').map_or((rest, ""), |(number, tail)| (number, tail));
+    let number = CardNo::parse(number).map_or_else(|| "****".to_owned(), |number| number.to_string());
+    let slash = if tail.is_empty() { "" } else { "/" };
+    Cow::Owned(format!("{BASE}/cards/{number}{slash}{tail}"))
 }
 
 /// Runs a query on a reader of the store and answers 200 with what it finds.
@@ -165,7 +177,7 @@ pub(super) fn submit(call: Call, job: Job, complete: impl FnOnce(Call, Outcome) 
     );
     if let Err((_, Reply::Call(complete))) = refused {
         let error = StoreError::Unavailable("too many changes wait".to_owned());
-        complete(Outcome::Failed { device_id: None, key: None, error });
+        complete(Outcome::Failed { device_id: None, key: None, ticket: None, error });
     }
 }
 
@@ -191,6 +203,24 @@ impl From<StoreError> for ApiError {
                 log::error!("query failed: {error}");
                 Self::new(ErrorCode::Internal, "the store could not be read")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn card_numbers_are_masked_in_paths() {
+        for (path, shown) in [
+            ("/api/v1/third/cards/7a8d05dd", "/api/v1/third/cards/****05dd"),
+            ("/api/v1/third/cards/123456789012/recharge", "/api/v1/third/cards/****9012/recharge"),
+            ("/api/v1/third/cards/a%20b/x", "/api/v1/third/cards/****/x"),
+            ("/api/v1/third/cards", "/api/v1/third/cards"),
+            ("/api/v1/third/devices/40aace04", "/api/v1/third/devices/40aace04"),
+        ] {
+            assert_eq!(masked(path), shown);
         }
     }
 }

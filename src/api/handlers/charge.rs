@@ -17,9 +17,10 @@ use super::{Api, RETRY_AFTER_S, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::Request;
 use crate::api::overload::Reservation;
+use crate::gateway::card::{CardMode, CardRefused};
 use crate::gateway::charge::{self, ChargeError};
 use crate::gateway::directory::Entry;
-use crate::model::{ChargeMode, ChargeSpec, DeviceId, FeePeriod, OrderNo, PortStatus, PowerTier, Priority};
+use crate::model::{CardNo, ChargeMode, ChargeSpec, DeviceId, FeePeriod, OrderNo, PortStatus, PowerTier, Priority};
 use crate::store::{Created, Job, NewOrder, Outcome};
 
 /// Fields of a charge.
@@ -49,7 +50,11 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
             fields.required("device_id", given)?
         }
     };
-    let (port_no, spec) = read_charge(fields)?;
+    let (port_no, spec, card_no) = read_charge(fields)?;
+    if card_no.is_some() && api.cards.mode != CardMode::Local {
+        let message = "card_no is not supported: cards.mode is not local, so this gateway keeps no card accounts";
+        return Err(ApiError::new(ErrorCode::NotSupported, message));
+    }
     let Some(entry) = api.directory.find(device_id) else {
         return Ok(reading::<()>(move |reader| {
             Err(if reader.device(device_id)?.is_some() { offline(device_id) } else { no_device(device_id) })
@@ -77,6 +82,7 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
         at,
         deadline: at.saturating_add(i64::try_from(api.store_timeout.as_millis()).unwrap_or(i64::MAX)),
         request_id: request.request_id.clone(),
+        card_no,
         idempotency: None,
     };
     Ok(Box::new(move |call| {
@@ -87,10 +93,8 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
 }
 
 /// Reads port and order out of the body.
-fn read_charge(mut fields: Fields) -> Result<(u16, ChargeSpec), ApiError> {
-    if fields.has("card_no") {
-        return Err(ApiError::new(ErrorCode::NotSupported, "card_no is not supported: there are no card accounts"));
-    }
+fn read_charge(mut fields: Fields) -> Result<(u16, ChargeSpec, Option<CardNo>), ApiError> {
+    let card_no = fields.card_no()?;
     let port_no = fields.port_no()?;
     let port_no = fields.required("port_no", port_no)?;
     let mode = fields.word("mode", &MODES)?;
@@ -126,7 +130,7 @@ fn read_charge(mut fields: Fields) -> Result<(u16, ChargeSpec), ApiError> {
         return Err(ApiError::invalid(format!("{foreign} does not belong to mode {word}")));
     }
     fields.finish(&FIELDS)?;
-    Ok((port_no, ChargeSpec { mode, paid_cent, stop_when_full }))
+    Ok((port_no, ChargeSpec { mode, paid_cent, stop_when_full }, card_no))
 }
 
 fn read_tier(mut fields: Fields) -> Result<PowerTier, ApiError> {
@@ -203,6 +207,22 @@ fn busy(device_id: DeviceId, port_no: u16, holder: Option<OrderNo>) -> ApiError 
     ApiError::new(ErrorCode::PortBusy, message).with_data(json!({"order_no": holder}))
 }
 
+/// Why the card that was to pay does not.
+fn card_refused(refused: &CardRefused) -> ApiError {
+    match refused {
+        CardRefused::NotFound => ApiError::new(ErrorCode::CardNotFound, "card_no names no card"),
+        CardRefused::Insufficient { free_cent, needed_cent } => {
+            let message = format!("the card has {free_cent} cents free, the charge needs {needed_cent}");
+            let data = json!({"free_cent": free_cent, "needed_cent": needed_cent});
+            ApiError::new(ErrorCode::InsufficientBalance, message).with_data(data)
+        }
+        CardRefused::State(state) => {
+            let data = json!({"state": state.code(), "state_text": state.as_str()});
+            ApiError::invalid(format!("the card may not charge: it is {}", state.as_str())).with_data(data)
+        }
+    }
+}
+
 /// Answers when the store has decided. The place among the unwritten commands is given back here: the command is on its way to the
 /// device's lane, which counts it from then on, or does not exist.
 fn answer(call: Call, device_id: DeviceId, port_no: u16, at: i64, outcome: Outcome, place: Reservation) {
@@ -221,6 +241,7 @@ fn answer(call: Call, device_id: DeviceId, port_no: u16, at: i64, outcome: Outco
             call.accepted(&order, at);
         }
         Created::PortBusy { holder } => call.error(&busy(device_id, port_no, Some(holder))),
+        Created::CardRefused(refused) => call.error(&card_refused(&refused)),
         Created::TooLate => {
             let waited = call.api().store_timeout.as_millis();
             let message = format!("the order was not stored within {waited} ms and was not created");

@@ -15,6 +15,7 @@
 
 mod body;
 mod call;
+mod cards;
 mod charge;
 mod commands;
 mod devices;
@@ -38,8 +39,9 @@ use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
+use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
-use crate::model::{DeviceId, OrderNo, OrderNumbers};
+use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
 use call::{Access, Call, Next, read};
@@ -70,6 +72,8 @@ pub struct Api {
     pub in_progress: Arc<InProgress>,
     /// Name of this instance, shown with the devices it holds.
     pub instance: String,
+    /// Who keeps the cards, and the tariffs there are.
+    pub cards: Arc<CardRules>,
     /// An order that is not committed this long after its request is not created any more.
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
@@ -210,6 +214,12 @@ impl Api {
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
+            RouteId::CardList => cards::list(&matched.query),
+            RouteId::CardRegister => cards::register(self, request),
+            RouteId::Card => Ok(cards::one(card_of(matched)?)),
+            RouteId::CardUpdate => cards::update(self, card_of(matched)?, request),
+            RouteId::CardRecharge => cards::recharge(card_of(matched)?, request),
+            RouteId::CardTransactions => cards::transactions(card_of(matched)?, &matched.query),
             RouteId::CommandCreate => commands::create(self, device_of(matched)?, request),
             RouteId::CommandList => commands::list(device_of(matched)?, &matched.query),
             RouteId::Command => Ok(commands::one(device_of(matched)?, matched.id.unwrap_or_default())),
@@ -247,6 +257,10 @@ fn device_of(matched: &Matched<'_>) -> Result<DeviceId, ApiError> {
 
 fn order_of(matched: &Matched<'_>) -> Result<OrderNo, ApiError> {
     body::order_no("order number in the path", matched.order().unwrap_or_default())
+}
+
+fn card_of(matched: &Matched<'_>) -> Result<CardNo, ApiError> {
+    body::card_no("card number in the path", matched.card().unwrap_or_default())
 }
 
 fn no_device(device_id: DeviceId) -> ApiError {

@@ -1,6 +1,19 @@
 //! Connections: bytes in, frames out, deadlines, end.
 
-use super::*;
+use super::{Core, Cx};
+use crate::gateway::{
+    CloseReason, Effects, Now,
+    conn::{Codec, Conn, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
+    slots::Key,
+    timers::Timer,
+};
+use crate::{
+    protocol::{
+        Step, ap3000, bkv,
+        detect::{Detected, Detection, detect},
+    },
+    telemetry::label::DecodeFailure,
+};
 
 impl Core {
     pub(super) fn drain(&mut self, now: Now, key: Key, buf: &[u8], effects: &mut Effects) -> usize {

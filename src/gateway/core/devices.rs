@@ -1,6 +1,22 @@
 //! Devices of the shard: binding, take-over, admission.
 
-use super::*;
+use std::sync::Arc;
+
+use super::{Core, CoreConfig, Cx, Shared};
+use crate::gateway::{
+    CloseReason, Effects, Listener, Message, Now,
+    conn::{Admission, Codec, Conn, DEVICES_MAX},
+    device::Device,
+    lane::Waits,
+    slots::Key,
+    timers::Timer,
+};
+use crate::{
+    model::{DeviceId, Protocol},
+    protocol::DecodeError,
+    store::CommandLogRow,
+    telemetry::label::{DecodeFailure, ShardEvent},
+};
 
 impl Core {
     /// The device a frame belongs to: bound before, or bound now. `None`: it has no say here (a newer connection owns it, it is

@@ -1,6 +1,12 @@
 //! The store's answers.
 
-use super::*;
+use super::{Ack, Core, Cx, WaitingAck};
+use crate::gateway::{Effects, Now, conn::Admission, device::Device, slots::Key};
+use crate::{
+    model::DeviceId,
+    store::{OrderOutcome, OtaOutcome, Outcome},
+    telemetry::label::ShardEvent,
+};
 
 impl Core {
     pub(super) fn outcome(&mut self, now: Now, outcome: Outcome, effects: &mut Effects) {
@@ -49,11 +55,14 @@ impl Core {
             Outcome::Claimed { device_id, commands } => {
                 self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
             }
-            Outcome::Failed { device_id, key, error } => {
+            Outcome::Failed { device_id, key, ticket, error } => {
                 self.shared.metrics.events[ShardEvent::JobFailed].inc();
                 log::debug!(target: "chargegate::store", error:% = error; "a job was not committed");
                 if let Some(key) = key {
                     self.shared.settlements.remove(&key);
+                }
+                if let Some(ticket) = ticket {
+                    self.shared.reports.remove(&ticket);
                 }
                 if let Some(device_id) = device_id {
                     self.with_device(now, device_id, effects, |device, cx| {
@@ -64,12 +73,17 @@ impl Core {
                     });
                 }
             }
+            Outcome::Swiped(swiped) => {
+                let device_id = swiped.device_id;
+                self.with_device(now, device_id, effects, |device, cx| device.swipe_decided(cx, *swiped));
+            }
             Outcome::Ota(outcome) => {
                 if let OtaOutcome::Updated { id, device_id, ticket, state } = *outcome {
                     self.with_device(now, device_id, effects, |device, cx| device.ota_stored(cx, id, ticket, state));
                 }
             }
             Outcome::Created(_)
+            | Outcome::Card(_)
             | Outcome::Repeated(_)
             | Outcome::Backstop(_)
             | Outcome::Pruned { .. }

@@ -1,11 +1,19 @@
 //! Deadlines, and the flush of latest values.
 
-use super::*;
+use smallvec::SmallVec;
+
+use super::{Device, GONE_MS};
+use crate::gateway::{Now, OrderTimes, core::Cx, track::Track};
+use crate::{
+    model::{CommandState, EventType, Protocol},
+    store::Latest,
+};
 
 impl Device {
     /// What is due.
     pub(in crate::gateway) fn poll(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now;
+        self.forget_swipes(now);
         if self.bind_at.is_some_and(|at| at <= now.mono_ms) {
             self.submit_bind(cx);
         }

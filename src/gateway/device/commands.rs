@@ -1,6 +1,25 @@
 //! Commands: from the claimed row over the lane to the reply.
 
-use super::*;
+use std::time::Duration;
+
+use super::{ASK_MS, Answer, Device};
+use crate::gateway::{
+    ap3000, bkv,
+    core::Cx,
+    lane::{InFlight, Next, Outgoing, Pushed, ReplyKey, Waits},
+    order::Event,
+    slots::Key,
+    track::Action,
+};
+use crate::{
+    model::{
+        Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, OrderNo, PortAddress, Protocol,
+        socket_of_port,
+    },
+    protocol::Direction,
+    store::{Bound, CommandLogRow, CommandUpdate, Job},
+    telemetry::label::{OutboundFailure, ShardEvent},
+};
 
 impl Device {
     pub(in crate::gateway) fn commands_waiting(&self) -> Waits {

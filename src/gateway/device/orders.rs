@@ -1,6 +1,19 @@
 //! Orders: tracks fed with reports, and what they want done.
 
-use super::*;
+use serde_json::json;
+use smallvec::SmallVec;
+
+use super::{About, BIND_RETRY_MS, Charging, Device, PortReport, UNKNOWN_ORDER_MS};
+use crate::gateway::{
+    core::Cx,
+    order::Event,
+    track::{Action, Actions, Track},
+};
+use crate::{
+    model::{Command, CommandState, EventType, Order, OrderNo, Protocol},
+    store::{Job, OrderJob, OrderKey},
+    telemetry::label::OutboundFailure,
+};
 
 impl Device {
     pub(super) fn orders_report(&mut self, cx: &mut Cx<'_>, report: &PortReport) {
@@ -129,9 +142,14 @@ impl Device {
     }
 
     /// The device reported the end of a charge, which is on its way to the store.
-    pub(in crate::gateway) fn end_reported(&mut self, cx: &Cx<'_>, port_no: u16, about: About) {
+    /// True: it is the charge that holds the port.
+    pub(in crate::gateway) fn end_reported(&mut self, cx: &Cx<'_>, port_no: u16, about: About) -> bool {
         let report = PortReport { about, ..PortReport::of_port(port_no) };
         let order_no = self.order_of(&report);
+        let holds = self
+            .tracks
+            .iter()
+            .any(|track| Some(track.order_no) == order_no && track.is_active() && track.port_no == port_no);
         for track in &mut self.tracks {
             if Some(track.order_no) == order_no {
                 track.end_seen(cx.now);
@@ -139,6 +157,7 @@ impl Device {
                 track.record_may_follow(cx.now);
             }
         }
+        holds
     }
 
     /// A record of the device was not stored, so it is not acknowledged. An AP3000 device keeps all others behind it.
@@ -214,7 +233,7 @@ impl Device {
         }
     }
 
-    pub(super) fn act_all(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, actions: track::Actions) {
+    pub(super) fn act_all(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, actions: Actions) {
         for action in actions {
             self.act(cx, order_no, action);
         }

@@ -4,7 +4,10 @@
 //! the fleet's rate. While an order is active the update rests, unless it is forced. What happened goes to the store one step
 //! after the other; the task's row decides whether the update goes on.
 
-use super::*;
+use smallvec::SmallVec;
+
+use super::Device;
+use crate::gateway::{core::Cx, slots::Key, track::Track};
 use crate::{
     gateway::{
         OtaStart,
@@ -20,9 +23,17 @@ use crate::{
     },
     store::{OtaJob, OtaStep, OtaUpdate},
 };
+use crate::{
+    model::{DeviceId, Protocol},
+    protocol::Direction,
+    store::{CommandLogRow, Job},
+    telemetry::label::ShardEvent,
+};
 
 /// A step that the store did not take is submitted again.
 const STORE_RETRY_MS: u64 = 1_000;
+/// So is one whose answer does not come; the store takes a step twice without harm.
+const STORE_ANSWER_MS: u64 = 60_000;
 
 /// An update under way.
 #[derive(Debug)]
@@ -244,6 +255,10 @@ impl Device {
         if let Some(ota) = &mut self.ota {
             ota.over = true;
         }
+        if let OtaStep::Failed(reason) = step {
+            cx.shared.metrics.events[ShardEvent::OtaFailed].inc();
+            log::warn!(target: "chargegate::ota", device_id:% = self.id, reason = reason; "update failed");
+        }
         self.ota_store(cx, step);
     }
 
@@ -262,7 +277,7 @@ impl Device {
         let Some((ticket, step)) = ota.outbox.first() else { return };
         let update = OtaUpdate { id: ota.task_id, device_id, epoch, ticket: *ticket, step: step.clone(), at };
         ota.in_store = cx.job(Job::Ota(Box::new(OtaJob::Update(update))));
-        ota.retry_at = if ota.in_store { u64::MAX } else { cx.now.mono_ms + STORE_RETRY_MS };
+        ota.retry_at = cx.now.mono_ms + if ota.in_store { STORE_ANSWER_MS } else { STORE_RETRY_MS };
     }
 
     /// A step is committed; `state`: where the task stands now.
@@ -400,6 +415,7 @@ impl Device {
             DeviceId::Ap3000(_) => cx.shared.metrics.frames.ap3000(Direction::Down, command.to_be_bytes()[1]),
             DeviceId::Gateway(_) => cx.shared.metrics.frames.bkv(Direction::Down, command, 0),
         }
+        cx.shared.metrics.events[ShardEvent::OtaPacket].inc();
         let raw = cx.effects.tx.get(start..).unwrap_or_default().to_vec();
         cx.effects.log.push(CommandLogRow { at: cx.now.unix_ms, device_id: self.id, up: false, command, msg_id, raw });
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
@@ -411,5 +427,19 @@ impl Device {
         if matches!(due, Due::SelfUpdate) {
             self.ota_over(cx, OtaStep::Done);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::OtaShare;
+
+    #[test]
+    fn packets_take_places_a_fixed_time_apart() {
+        let mut share = OtaShare::new(400, 1);
+        assert_eq!([0; 5].map(|now| share.reserve(now)), [0, 3, 5, 8, 10]);
+        assert_eq!(share.reserve(1_000), 1_000, "what was not used is not made up for");
+        assert_eq!(share.reserve(1_000), 1_003);
+        assert_eq!(OtaShare::new(0, 1).interval_us, 1_000_000, "none a second would be for ever");
     }
 }

@@ -1,6 +1,15 @@
 //! Ports: what reports say of them.
 
-use super::*;
+use super::{About, Device, PORTS_MAX, PortReport};
+use crate::gateway::{
+    core::Cx,
+    directory::{PortCell, PortState},
+    network::NetworkList,
+};
+use crate::{
+    model::{EventType, PortStatus, port_of_socket},
+    store::payload::PortObject,
+};
 
 impl Device {
     /// Adds ports that are not known yet.

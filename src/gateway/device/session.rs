@@ -1,6 +1,22 @@
 //! Binding and presence: who carries the device, and whether it is online.
 
-use super::*;
+use serde_json::json;
+use smallvec::SmallVec;
+
+use super::{BIND_RETRY_MS, Device};
+use crate::gateway::{
+    Now, OrderTimes,
+    core::Cx,
+    directory::{Owner, PortState},
+    lane::Waits,
+    slots::Key,
+    track::{Action, Situation, Track},
+};
+use crate::{
+    model::{DeviceCall, DeviceId, EventType, OrderNo, Protocol},
+    store::{Bind, Bound, Job, NetworkTold, SettingsOutcome},
+    time::Rfc3339,
+};
 
 /// Beyond two heartbeats, a device that shares its socket is offline after this.
 const BEAT_GRACE_MS: i64 = 30_000;

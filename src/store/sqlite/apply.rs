@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::{limits::Limits, row::run};
 use crate::{
+    gateway::card::CardRules,
     model::{DeviceId, OrderNumbers},
     store::{Job, Latest, Outcome, SettlementKey, StoreError},
 };
@@ -18,6 +19,7 @@ pub(super) struct Tx<'a> {
     pub(super) conn: &'a Connection,
     pub(super) numbers: &'a OrderNumbers,
     pub(super) limits: Limits,
+    pub(super) cards: &'a CardRules,
     /// The store's clock, Unix ms.
     pub(super) now: i64,
     /// Devices that commands were queued for without a claim.
@@ -44,8 +46,15 @@ pub struct Applied {
 }
 
 /// Applies jobs in one transaction and commits it.
-pub(super) fn apply(conn: &Connection, numbers: &OrderNumbers, limits: Limits, now: i64, jobs: &[Job]) -> Applied {
-    let mut tx = Tx { conn, numbers, limits, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
+pub(super) fn apply(
+    conn: &Connection,
+    numbers: &OrderNumbers,
+    limits: Limits,
+    cards: &CardRules,
+    now: i64,
+    jobs: &[Job],
+) -> Applied {
+    let mut tx = Tx { conn, numbers, limits, cards, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
     let result = in_transaction(conn, || jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>());
     match result {
         Ok(outcomes) => {
@@ -148,6 +157,8 @@ impl Tx<'_> {
                 Outcome::Done
             }
             Job::Prune(prune) => Outcome::Pruned { more: self.prune(prune)? },
+            Job::Swipe(swipe) => Outcome::Swiped(Box::new(self.swipe(swipe)?)),
+            Job::Card(job) => self.card_job_once(job)?,
             Job::Call(new) => self.call_once(new)?,
             Job::SetParams(wanted) => self.set_params_once(wanted)?,
             Job::Ota(job) => self.ota(job)?,
@@ -159,7 +170,8 @@ impl Tx<'_> {
 
 /// The answer to a job that had no effect.
 pub(super) fn failed(job: &Job, error: &StoreError) -> Outcome {
-    Outcome::Failed { device_id: device_of(job), key: key_of(job), error: error.clone() }
+    let ticket = if let Job::Report(report) = job { Some(report.ticket) } else { None };
+    Outcome::Failed { device_id: device_of(job), key: key_of(job), ticket, error: error.clone() }
 }
 
 fn device_of(job: &Job) -> Option<DeviceId> {
@@ -174,6 +186,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Device(event) => Some(event.device_id),
         Job::Report(report) => Some(report.event.device_id),
         Job::Claim { device_id, .. } => Some(*device_id),
+        Job::Swipe(swipe) => Some(swipe.device_id),
         Job::Call(new) => Some(new.device_id),
         Job::SetParams(wanted) => Some(wanted.device_id),
         Job::Ota(job) => match &**job {
@@ -183,7 +196,7 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         },
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
-        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) => None,
+        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::store::Job;
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 18] = [
     "bind",
     "create_order",
     "order",
@@ -18,6 +18,8 @@ pub const KINDS: [&str; 16] = [
     "backstop",
     "delivery",
     "prune",
+    "swipe",
+    "card",
     "call",
     "set_params",
     "ota",
@@ -41,11 +43,13 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Backstop(_) => 8,
         Job::Delivery(_) => 9,
         Job::Prune(_) => 10,
-        Job::Call(_) => 11,
-        Job::SetParams(_) => 12,
-        Job::Ota(_) => 13,
-        Job::Settings(_) => 14,
-        Job::Network(_) => 15,
+        Job::Swipe(_) => 11,
+        Job::Card(_) => 12,
+        Job::Call(_) => 13,
+        Job::SetParams(_) => 14,
+        Job::Ota(_) => 15,
+        Job::Settings(_) => 16,
+        Job::Network(_) => 17,
     }
 }
 

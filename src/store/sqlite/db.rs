@@ -6,6 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use super::{
     row::{one, scalar},
 };
 use crate::{
+    gateway::card::CardRules,
     model::OrderNumbers,
     store::{Job, Latest, StoreError},
 };
@@ -25,7 +27,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 17] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -38,6 +40,9 @@ const TABLES: [&str; 14] = [
     "event_cursors",
     "event_delivery",
     "idempotency_keys",
+    "cards",
+    "card_transactions",
+    "card_balance_logs",
     "firmware",
     "ota_tasks",
 ];
@@ -53,6 +58,7 @@ pub struct Db {
     conn: Connection,
     numbers: OrderNumbers,
     limits: Limits,
+    cards: Arc<CardRules>,
     /// Row changes up to the last checkpoint.
     checkpointed: u64,
     _lock: File,
@@ -73,7 +79,7 @@ impl Db {
             .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", path.display())))?;
         conn.pragma_update(None, "foreign_keys", true)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        let db = Self { conn, numbers, limits: Limits::default(), checkpointed: 0, _lock: lock };
+        let db = Self { conn, numbers, limits: Limits::default(), cards: Arc::default(), checkpointed: 0, _lock: lock };
         // Numbers go on behind those of the process before, also if the clock has stepped back since.
         db.numbers.next(db.newest()?.saturating_add(1));
         Ok(db)
@@ -86,6 +92,13 @@ impl Db {
         self
     }
 
+    /// Puts other rules for cards in force than the defaults.
+    #[must_use]
+    pub fn with_cards(mut self, cards: Arc<CardRules>) -> Self {
+        self.cards = cards;
+        self
+    }
+
     /// Highest schema version this build knows.
     pub fn schema_version() -> i64 {
         embedded::migrations::runner().get_migrations().iter().map(|step| i64::from(step.version())).max().unwrap_or(0)
@@ -93,7 +106,7 @@ impl Db {
 
     /// Applies jobs in one transaction, each in its own savepoint, and commits it. `now` is the store's clock, Unix ms.
     pub fn apply(&mut self, now: i64, jobs: &[Job]) -> Applied {
-        apply(&self.conn, &self.numbers, self.limits, now, jobs)
+        apply(&self.conn, &self.numbers, self.limits, &self.cards, now, jobs)
     }
 
     /// Writes latest values in one transaction.

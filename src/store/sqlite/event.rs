@@ -8,7 +8,7 @@ use super::{
     row::{run, scalar},
 };
 use crate::{
-    model::{DeviceId, EventType, Order, OrderNo, OrderStatus},
+    model::{Card, DeviceId, EventType, Order, OrderNo, OrderStatus},
     store::{
         DeviceEvent, StoreError,
         payload::{Alarm, OrderEvent},
@@ -18,7 +18,7 @@ use crate::{
 struct NewEvent<'a> {
     event_type: EventType,
     key: &'a str,
-    device_id: &'a str,
+    device_id: Option<&'a str>,
     order_no: Option<&'a str>,
     /// 0: outside the key's sequence.
     sequence_no: u32,
@@ -71,7 +71,7 @@ impl Tx<'_> {
             self.insert_event(&NewEvent {
                 event_type: *event_type,
                 key,
-                device_id: &device_id,
+                device_id: Some(&device_id),
                 order_no: Some(key),
                 sequence_no,
                 at,
@@ -88,7 +88,7 @@ impl Tx<'_> {
         self.insert_event(&NewEvent {
             event_type: event.event_type,
             key,
-            device_id: &event.device_id.to_string(),
+            device_id: Some(&event.device_id.to_string()),
             order_no: Some(key),
             sequence_no: 0,
             at: event.at,
@@ -117,9 +117,28 @@ impl Tx<'_> {
         self.insert_event(&NewEvent {
             event_type,
             key: &device,
-            device_id: &device,
+            device_id: Some(&device),
             order_no: None,
             sequence_no,
+            at,
+            data: &json(data)?,
+        })
+    }
+
+    /// Inserts an event under a card's own sequence, with which its row was written.
+    pub(super) fn card_event(
+        &mut self,
+        card: &Card,
+        event_type: EventType,
+        data: &impl Serialize,
+        at: i64,
+    ) -> Result<(), StoreError> {
+        self.insert_event(&NewEvent {
+            event_type,
+            key: &format!("card:{}", card.card_no.as_str()),
+            device_id: None,
+            order_no: None,
+            sequence_no: card.sequence_no,
             at,
             data: &json(data)?,
         })

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     gateway::order::Verdict,
-    store::{Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, Settings, StoreError, payload},
+    store::{
+        CardChange, CardJob, CardOutcome, Created, Earlier, Idempotency, NewOrder, OrderJob, Outcome, Settings,
+        StoreError, payload,
+    },
 };
 
 /// What a request of this key, method and path was answered.
@@ -51,6 +54,20 @@ impl Tx<'_> {
         Ok(Outcome::Order(Box::new(outcome)))
     }
 
+    /// Changes a card, or repeats what was answered.
+    pub(super) fn card_job_once(&mut self, job: &CardJob) -> Result<Outcome, StoreError> {
+        if let Some(earlier) = self.earlier(job.idempotency.as_ref())? {
+            return Ok(Outcome::Repeated(earlier));
+        }
+        let outcome = self.card_job(job)?;
+        if let (Some(asked), CardOutcome::Done { card, transaction }) = (&job.idempotency, &outcome) {
+            let registered = matches!(job.change, CardChange::Register { .. });
+            let body = payload::card_answer(card, transaction.as_ref(), &job.request_id, job.at);
+            self.answered_with(asked, payload::card_status(registered), body)?;
+        }
+        Ok(Outcome::Card(Box::new(outcome)))
+    }
+
     /// Sets what is kept of a device, or repeats what was answered.
     pub(super) fn settings_once(&mut self, settings: &Settings) -> Result<Outcome, StoreError> {
         if let Some(earlier) = self.earlier(settings.idempotency.as_ref())? {
@@ -68,7 +85,7 @@ impl Tx<'_> {
         asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
     }
 
-    /// Keeps the answer. The unique row is the last word on duplicates: a second one fails its whole job.
+    /// Keeps the answer 202.
     pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
         self.answered_with(asked, payload::ACCEPTED, body)
     }

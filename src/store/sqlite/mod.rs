@@ -18,6 +18,7 @@
 
 mod apply;
 mod call;
+mod card;
 mod cmd_log;
 mod command;
 mod counters;

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
-    model::{Command, CommandBody, CommandState, EventType, Order, OrderNo, OrderStatus, Origin, Priority},
+    model::{
+        CardStart, ChargeMode, ChargeSpec, Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo,
+        OrderStatus, Origin, Priority,
+    },
     store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, StoreError, payload::Alarm},
 };
 
@@ -40,6 +43,13 @@ pub(super) struct Cause<'a> {
     pub(super) totals: Option<Totals<'a>>,
 }
 
+/// Where a new order is to run.
+pub(super) struct Place {
+    pub(super) device_id: DeviceId,
+    pub(super) port_no: u16,
+    pub(super) at: i64,
+}
+
 /// What a step did beside the order.
 #[derive(Default)]
 pub(super) struct Done {
@@ -57,7 +67,7 @@ impl Tx<'_> {
         )
     }
 
-    fn find_by_key(&self, key: OrderKey) -> Result<Option<Order>, StoreError> {
+    pub(super) fn find_by_key(&self, key: OrderKey) -> Result<Option<Order>, StoreError> {
         match key {
             OrderKey::No(order_no) => self.find_order(order_no),
             OrderKey::ActiveOn(device_id, port_no) => one(
@@ -76,13 +86,14 @@ impl Tx<'_> {
 
     /// Inserts an order row; 0 when the port is taken or the number exists.
     pub(super) fn insert_order(&self, order: &Order) -> Result<usize, StoreError> {
+        let card = order.card.as_deref();
         run(
             self.conn,
             concat!(
                 "INSERT INTO orders (",
                 order_columns!(),
                 ", duration_max_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL, 0, ?17, \
-                 ?18, 0, ?19, ?20, ?21, ?21, ?21, ?22) ON CONFLICT DO NOTHING"
+                 ?18, 0, ?19, ?20, ?21, ?21, ?21, ?23, ?24, ?25, ?26, NULL, NULL, ?22) ON CONFLICT DO NOTHING"
             ),
             rusqlite::params![
                 order.order_no.as_str(),
@@ -107,6 +118,10 @@ impl Tx<'_> {
                 order.request_id,
                 order.created_at,
                 signed(self.limits.orders.duration_max(&order.spec.mode)),
+                card.map(|card| card.card_no.as_str()),
+                card.and_then(|card| card.tariff.as_ref()).map(json).transpose()?,
+                card.and_then(|card| card.hold_cent),
+                card.is_some_and(|card| card.hold_open),
             ],
         )
     }
@@ -115,12 +130,36 @@ impl Tx<'_> {
         if self.now > new.deadline {
             return Ok(Created::TooLate);
         }
+        let (card, card_start) = match &new.card_no {
+            None => (None, None),
+            Some(card_no) => match self.requested(card_no, new)? {
+                Ok((card, start)) => (Some(card), Some(start)),
+                // The same order once more: its own hold may be what is missing now.
+                Err(_) if self.find_order(new.order_no)?.is_some() => return self.not_created(new),
+                Err(refused) => return Ok(Created::CardRefused(refused)),
+            },
+        };
+        let place = Place { device_id: new.device_id, port_no: new.port_no, at: new.at };
         let order = Order {
-            order_no: new.order_no,
-            device_id: new.device_id,
-            port_no: new.port_no,
-            status: OrderStatus::Pending,
             spec: new.spec.clone(),
+            request_id: Some(new.request_id.clone()),
+            card: card.map(Box::new),
+            ..self.pending_order(new.order_no, &place)
+        };
+        match self.place_order(order, card_start, new.epoch)? {
+            Some((order, command)) => Ok(Created::Order { order, command }),
+            None => self.not_created(new),
+        }
+    }
+
+    /// A new order as it is before its start, for the API's caller to fill in.
+    pub(super) fn pending_order(&self, order_no: OrderNo, place: &Place) -> Order {
+        Order {
+            order_no,
+            device_id: place.device_id,
+            port_no: place.port_no,
+            status: OrderStatus::Pending,
+            spec: ChargeSpec { mode: ChargeMode::Full, paid_cent: None, stop_when_full: false },
             origin: Origin::Api,
             device_ref: None,
             business_no: None,
@@ -138,40 +177,53 @@ impl Tx<'_> {
             settlement_match: None,
             device_end_pending: false,
             sequence_no: 1,
-            request_id: Some(new.request_id.clone()),
-            created_at: new.at,
-            status_at: new.at,
-            updated_at: new.at,
-        };
-        // The single writer makes the two statements one.
-        if self.end_pending(new)? || self.insert_order(&order)? == 0 {
-            return self.not_created(new);
+            request_id: None,
+            card: None,
+            created_at: place.at,
+            status_at: place.at,
+            updated_at: place.at,
         }
-        self.order_events(&order, None, &[EventType::OrderCreated], None, new.at)?;
+    }
+
+    /// Inserts a new order with its first event, its hold and its start command; `None`: somebody holds the port, or the
+    /// number exists.
+    pub(super) fn place_order(
+        &mut self,
+        order: Order,
+        card: Option<CardStart>,
+        epoch: Option<i64>,
+    ) -> Result<Option<(Order, Option<Command>)>, StoreError> {
+        let at = order.created_at;
+        // The single writer makes the statements one.
+        if self.end_pending(order.device_id, order.port_no)? || self.insert_order(&order)? == 0 {
+            return Ok(None);
+        }
+        self.hold(&order, at)?;
+        self.order_events(&order, None, &[EventType::OrderCreated], None, at)?;
         let counters = self
-            .next_msg_id(new.device_id)?
-            .ok_or_else(|| StoreError::Statement(format!("device {} has no row", new.device_id)))?;
+            .next_msg_id(order.device_id)?
+            .ok_or_else(|| StoreError::Statement(format!("device {} has no row", order.device_id)))?;
         let start = NewCommand {
-            device_id: new.device_id,
-            order_no: Some(new.order_no),
-            body: CommandBody::Start { port_no: new.port_no, spec: new.spec.clone() },
+            device_id: order.device_id,
+            order_no: Some(order.order_no),
+            body: CommandBody::Start { port_no: order.port_no, spec: order.spec.clone(), card },
             priority: Priority::Normal,
             attempts_max: 1,
-            at: new.at,
-            not_after: new.at + self.limits.valid_for_order,
-            epoch: new.epoch,
-            request_id: Some(new.request_id.clone()),
+            at,
+            not_after: at + self.limits.valid_for_order,
+            epoch,
+            request_id: order.request_id.clone(),
         };
         let command = self.insert_command(start, counters)?;
-        Ok(Created::Order { order, command })
+        Ok(Some((order, command)))
     }
 
     /// Whether the port still shows the charge of an order that is over.
-    fn end_pending(&self, new: &NewOrder) -> Result<bool, StoreError> {
+    pub(super) fn end_pending(&self, device_id: DeviceId, port_no: u16) -> Result<bool, StoreError> {
         let pending: Option<i64> = scalar(
             self.conn,
             "SELECT 1 FROM orders WHERE device_id = ?1 AND port_no = ?2 AND device_end_pending = 1",
-            (new.device_id.to_string(), new.port_no),
+            (device_id.to_string(), port_no),
         )?;
         Ok(pending.is_some())
     }
@@ -306,6 +358,10 @@ impl Tx<'_> {
         let events: Vec<EventType> = events(from, step, charged).collect();
         order.sequence_no += events.len() as u32;
         self.update_order(order)?;
+        if order.card.is_some() {
+            let settled = cause.totals.as_ref().filter(|_| step.store_totals);
+            self.card_step(order, settled, from.is_active() && step.to.is_final(), cause)?;
+        }
         let mut done = Done::default();
         if step.store_totals {
             done.withdrawn = self.withdraw(order.order_no, None, CommandState::Withdrawn, "settled", at)?;

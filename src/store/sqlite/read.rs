@@ -8,16 +8,16 @@ use super::{
     idempotency::earlier,
     ota,
     row::{
-        active, all, command_record, command_record_columns, device, device_columns, device_id, event, event_columns,
-        one, order, order_columns, port, port_columns, scalar,
+        active, all, card, card_columns, command_record, command_record_columns, device, device_columns, device_id,
+        event, event_columns, one, order, order_columns, port, port_columns, scalar, transaction, transaction_columns,
     },
 };
 use crate::{
     gateway::network::NetworkList,
-    model::{DeviceId, Firmware, Order, OrderNo, OtaTask},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
     store::{
-        CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency, OrderFilter,
-        OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Reader, StoreError,
+        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
+        OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Reader, StoreError,
     },
 };
 
@@ -192,6 +192,27 @@ impl Reader for SqliteReader {
 
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
         earlier(&self.conn, asked)
+    }
+
+    fn card(&mut self, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+        super::card::find_card(&self.conn, card_no)
+    }
+
+    fn cards(&mut self, filter: &CardFilter, page: u32, size: u32) -> Result<Page<Card>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("state = ?", filter.state.map(|state| i64::from(state.code())));
+        self.page(card_columns!(), "cards", "card_no", &sql, (page, size), card)
+    }
+
+    fn card_transactions(
+        &mut self,
+        card_no: &CardNo,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CardTransaction>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("card_no = ?", Some(card_no.as_str().to_owned()));
+        self.page(transaction_columns!(), "card_transactions", "id DESC", &sql, (page, size), transaction)
     }
 
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError> {

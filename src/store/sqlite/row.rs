@@ -9,9 +9,10 @@ use rusqlite::{Connection, Params, Row, types::FromSql};
 
 use crate::{
     model::{
-        ChargeSpec, Command, DeviceDetails, DeviceId, Order, OrderNo, OrderStatus, Origin, PortStatus, Priority,
-        Protocol,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, DeviceDetails, DeviceId, Order, OrderCard,
+        OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol, TransactionKind,
     },
+    pricing::Tariff,
     store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
 };
 
@@ -21,7 +22,7 @@ macro_rules! order_columns {
         "order_no, device_id, port_no, status, spec, origin, device_ref, business_no, start_time, end_time, \
          duration_seconds, energy_wh, amount_cent, end_reason, end_reason_raw, failure_reason, start_written_at, \
          stop_acked, settled_at, settlement_match, device_end_pending, sequence_no, request_id, created_at, status_at, \
-         updated_at"
+         updated_at, card_no, tariff, hold_cent, hold_open, price_cent, charged_cent"
     };
 }
 /// Columns in the order [`command`] reads them.
@@ -50,7 +51,21 @@ macro_rules! event_columns {
         "e.pos, e.event_id, e.event_type, e.key, e.device_id, e.order_no, e.sequence_no, e.at, e.data"
     };
 }
-pub(super) use {command_columns, device_columns, event_columns, order_columns, port_columns};
+/// Columns in the order [`card`] reads them.
+macro_rules! card_columns {
+    () => {
+        "card_no, state, tariff, expires_at, balance_cent, held_cent, sequence_no, created_at, updated_at"
+    };
+}
+/// Columns in the order [`transaction`] reads them.
+macro_rules! transaction_columns {
+    () => {
+        "id, card_no, kind, order_no, amount_cent, price_cent, unpaid_cent, balance_cent, reference, at"
+    };
+}
+pub(super) use {
+    card_columns, command_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns,
+};
 
 /// Statuses that hold a port, as the indexes name them.
 macro_rules! active {
@@ -161,6 +176,58 @@ pub(super) fn order(row: &Row<'_>) -> Result<Order, StoreError> {
         created_at: row.get(23)?,
         status_at: row.get(24)?,
         updated_at: row.get(25)?,
+        card: order_card(row)?,
+    })
+}
+
+fn order_card(row: &Row<'_>) -> Result<Option<Box<OrderCard>>, StoreError> {
+    if row.get_ref(26)?.as_str_or_null().map_err(rusqlite::Error::from)?.is_none() {
+        return Ok(None);
+    }
+    let tariff = row.get_ref(27)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+    let tariff = tariff.map(|text| serde_json::from_str::<Tariff>(text).map_err(|_| corrupt(row, 27, text)));
+    Ok(Some(Box::new(OrderCard {
+        card_no: card_no(row, 26)?,
+        tariff: tariff.transpose()?,
+        hold_cent: row.get(28)?,
+        hold_open: row.get(29)?,
+        price_cent: row.get(30)?,
+        charged_cent: row.get(31)?,
+    })))
+}
+
+fn card_no(row: &Row<'_>, column: usize) -> Result<CardNo, StoreError> {
+    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+    CardNo::parse(text).ok_or_else(|| corrupt(row, column, "no card number"))
+}
+
+pub(super) fn card(row: &Row<'_>) -> Result<Card, StoreError> {
+    Ok(Card {
+        card_no: card_no(row, 0)?,
+        state: CardState::from_code(row.get(1)?).ok_or_else(|| corrupt(row, 1, "out of range"))?,
+        tariff: row.get(2)?,
+        expires_at: row.get(3)?,
+        balance_cent: row.get(4)?,
+        held_cent: row.get(5)?,
+        sequence_no: row.get(6)?,
+        created_at: row.get(7)?,
+        updated_at: row.get(8)?,
+    })
+}
+
+pub(super) fn transaction(row: &Row<'_>) -> Result<CardTransaction, StoreError> {
+    let kind = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
+    Ok(CardTransaction {
+        id: row.get(0)?,
+        card_no: card_no(row, 1)?,
+        kind: TransactionKind::from_word(kind).ok_or_else(|| corrupt(row, 2, kind))?,
+        order_no: order_no_or_none(row, 3)?,
+        amount_cent: row.get(4)?,
+        price_cent: row.get(5)?,
+        unpaid_cent: row.get(6)?,
+        balance_cent: row.get(7)?,
+        reference: row.get(8)?,
+        at: row.get(9)?,
     })
 }
 

@@ -23,7 +23,7 @@ use crate::{
 /// A charge may seem this much longer than the time since its start was written: minutes are rounded.
 const FIT_SLACK_MS: i64 = 120_000;
 /// Order numbers tried for a record without an order.
-const NUMBER_TRIES_MAX: u32 = 64;
+pub(super) const NUMBER_TRIES_MAX: u32 = 64;
 /// AP3000 start mode of orders made by the server.
 const ONLINE: u8 = 1;
 
@@ -235,6 +235,7 @@ impl Tx<'_> {
             port_no: settlement.port_no,
             status,
             spec: ChargeSpec { mode: ChargeMode::Full, paid_cent: None, stop_when_full: false },
+            card: self.offline_card(settlement)?.map(Box::new),
             origin: Origin::Device,
             device_ref: Some(order_ref.to_vec()),
             business_no: None,
@@ -266,6 +267,7 @@ impl Tx<'_> {
             tries += 1;
             order.order_no = self.numbers.next(self.now);
         }
+        self.charge(&mut order, at)?;
         self.order_events(&order, None, &told, Some(false), at)?;
         Ok(Settled {
             key: settlement.key,

@@ -53,6 +53,7 @@ fn settlement(n: u32, raw: Vec<u8>) -> Job {
         amount_cent: None,
         end: SettlementEnd::Ap3000 { reason: 1 },
         epoch: None,
+        card_no: None,
         at: T0,
         raw,
     }))
@@ -189,6 +190,7 @@ fn the_backstop_follows_the_limits_it_is_given() {
         at: T0,
         deadline: T0,
         request_id: String::new(),
+        card_no: None,
         idempotency: None,
     };
     let mut apply = |job| db.apply(T0, &[job]).outcomes.remove(0);

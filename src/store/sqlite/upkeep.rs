@@ -26,6 +26,7 @@ impl Tx<'_> {
         let due = |owner_after: u64| at - signed(owner_after) - behind;
         self.expire_commands(at)?;
         let mut outcomes = Vec::new();
+        self.release_old_holds(at)?;
         if at >= backstop.offline_from {
             let pending = self.since("status = 0", due(orders.start_total.max(orders.start_ack)))?;
             self.happens(&pending, Event::StartTimedOut, at, &mut outcomes)?;

@@ -21,6 +21,7 @@ use super::{
     read::SqliteReader,
 };
 use crate::{
+    gateway::card::CardRules,
     model::{Command, DeviceId, Order, OrderNumbers, OtaTask},
     store::{
         CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome,
@@ -67,6 +68,8 @@ pub struct Options {
     pub order_salt: u64,
     /// Time limits that the store applies.
     pub limits: Limits,
+    /// Tariffs of cards.
+    pub cards: Arc<CardRules>,
     /// The store's clock, Unix ms.
     pub clock: fn() -> i64,
 }
@@ -83,6 +86,7 @@ impl Options {
             order_prefix: *b"THD",
             order_salt: 0x3FF,
             limits: Limits::default(),
+            cards: Arc::default(),
             clock: now,
         }
     }
@@ -123,7 +127,8 @@ impl SqliteStore {
     /// Opens the database, migrates it and starts the threads.
     pub fn open(options: Options, notify: Arc<dyn Notify>) -> Result<Self, StoreError> {
         let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?
-            .with_limits(options.limits);
+            .with_limits(options.limits)
+            .with_cards(Arc::clone(&options.cards));
         let log_db = cmd_log::open(&cmd_log::path_beside(&options.path))?;
         let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path)).collect::<Result<_, _>>()?;
         let health = Arc::new(StoreHealth::default());
@@ -559,7 +564,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
     match outcome {
         Outcome::Created(created) => match &**created {
             Created::Order { order, command } => vec![(order.clone(), command.iter().cloned().collect(), Vec::new())],
-            Created::PortBusy { .. } | Created::TooLate => Vec::new(),
+            Created::PortBusy { .. } | Created::TooLate | Created::CardRefused(_) => Vec::new(),
         },
         Outcome::Order(outcome) => of(outcome).into_iter().collect(),
         Outcome::Backstop(outcomes) => outcomes.iter().filter_map(of).collect(),
@@ -567,7 +572,14 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
             Some(order) if settled.stored => vec![(order.clone(), Vec::new(), settled.withdrawn.clone())],
             _ => Vec::new(),
         },
+        Outcome::Swiped(swiped) => match &swiped.order {
+            Some(order) if !swiped.repeated => {
+                vec![(order.clone(), swiped.command.iter().cloned().collect(), Vec::new())]
+            }
+            _ => Vec::new(),
+        },
         Outcome::Bound(_)
+        | Outcome::Card(_)
         | Outcome::Repeated(_)
         | Outcome::Reported { .. }
         | Outcome::Pruned { .. }

@@ -160,6 +160,16 @@ impl Ap3000Device {
                 let reply = EepromReadReply { result, eeprom_data: None, extra: Extra::NONE };
                 self.line.write(header, command, &reply);
             }
+            Body::OtaPacket(packet) => {
+                let reply = OtaReply { result: UpdateResult(result), packet_no: packet.packet_no, extra: Extra::NONE };
+                self.line.write(header, command, &reply);
+            }
+            Body::ReservedFd(fd) => {
+                let reply = ReservedFdReply { function: fd.function, result, extra: Extra::NONE };
+                self.line.write(header, command, &reply);
+            }
+            // Queries have no result to refuse with: 0x90 to 0x93 are not answered then, like those without a reply.
+            _ if (0x90..=0x93).contains(&command) => {}
             _ if lookup(command).is_some_and(|row| matches!(row.reply, Reply::Mandatory | Reply::BestEffort)) => {
                 self.line.result(header, command, result);
             }

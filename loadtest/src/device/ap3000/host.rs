@@ -12,8 +12,10 @@
 //! sent is not documented: here with each connect, and on demand.
 
 use chargegate::protocol::ap3000::body::{
-    Body, FskParams, FskRequest, HostHeartbeat, HostOta, HostStatus, OtaPacket, ServerAddress, SubDeviceVersions,
+    Body, FskParams, FskRequest, HostHeartbeat, HostOta, HostStatus, OtaPacket, OtaReply, ServerAddress,
+    SubDeviceVersions,
 };
+use chargegate::protocol::ap3000::codes::UpdateResult;
 use chargegate::protocol::ap3000::encode::{self, Header};
 use chargegate::protocol::ap3000::update::update_path;
 use chargegate::protocol::ap3000::wire::{Extra, SubDeviceType, SubDeviceTypes, Text};
@@ -356,11 +358,21 @@ impl HostDevice {
             Fault::Refused(refused, result) if refused == command => Some(result),
             _ => None,
         });
+        let refused_packet = |packet_no| {
+            let result = UpdateResult(refused?);
+            Some(OtaReply { result, packet_no, extra: Extra::NONE })
+        };
         match body {
             Body::HostOta(HostOta::Packet(packet)) | Body::OtaPacket(packet) => {
-                return self.handle_packet(now_us, header, command, packet);
+                return match refused_packet(packet.packet_no) {
+                    Some(reply) => self.line.write(header, command, &reply),
+                    None => self.handle_packet(now_us, header, command, packet),
+                };
             }
-            Body::HostOta(HostOta::Trigger) if refused.is_none() => {
+            Body::HostOta(HostOta::Trigger) => {
+                if let Some(reply) = refused_packet(0) {
+                    return self.line.write(header, command, &reply);
+                }
                 self.own.ask_us = now_us.saturating_add(ASK_EVERY_US);
                 return ask_for_first(&mut self.line, header, command);
             }
@@ -579,8 +591,12 @@ impl Device for HostDevice {
     }
 
     fn poll_event(&mut self) -> Option<Event> {
-        let subs = &mut self.subs;
-        self.line.events.pop().or_else(|| subs.iter_mut().find_map(|sub| sub.device.poll_event()))
+        if let Some(event) = self.line.events.pop() {
+            return Some(event);
+        }
+        // The connection registers once, with the host.
+        let of_subs = self.subs.iter_mut().flat_map(|sub| std::iter::from_fn(|| sub.device.poll_event()));
+        of_subs.into_iter().find(|event| *event != Event::Registered)
     }
 
     fn poll_close(&mut self) -> bool {

@@ -90,7 +90,7 @@ impl Model {
 pub enum Fault {
     /// The reply to this command gets lost; the command is carried out.
     ReplyLost(u8),
-    /// This command is not carried out, and its reply has this result.
+    /// This command is not carried out, and its reply has this result; one whose reply has none is not answered.
     Refused(u8, u8),
     /// The acknowledgement of this firmware packet gets lost.
     UpdateAckLost(u16),

@@ -266,6 +266,13 @@ fn faults_happen_once() {
     assert_eq!(wire.command(3, 0x83, &params, |_, _| ()), []);
     assert_eq!(wire.device.parameters().params_1_1.heartbeat_interval_s, 77, "done all the same");
     assert_eq!(wire.result(3, 0x83, &params), 0, "the reply is known");
+    wire.device.set_fault(Fault::Refused(0x90, 1));
+    assert_eq!(wire.command(4, 0x90, &NOTHING, |_, _| ()), [], "a query has no result to refuse with");
+    wire.device.set_fault(Fault::Refused(0xfd, 7));
+    assert_eq!(
+        wire.command(5, 0xfd, &ReservedFd { function: 1, ..ReservedFd::default() }, |frame, _| frame.data[1]),
+        [7]
+    );
 }
 
 #[test]

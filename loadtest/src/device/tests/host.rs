@@ -106,6 +106,12 @@ fn one_connection_carries_all() {
 fn frames_go_by_their_id() {
     let mut wire = host(2);
     let ids = wire.ids();
+    let mut registered = Vec::new();
+    encode::result_reply(&mut registered, &Header { magic: *b"DNY", phy_id: ids[0], msg_id: 1 }, 0x20, 0);
+    wire.receive(&registered);
+    let events = wire.events();
+    assert!(events.iter().any(|event| matches!(event, Event::Answered(Request::Registration, _))));
+    assert!(!events.contains(&Event::Registered), "the connection registers once, with the host");
     wire.commands();
     wire.down(ids[1], 5, 0x82, &ChargeControl::start(RateMode::TIMED, 1, 600, ORDER));
     assert_eq!(wire.commands(), [(ids[1], 0x82)]);
@@ -217,7 +223,10 @@ fn a_host_takes_its_firmware() {
     let mut wire = host(1);
     let own = wire.device.phy_id();
     wire.device.set_fault(Fault::UpdatePowerCut(2));
+    wire.device.set_fault(Fault::Refused(0xfa, 1));
     wire.down(own, 1, 0xfa, &HostOta::Trigger);
+    assert_eq!(wire.acks(), [(UpdateResult::RESEND, 0)], "the server repeats the trigger");
+    wire.down(own, 2, 0xfa, &HostOta::Trigger);
     assert_eq!(wire.acks(), [(UpdateResult::OK, 0)]);
     let image = Image::new(&firmware, CHUNK, None).unwrap();
     let mut buffer = [0; CHUNK_LEGACY];
