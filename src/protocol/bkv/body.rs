@@ -22,7 +22,7 @@ use super::packet::{Event, Exception, FeeEnd, FeeStart, Packet, PacketReply, Par
 use super::records::{Record, Records};
 use super::report::{EndReport, HoleBlock, SocketState, Sockets};
 use super::status::HoleStatus;
-use crate::protocol::{DecodeError, Hex, Input};
+use crate::protocol::{DecodeError, Direction, Hex, Input};
 
 /// Length and sub-command in front of the fields of 0x0005 and 0x0015.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,11 +219,19 @@ pub fn decode_body<'a>(frame: &Frame<'a>) -> Result<Body<'a>, DecodeError> {
             }
         }
         command::PACKET => {
+            // The packet that comes most goes round table and walk.
+            if let Some(packet) = Packet::usual_push(frame) {
+                return Ok(Body::Push(packet));
+            }
             let packet = Packet::parse(frame)?;
             match decoder(frame, Some(packet.command)) {
                 Some(Decoder::Packet(decode)) => decode(packet),
                 _ => Ok(Body::Packet(packet)),
             }
+        }
+        // As is this one.
+        command::HEARTBEAT if frame.direction == Direction::Up => {
+            Heartbeat::read(&mut Input::new(frame.payload), "body").map(Body::Heartbeat)
         }
         command => match decoder(frame, None) {
             Some(Decoder::Fixed(decode)) => decode(&mut Input::new(frame.payload)),

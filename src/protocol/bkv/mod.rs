@@ -9,7 +9,8 @@
 //! ```
 //!
 //! - [`frame`] cuts frames out of the stream; [`command`] is the table of every command and sub-command.
-//! - [`body`] holds the typed bodies; [`tlv`] the element grammar of command 0x1000 and [`packet`] its bodies.
+//! - [`body`] holds the typed bodies, which read and write themselves through [`fields`]; [`tlv`] the element grammar of
+//!   command 0x1000 and [`packet`] its bodies.
 //! - [`status`] reads the hole status byte and derives why a charge ended; [`report`] gives one view of the four
 //!   end reports and of the two kinds of socket state.
 //! - [`encode`] writes server frames, [`device`] the frames a gateway sends; [`clock`] is the wire's local time.

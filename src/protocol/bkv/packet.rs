@@ -15,10 +15,10 @@ use super::command::packet_sub;
 use super::fields::fields;
 use super::frame::{Frame, GatewayId};
 use super::records::Records;
-use super::report::{EndReport, Sockets, next_socket};
+use super::report::{EndReport, PUSH, PUSH_LEN, Sockets, next_socket};
 use super::status::HoleStatus;
 use super::tlv::{Element, Elements, key, put};
-use crate::protocol::{DecodeError, Hex};
+use crate::protocol::{DecodeError, Direction, Hex};
 
 /// What tags 02 and 03 repeat from the frame. An acknowledgement copies them from the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +46,27 @@ pub struct Packet<'a> {
     /// Elements whose TYPE is not 01: never seen, tolerated, worth counting.
     pub odd_types: u16,
     elements: Elements<'a>,
+    /// The payload, if it is a push of the usual shape.
+    push: Option<&'a [u8; PUSH_LEN]>,
 }
 
 impl<'a> Packet<'a> {
+    /// Reads a push that a device sends in the usual shape; `None` for any other, which [`Packet::parse`] reads.
+    #[inline]
+    pub(super) fn usual_push(frame: &Frame<'a>) -> Option<Self> {
+        let push: &[u8; PUSH_LEN] = frame.payload.try_into().ok()?;
+        let [_, _, _, c0, c1, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7, rest @ ..] = push;
+        let [_, _, _, g0, g1, g2, g3, g4, g5, g6, ..] = rest;
+        let command = u16::from_be_bytes([*c0, *c1]);
+        if frame.direction != Direction::Up || command != packet_sub::PUSH || !PUSH.fits(push) {
+            return None;
+        }
+        let frame_seq = [*s0, *s1, *s2, *s3, *s4, *s5, *s6, *s7];
+        let gateway_id = GatewayId([*g0, *g1, *g2, *g3, *g4, *g5, *g6]);
+        let (header, elements) = (PacketHeader { frame_seq, gateway_id }, Elements::checked(push));
+        Some(Self { command, header, odd_types: 0, elements, push: Some(push) })
+    }
+
     /// Reads the payload of a 0x1000 frame.
     ///
     /// # Errors
@@ -59,6 +77,7 @@ impl<'a> Packet<'a> {
         let &[0x04, 0x01, key::CMD, c0, c1, ..] = frame.payload else {
             return Err(DecodeError::NotDecoded { command: frame.command });
         };
+        let command = u16::from_be_bytes([c0, c1]);
         let (elements, odd_types) = Elements::parse(frame.payload)?;
         let mut header = PacketHeader::new(frame.sequence, frame.gateway_id);
         // The two tags directly follow the first in every frame seen; a tag found later is honoured all the same.
@@ -74,12 +93,12 @@ impl<'a> Packet<'a> {
                 break;
             }
         }
-        Ok(Self { command: u16::from_be_bytes([c0, c1]), header, odd_types, elements })
+        Ok(Self { command, header, odd_types, elements, push: None })
     }
 
     /// A packet that is going to be written: it has no elements, the type that holds it gives them.
     pub const fn new(command: u16, header: PacketHeader) -> Self {
-        Self { command, header, odd_types: 0, elements: Elements::NONE }
+        Self { command, header, odd_types: 0, elements: Elements::NONE, push: None }
     }
 
     /// Appends the elements as they were read; of a new packet the header.
@@ -97,7 +116,10 @@ impl<'a> Packet<'a> {
 
     /// The sockets of a status push; none in other packets.
     pub const fn sockets(&self) -> Sockets<'a> {
-        Sockets::of_push(self.elements)
+        match self.push {
+            Some(push) => Sockets::of_shape(push),
+            None => Sockets::of_push(self.elements),
+        }
     }
 
     fn u8(&self, key: u8) -> Option<u8> {

@@ -7,7 +7,7 @@ use super::clock::DeviceTime;
 use super::fields::fields;
 use super::records::Records;
 use super::status::HoleStatus;
-use super::tlv::{Elements, key};
+use super::tlv::{Elements, Shape, key};
 
 /// How a charge ended, from any of the four end reports.
 ///
@@ -182,6 +182,80 @@ impl<'a> SocketState<'a> {
     }
 }
 
+/// Payload of a push of one socket with two holes, as the guide shows it and captured gateways send it.
+pub(super) const PUSH_LEN: usize = 128;
+/// Its elements.
+pub(super) static PUSH: Shape<PUSH_LEN> = Shape::new(&[
+    (key::CMD, 2),
+    (key::FRAME_SEQ, 8),
+    (key::GATEWAY_ID, 7),
+    (key::SOCKET_STATUS, 99),
+    (key::SOCKET_NO, 1),
+    (key::SOCKET_FW, 2),
+    (key::MCU_TEMP, 1),
+    (key::RSSI, 1),
+    (key::HOLE_ATTRS, 38),
+    (key::HOLE, 1),
+    (key::STATUS, 1),
+    (key::BUSINESS_NO, 2),
+    (key::VOLTAGE, 2),
+    (key::POWER, 2),
+    (key::CURRENT, 2),
+    (key::ENERGY, 2),
+    (key::CHARGED_MIN, 2),
+    (key::HOLE_ATTRS, 38),
+    (key::HOLE, 1),
+    (key::STATUS, 1),
+    (key::BUSINESS_NO, 2),
+    (key::VOLTAGE, 2),
+    (key::POWER, 2),
+    (key::CURRENT, 2),
+    (key::ENERGY, 2),
+    (key::CHARGED_MIN, 2),
+]);
+/// A hole in it.
+const HOLE_LEN: usize = 41;
+/// Both of them.
+const HOLES_LEN: usize = 2 * HOLE_LEN;
+/// Where they begin.
+const SOCKET_END: usize = PUSH_LEN - HOLES_LEN;
+
+impl HoleState {
+    /// Reads a hole of a [`PUSH`].
+    #[inline]
+    fn from_shape(hole: &[u8; HOLE_LEN]) -> Self {
+        let &[_, _, _, _, _, _, number, _, _, _, status, _, _, _, b0, b1, ref measured @ ..] = hole;
+        let &[_, _, _, v0, v1, _, _, _, p0, p1, _, _, _, c0, c1, _, _, _, e0, e1, _, _, _, m0, m1] = measured;
+        Self {
+            hole: Some(number),
+            status: Some(HoleStatus(status)),
+            business_no: Some(u16::from_be_bytes([b0, b1])),
+            voltage_dv: Some(u16::from_be_bytes([v0, v1])),
+            power_dw: Some(u16::from_be_bytes([p0, p1])),
+            current_ma: Some(u16::from_be_bytes([c0, c1])),
+            energy_wh: Some(u16::from_be_bytes([e0, e1])),
+            charged_min: Some(u16::from_be_bytes([m0, m1])),
+        }
+    }
+}
+
+impl<'a> SocketState<'a> {
+    /// Reads the socket of a [`PUSH`], whose payload this is.
+    #[inline]
+    fn from_shape(payload: &'a [u8; PUSH_LEN]) -> Option<Self> {
+        let (socket, holes) = payload.split_last_chunk::<HOLES_LEN>()?;
+        let [.., number, _, _, _, f0, f1, _, _, _, temp_c, _, _, _, rssi] = *socket.first_chunk::<SOCKET_END>()?;
+        let (holes, _) = holes.as_chunks();
+        Some(Self {
+            socket: Some(number),
+            fw: Some([f0, f1]),
+            temp_c: Some(temp_c),
+            rssi: Some(rssi),
+            holes: Holes::Shape(holes),
+        })
+    }
+}
+
 /// Iterates the holes of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holes<'a> {
@@ -189,6 +263,8 @@ pub enum Holes<'a> {
     Blocks(Records<'a, HoleBlock>),
     /// A socket's elements in a push.
     Elements(Elements<'a>),
+    /// The same in a push of the usual shape.
+    Shape(&'a [[u8; HOLE_LEN]]),
 }
 
 impl Iterator for Holes<'_> {
@@ -201,6 +277,11 @@ impl Iterator for Holes<'_> {
             Self::Elements(elements) => {
                 let hole = elements.find(|element| element.key == key::HOLE_ATTRS)?;
                 hole.children().map(HoleState::from_elements)
+            }
+            Self::Shape(holes) => {
+                let (hole, rest) = holes.split_first()?;
+                *holes = rest;
+                Some(HoleState::from_shape(hole))
             }
         }
     }
@@ -218,6 +299,7 @@ enum Source<'a> {
         container: Option<Elements<'a>>,
         packet: Elements<'a>,
     },
+    Shape(Option<&'a [u8; PUSH_LEN]>),
 }
 
 impl<'a> Sockets<'a> {
@@ -227,6 +309,10 @@ impl<'a> Sockets<'a> {
 
     pub(super) const fn of_push(packet: Elements<'a>) -> Self {
         Self(Source::Push { container: None, packet })
+    }
+
+    pub(super) const fn of_shape(payload: &'a [u8; PUSH_LEN]) -> Self {
+        Self(Source::Shape(Some(payload)))
     }
 }
 
@@ -238,6 +324,7 @@ impl<'a> Iterator for Sockets<'a> {
         match &mut self.0 {
             Source::Reply(state) => state.take(),
             Source::Push { container, packet } => next_socket(container, packet).map(SocketState::from_elements),
+            Source::Shape(payload) => payload.take().and_then(SocketState::from_shape),
         }
     }
 }

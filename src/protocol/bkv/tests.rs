@@ -14,7 +14,7 @@ use super::packet::{
     Event, Exception, FeeEnd, FeeStart, FeeTier, Packet, PacketHeader, PacketReply, ParamQuery, ParamSet, Params,
 };
 use super::records::{Record, Records};
-use super::report::{EndReport, HoleBlock, HoleState};
+use super::report::{EndReport, HoleBlock, HoleState, SocketState};
 use super::{Body, Frame, GatewayId, HoleStatus, decode_body, deframe, device, encode};
 use crate::protocol::{Direction, Hex, Step};
 
@@ -452,6 +452,39 @@ proptest! {
             encode::body(&mut again, &header, &read);
             prop_assert_eq!(again, out);
         }
+    }
+
+    /// The short cut for the usual push says what the walk says, or nothing.
+    #[test]
+    fn the_usual_push_is_read_like_any_other(
+        [socket, temp_c, rssi] in any::<[u8; 3]>(), fw: [u8; 2], holes in [hole_block(), hole_block()],
+        damage in proptest::option::of((any::<prop::sample::Index>(), any::<u8>())),
+    ) {
+        let mut bytes = Vec::new();
+        device::push(&mut bytes, ID, &[device::Socket { socket, fw, temp_c, rssi, holes: &holes }]);
+        let frame = only_frame(&bytes);
+        let mut payload = frame.payload.to_vec();
+        if let Some((at, byte)) = damage {
+            *at.get_mut(&mut payload) = byte;
+        }
+        let frame = Frame { payload: &payload, ..frame };
+        let short = Packet::usual_push(&frame);
+        prop_assert!(short.is_some() || damage.is_some());
+        if let Some(short) = short {
+            let walked = Packet::parse(&frame).unwrap();
+            prop_assert_eq!((short.command, short.header, short.odd_types), (walked.command, walked.header, walked.odd_types));
+            prop_assert_eq!(serde_json::to_value(short).unwrap(), serde_json::to_value(walked).unwrap());
+            let states = |packet: Packet<'_>| -> Vec<_> {
+                let state = |socket: SocketState<'_>| {
+                    (socket.socket, socket.fw, socket.temp_c, socket.rssi, socket.holes().collect::<Vec<_>>())
+                };
+                packet.sockets().map(state).collect()
+            };
+            prop_assert_eq!(states(short), states(walked));
+            prop_assert_eq!(decode_body(&frame), Ok(Body::Push(short)));
+        }
+        let downlink = Frame { direction: Direction::Down, ..frame };
+        prop_assert_eq!(Packet::usual_push(&downlink), None);
     }
 
     #[test]

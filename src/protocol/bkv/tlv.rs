@@ -167,6 +167,11 @@ impl<'a> Elements<'a> {
     /// No elements.
     pub(super) const NONE: Self = Self(&[]);
 
+    /// Elements that were recognised by their shape, or are part of such.
+    pub(super) const fn checked(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes of the elements.
     pub const fn as_bytes(&self) -> &'a [u8] {
         self.0
@@ -209,6 +214,48 @@ impl<'a> Iterator for Elements<'a> {
         let (element, rest) = Element::split(self.0).ok()?;
         self.0 = rest;
         Some(element)
+    }
+}
+
+/// A run of elements with fixed keys and sizes, as a firmware always writes it: one comparison in place of a walk.
+///
+/// Only a short cut. Whatever does not fit, a shape says nothing about.
+pub(super) struct Shape<const N: usize> {
+    /// LEN, TYPE and KEY of every element; 0 where values stand.
+    heads: [u8; N],
+    /// 0xFF at the heads.
+    mask: [u8; N],
+}
+
+impl<const N: usize> Shape<N> {
+    /// The elements in the order of their heads: key and size of the value. Those inside a container follow it.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::indexing_slicing,
+        reason = "evaluated by the compiler: a mistake does not build"
+    )]
+    pub(super) const fn new(elements: &[(u8, usize)]) -> Self {
+        let (mut heads, mut mask) = ([0; N], [0; N]);
+        let (mut at, mut element) = (0, 0);
+        while element < elements.len() {
+            let (key, size) = elements[element];
+            assert!(size <= VALUE_LEN_MAX, "a value must fit its length byte");
+            [heads[at], heads[at + 1], heads[at + 2]] = [size as u8 + 2, TYPE, key];
+            [mask[at], mask[at + 1], mask[at + 2]] = [u8::MAX; 3];
+            let is_container = matches!(key, key::SOCKET_STATUS | key::HOLE_ATTRS);
+            at += if is_container { 3 } else { 3 + size };
+            element += 1;
+        }
+        assert!(at == N, "the shape must be as long as its elements");
+        Self { heads, mask }
+    }
+
+    /// Whether these are the elements of the shape.
+    #[inline]
+    pub(super) fn fits(&self, bytes: &[u8; N]) -> bool {
+        let pairs = bytes.iter().zip(&self.mask).zip(&self.heads);
+        pairs.fold(0, |odd, ((byte, mask), head)| odd | ((byte & mask) ^ head)) == 0
     }
 }
 
