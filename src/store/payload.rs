@@ -1,6 +1,6 @@
 //! Objects as third parties read them, built the same for events and for the API.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
@@ -141,6 +141,23 @@ impl<'a> From<&'a Firmware> for FirmwareObject<'a> {
             created_at: Rfc3339(firmware.created_at),
         }
     }
+}
+
+macro_rules! shown_as {
+    ($($record:ty => $object:ident;)*) => { $(
+        /// As third parties read it, fields in their order.
+        impl Serialize for $record {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                $object::from(self).serialize(serializer)
+            }
+        }
+    )* };
+}
+
+shown_as! {
+    CommandRecord => CommandObject;
+    Firmware => FirmwareObject;
+    OtaTask => OtaObject;
 }
 
 /// A command of the queue.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::body::Fields;
@@ -17,7 +18,7 @@ use crate::api::route::Query;
 use crate::gateway::params;
 use crate::model::{Ap3000Call, DeviceCall, DeviceId, GatewayCall, ModifiedLimit, Priority, Protocol, SubDevice};
 use crate::protocol::ap3000::{PhyId, offline::VerificationCode};
-use crate::store::{Called, Job, NewCall, Outcome, WantedParams, payload};
+use crate::store::{Called, Job, NewCall, Outcome, ParamRecord, WantedParams, payload};
 use crate::time::Rfc3339;
 
 /// How long a command is valid where the request does not say.
@@ -140,16 +141,15 @@ pub(super) fn list(device_id: DeviceId, query: &Query<'_>) -> Result<Next, ApiEr
             return Err(no_device(device_id));
         }
         let found = reader.commands(device_id, page.page, page.size)?;
-        let items: Vec<_> = found.rows.iter().map(|record| json!(payload::CommandObject::from(record))).collect();
-        Ok(List::new(items, found.total, page))
+        Ok(List::new(found.rows, found.total, page))
     }))
 }
 
 /// One command: its state, and what the device said.
 pub(super) fn one(device_id: DeviceId, id: i64) -> Next {
-    reading(move |reader| match reader.command(device_id, id)? {
-        Some(record) => Ok(json!(payload::CommandObject::from(&record))),
-        None => Err(ApiError::new(ErrorCode::NotFound, format!("device {device_id} has no command {id}"))),
+    reading(move |reader| {
+        let missing = || ApiError::new(ErrorCode::NotFound, format!("device {device_id} has no command {id}"));
+        reader.command(device_id, id)?.ok_or_else(missing)
     })
 }
 
@@ -175,14 +175,25 @@ pub(super) fn verification_code(device_id: DeviceId, query: &Query<'_>) -> Resul
     Ok(Box::new(move |call| call.success(200, &data)))
 }
 
+/// Parameters as third parties read them.
+struct ParamsBody {
+    device_id: DeviceId,
+    params: Vec<ParamRecord>,
+}
+
+impl Serialize for ParamsBody {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        payload::ParamsObject::new(self.device_id, &self.params).serialize(serializer)
+    }
+}
+
 /// Parameters of a device: desired, reported, pending.
 pub(super) fn params(device_id: DeviceId) -> Next {
     reading(move |reader| {
         if reader.device(device_id)?.is_none() {
             return Err(no_device(device_id));
         }
-        let params = reader.params(device_id)?;
-        Ok(json!(payload::ParamsObject::new(device_id, &params)))
+        Ok(ParamsBody { device_id, params: reader.params(device_id)? })
     })
 }
 

@@ -21,7 +21,7 @@ use crate::model::{DeviceId, Firmware, FtpSource, OtaMethod, OtaState, OtaTask, 
 use crate::ota::image_path;
 use crate::protocol::bkv::body::OTA_FILE_LEN;
 use crate::signature::decode_hex;
-use crate::store::payload::{self, FirmwareObject, OtaObject};
+use crate::store::payload;
 use crate::store::{
     DeviceRecord, FirmwareKey, Job, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, Outcome, Reader,
 };
@@ -66,7 +66,7 @@ fn keep(api: &Api, upload: &UploadedBody) -> std::io::Result<()> {
 fn uploaded(call: Call, outcome: Outcome) {
     match ota_outcome(outcome) {
         Ok(OtaOutcome::Firmware { firmware, added }) => {
-            call.success(if added { 201 } else { 200 }, &FirmwareObject::from(&firmware));
+            call.success(if added { 201 } else { 200 }, &firmware);
         }
         Ok(other) => call.error(&not_done(&Outcome::Ota(Box::new(other)))),
         Err(outcome) => call.error(&not_done(&outcome)),
@@ -102,8 +102,7 @@ pub(super) fn firmware_list(query: &Query<'_>) -> Result<Next, ApiError> {
     let page = query.page()?;
     Ok(reading(move |reader| {
         let found = reader.firmware_list(page.page, page.size)?;
-        let items: Vec<Value> = found.rows.iter().map(|firmware| json!(FirmwareObject::from(firmware))).collect();
-        Ok(List::new(items, found.total, page))
+        Ok(List::new(found.rows, found.total, page))
     }))
 }
 
@@ -318,8 +317,7 @@ pub(super) fn list(query: &Query<'_>) -> Result<Next, ApiError> {
     let state = query.value("state").map(state).transpose()?;
     Ok(reading(move |reader| {
         let found = reader.ota_tasks(&OtaFilter { device_id, state }, page.page, page.size)?;
-        let items: Vec<Value> = found.rows.iter().map(|task| json!(OtaObject::from(task))).collect();
-        Ok(List::new(items, found.total, page))
+        Ok(List::new(found.rows, found.total, page))
     }))
 }
 
@@ -334,10 +332,7 @@ fn state(text: &str) -> Result<OtaState, ApiError> {
 
 /// One update.
 pub(super) fn one(id: i64) -> Next {
-    reading(move |reader| match reader.ota_task(id)? {
-        Some(task) => Ok(json!(OtaObject::from(&task))),
-        None => Err(no_task(id)),
-    })
+    reading(move |reader| reader.ota_task(id)?.ok_or_else(|| no_task(id)))
 }
 
 /// Ends an update.
@@ -345,10 +340,10 @@ pub(super) fn cancel(id: i64) -> Next {
     Box::new(move |call| {
         let job = Job::Ota(Box::new(OtaJob::Cancel { id, at: now().unix_ms }));
         submit(call, job, move |call, outcome| match ota_outcome(outcome) {
-            Ok(OtaOutcome::Cancelled(task)) => call.success(200, &OtaObject::from(&task)),
+            Ok(OtaOutcome::Cancelled(task)) => call.success(200, &task),
             // Asked for again.
             Ok(OtaOutcome::Ended(task)) if task.reason.as_deref() == Some("cancelled") => {
-                call.success(200, &OtaObject::from(&task));
+                call.success(200, &task);
             }
             Ok(OtaOutcome::Ended(task)) => {
                 call.error(&task_state(format!("update {id} is {}", task.state.as_str()), &task));

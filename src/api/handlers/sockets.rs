@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::body::Fields;
@@ -13,7 +14,7 @@ use super::commands::{admit, respond};
 use super::{Api, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::{Request, Response};
-use crate::gateway::network::Given;
+use crate::gateway::network::{Given, NetworkList};
 use crate::model::{DeviceId, Protocol, port_of_socket};
 use crate::store::{Job, NetworkChange, NetworkJob, Networked, Outcome, Settings, payload};
 
@@ -86,12 +87,24 @@ pub(super) fn settings(device_id: DeviceId, request: &Request) -> Result<Next, A
     }))
 }
 
+/// A network list as third parties read it.
+struct NetworkBody {
+    device_id: DeviceId,
+    list: NetworkList,
+}
+
+impl Serialize for NetworkBody {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        payload::NetworkObject::new(self.device_id, &self.list).serialize(serializer)
+    }
+}
+
 /// The list of a gateway.
 pub(super) fn list(device_id: DeviceId) -> Result<Next, ApiError> {
     check_networked(device_id)?;
     Ok(reading(move |reader| {
         let list = reader.network(device_id)?.ok_or_else(|| no_device(device_id))?;
-        Ok(json!(payload::NetworkObject::new(device_id, &list)))
+        Ok(NetworkBody { device_id, list })
     }))
 }
 
