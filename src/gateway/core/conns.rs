@@ -1,13 +1,13 @@
 //! Connections: bytes in, frames out, deadlines, end.
 
 use super::{Core, Cx};
-use crate::gateway::{
-    CloseReason, Effects, Now,
-    conn::{Codec, Conn, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
-    slots::Key,
-    timers::Timer,
-};
 use crate::{
+    gateway::{
+        CloseReason, Effects, Now,
+        conn::{Codec, Conn, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
+        slots::Key,
+        timers::Timer,
+    },
     protocol::{
         Step, ap3000, bkv,
         detect::{Detected, Detection, detect},

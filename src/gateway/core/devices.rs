@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::{Core, CoreConfig, Cx, Shared};
-use crate::gateway::{
-    CloseReason, Effects, Listener, Message, Now,
-    conn::{Admission, Codec, Conn, DEVICES_MAX},
-    device::Device,
-    lane::Waits,
-    slots::Key,
-    timers::Timer,
-};
 use crate::{
+    gateway::{
+        CloseReason, Effects, Listener, Message, Now,
+        conn::{Admission, Codec, Conn, DEVICES_MAX},
+        device::Device,
+        lane::Waits,
+        slots::Key,
+        timers::Timer,
+    },
     model::{DeviceId, Protocol},
     protocol::DecodeError,
     store::CommandLogRow,

@@ -1,8 +1,8 @@
 //! The store's answers.
 
 use super::{Ack, Core, Cx, WaitingAck};
-use crate::gateway::{Effects, Now, conn::Admission, device::Device, slots::Key};
 use crate::{
+    gateway::{Effects, Now, conn::Admission, device::Device, slots::Key},
     model::DeviceId,
     store::{OrderOutcome, OtaOutcome, Outcome},
     telemetry::label::ShardEvent,

@@ -12,15 +12,16 @@
 //! - A BKV/GN hole that another order holds is not answered: the refusal is a switch-off, and might reach the running charge.
 
 use super::Device;
-use crate::gateway::{Now, core::Cx};
 use crate::{
     gateway::{
-        ConnId,
+        ConnId, Now,
         card::{CardMode, Rate},
+        core::Cx,
         effects::CardAsk,
     },
-    model::{CardNo, CardState},
+    model::{CardNo, CardState, DeviceId, PortStatus, port_of_socket},
     protocol::{
+        Direction,
         ap3000::{
             body::CardReply,
             codes::RateMode,
@@ -35,12 +36,7 @@ use crate::{
             encode::CardTerms,
         },
     },
-    store::{CardVerdict, Swipe, Swiped},
-};
-use crate::{
-    model::{DeviceId, PortStatus, port_of_socket},
-    protocol::Direction,
-    store::Job,
+    store::{CardVerdict, Job, Swipe, Swiped},
     telemetry::label::ShardEvent,
 };
 

@@ -3,8 +3,8 @@
 use smallvec::SmallVec;
 
 use super::{Device, GONE_MS};
-use crate::gateway::{Now, OrderTimes, core::Cx, track::Track};
 use crate::{
+    gateway::{Now, OrderTimes, core::Cx, track::Track},
     model::{CommandState, EventType, Protocol},
     store::Latest,
 };

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::{ASK_MS, Answer, Device};
-use crate::gateway::{
-    ap3000, bkv,
-    core::Cx,
-    lane::{InFlight, Next, Outgoing, Pushed, ReplyKey, Waits},
-    order::Event,
-    slots::Key,
-    track::Action,
-};
 use crate::{
+    gateway::{
+        ap3000, bkv,
+        core::Cx,
+        lane::{InFlight, Next, Outgoing, Pushed, ReplyKey, Waits},
+        order::Event,
+        slots::Key,
+        track::Action,
+    },
     model::{
         Command, CommandBody, CommandState, Completion, DeviceCall, DeviceId, OrderNo, PortAddress, Protocol,
         socket_of_port,

@@ -4,12 +4,12 @@ use serde_json::json;
 use smallvec::SmallVec;
 
 use super::{About, BIND_RETRY_MS, Charging, Device, PortReport, UNKNOWN_ORDER_MS};
-use crate::gateway::{
-    core::Cx,
-    order::Event,
-    track::{Action, Actions, Track},
-};
 use crate::{
+    gateway::{
+        core::Cx,
+        order::Event,
+        track::{Action, Actions, Track},
+    },
     model::{Command, CommandState, EventType, Order, OrderNo, Protocol},
     store::{Job, OrderJob, OrderKey},
     telemetry::label::OutboundFailure,

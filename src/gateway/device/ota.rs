@@ -7,26 +7,24 @@
 use smallvec::SmallVec;
 
 use super::Device;
-use crate::gateway::{core::Cx, slots::Key, track::Track};
 use crate::{
     gateway::{
         OtaStart,
+        core::Cx,
         ota::{Out, Push, Step},
+        slots::Key,
+        track::Track,
     },
-    model::{FtpSource, OtaMethod, OtaState},
+    model::{DeviceId, FtpSource, OtaMethod, OtaState, Protocol},
     protocol::{
+        Direction,
         ap3000::{
             codes::UpdateResult,
             encode::{self, Header},
         },
         bkv::{command::OTA, encode as bkv_encode},
     },
-    store::{OtaJob, OtaStep, OtaUpdate},
-};
-use crate::{
-    model::{DeviceId, Protocol},
-    protocol::Direction,
-    store::{CommandLogRow, Job},
+    store::{CommandLogRow, Job, OtaJob, OtaStep, OtaUpdate},
     telemetry::label::ShardEvent,
 };
 

@@ -1,12 +1,12 @@
 //! Ports: what reports say of them.
 
 use super::{About, Device, PORTS_MAX, PortReport};
-use crate::gateway::{
-    core::Cx,
-    directory::{PortCell, PortState},
-    network::NetworkList,
-};
 use crate::{
+    gateway::{
+        core::Cx,
+        directory::{PortCell, PortState},
+        network::NetworkList,
+    },
     model::{EventType, PortStatus, port_of_socket},
     store::payload::PortObject,
 };

@@ -4,15 +4,15 @@ use serde_json::json;
 use smallvec::SmallVec;
 
 use super::{BIND_RETRY_MS, Device};
-use crate::gateway::{
-    Now, OrderTimes,
-    core::Cx,
-    directory::{Owner, PortState},
-    lane::Waits,
-    slots::Key,
-    track::{Action, Situation, Track},
-};
 use crate::{
+    gateway::{
+        Now, OrderTimes,
+        core::Cx,
+        directory::{Owner, PortState},
+        lane::Waits,
+        slots::Key,
+        track::{Action, Situation, Track},
+    },
     model::{DeviceCall, DeviceId, EventType, OrderNo, Protocol},
     store::{Bind, Bound, Job, NetworkTold, SettingsOutcome},
     time::Rfc3339,
