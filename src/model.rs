@@ -355,6 +355,41 @@ pub struct Order {
     pub updated_at: i64,
 }
 
+impl Order {
+    /// A new order of the API as it is before its start, for the caller to fill in.
+    pub const fn pending(order_no: OrderNo, device_id: DeviceId, port_no: u16, at: i64) -> Self {
+        Self {
+            order_no,
+            device_id,
+            port_no,
+            status: OrderStatus::Pending,
+            spec: ChargeSpec { mode: ChargeMode::Full, paid_cent: None, stop_when_full: false },
+            origin: Origin::Api,
+            device_ref: None,
+            business_no: None,
+            start_time: None,
+            end_time: None,
+            duration_seconds: None,
+            energy_wh: None,
+            amount_cent: None,
+            end_reason: None,
+            end_reason_raw: None,
+            failure_reason: None,
+            start_written_at: None,
+            stop_acked: false,
+            settled_at: None,
+            settlement_match: None,
+            device_end_pending: false,
+            sequence_no: 1,
+            request_id: None,
+            card: None,
+            created_at: at,
+            status_at: at,
+            updated_at: at,
+        }
+    }
+}
+
 /// A command for a device, as claimed: the row it came from decides, this is its copy in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {

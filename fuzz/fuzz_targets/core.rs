@@ -20,7 +20,7 @@ use chargegate::gateway::{
     CloseReason, ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId,
 };
 use chargegate::model::{
-    ChargeMode, ChargeSpec, Command, CommandBody, DeviceId, Order, OrderNo, OrderStatus, Origin, Priority, Protocol,
+    ChargeMode, ChargeSpec, Command, CommandBody, DeviceId, Order, OrderNo, OrderStatus, Priority, Protocol,
 };
 use chargegate::protocol::ap3000::{self, Item, Magics, PhyId};
 use chargegate::protocol::bkv::{self, GatewayId, command as bkv_command};
@@ -382,33 +382,13 @@ impl World {
         let commands = if flags & 1 == 0 { vec![self.command(device_id, input)] } else { Vec::new() };
         let withdrawn = if flags & 2 == 2 { vec![self.rows - 1] } else { Vec::new() };
         let Some(status) = OrderStatus::from_code(flags >> 2 & 0x0f) else { return };
+        let (order_no, port_no) = (order_no(input.u8()), u16::from(input.u8() % 4));
         let order = Order {
-            order_no: order_no(input.u8()),
-            device_id,
-            port_no: u16::from(input.u8() % 4),
             status,
             spec: ChargeSpec { mode: ChargeMode::Time { minutes: 5 }, paid_cent: None, stop_when_full: false },
-            origin: Origin::Api,
-            device_ref: None,
             business_no: (flags & 0x40 != 0).then(|| input.u16()),
-            start_time: None,
-            end_time: None,
-            duration_seconds: None,
-            energy_wh: None,
-            amount_cent: None,
-            end_reason: None,
-            end_reason_raw: None,
-            failure_reason: None,
-            start_written_at: None,
-            stop_acked: false,
-            settled_at: None,
-            settlement_match: None,
             device_end_pending: flags & 0x80 != 0,
-            sequence_no: 1,
-            request_id: None,
-            created_at: self.now.unix_ms,
-            status_at: self.now.unix_ms,
-            updated_at: self.now.unix_ms,
+            ..Order::pending(order_no, device_id, port_no, self.now.unix_ms)
         };
         let message = Message::OrderChanged { order: Box::new(order), commands, withdrawn };
         self.tell(message);

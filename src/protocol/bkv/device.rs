@@ -1,4 +1,4 @@
-//! Frames a gateway sends, for simulators and tests. Same conventions as [`encode`](super::encode); what has no function
+//! Frames a gateway sends, for simulators and tests. Same conventions as [`encode`]; what has no function
 //! here is written by [`encode::body`] or [`encode::fields`].
 
 use super::body::{

@@ -398,7 +398,7 @@ impl Tx<'_> {
             origin: Origin::Device,
             business_no: swipe.business_no.filter(|number| *number != 0),
             card: Some(Box::new(paying)),
-            ..self.pending_order(self.numbers.next(self.now), &place)
+            ..Order::pending(self.numbers.next(self.now), place.device_id, place.port_no, place.at)
         };
         // The port is free, as was seen above; only the number may be taken, as with records that make orders.
         for _ in 0..NUMBER_TRIES_MAX {

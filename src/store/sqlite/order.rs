@@ -10,8 +10,7 @@ use super::{
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
     model::{
-        CardStart, ChargeMode, ChargeSpec, Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo,
-        OrderStatus, Origin, Priority,
+        CardStart, Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, OrderStatus, Priority,
     },
     store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, StoreError, payload::Alarm},
 };
@@ -144,44 +143,11 @@ impl Tx<'_> {
             spec: new.spec.clone(),
             request_id: Some(new.request_id.clone()),
             card: card.map(Box::new),
-            ..self.pending_order(new.order_no, &place)
+            ..Order::pending(new.order_no, place.device_id, place.port_no, place.at)
         };
         match self.place_order(order, card_start, new.epoch)? {
             Some((order, command)) => Ok(Created::Order { order, command }),
             None => self.not_created(new),
-        }
-    }
-
-    /// A new order as it is before its start, for the API's caller to fill in.
-    pub(super) fn pending_order(&self, order_no: OrderNo, place: &Place) -> Order {
-        Order {
-            order_no,
-            device_id: place.device_id,
-            port_no: place.port_no,
-            status: OrderStatus::Pending,
-            spec: ChargeSpec { mode: ChargeMode::Full, paid_cent: None, stop_when_full: false },
-            origin: Origin::Api,
-            device_ref: None,
-            business_no: None,
-            start_time: None,
-            end_time: None,
-            duration_seconds: None,
-            energy_wh: None,
-            amount_cent: None,
-            end_reason: None,
-            end_reason_raw: None,
-            failure_reason: None,
-            start_written_at: None,
-            stop_acked: false,
-            settled_at: None,
-            settlement_match: None,
-            device_end_pending: false,
-            sequence_no: 1,
-            request_id: None,
-            card: None,
-            created_at: place.at,
-            status_at: place.at,
-            updated_at: place.at,
         }
     }
 
