@@ -1,27 +1,24 @@
 //! Cards through the real gateway: accounts over the API, simulated devices whose readers are held a card, and a third party that
 //! keeps the cards.
 
+#[macro_use]
 mod gateway;
 
 use std::{
-    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use chargegate_loadtest::device::{
-    Ap3000Device, Behaviour, BkvDevice, Device,
+    Ap3000Device, Behaviour, BkvDevice,
     ap3000::{Card, SwipeState},
     bkv,
     ledger::{CardNumber, Start, State},
 };
-use gateway::{Engine, Gateway, KEY, PATIENCE, until};
+use gateway::{Engine, Gateway, PATIENCE, driven::Driven, until};
 use serde_json::{Value, json};
 
 on_both_engines! {
@@ -31,94 +28,29 @@ on_both_engines! {
 
 const UID: [u8; 4] = [0x7A, 0x8D, 0x05, 0xDD];
 const DIGITS: [u8; 6] = [0x12, 0x34, 0x56, 0x78, 0x90, 0x12];
-/// A minute of charging takes 100 ms.
-const BEHAVIOUR: Behaviour = Behaviour { heartbeat_us: 60_000_000, time_factor: 600, seed: 1, unplugged_percent: 0 };
+const MINUTE: Duration = Duration::from_secs(60);
 /// 1 cent a minute.
 const TARIFFS: (&str, &str) = (
     "CHARGEGATE_TARIFFS",
     r#"[{"name":"hour","kind":"time","price_cent":60},{"name":"kwh","kind":"energy","price_cent":100}]"#,
 );
 
-#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// A simulated device on a socket, driven by a thread of its own.
-struct Wired<D> {
-    device: Arc<Mutex<D>>,
-    began: Instant,
-    stopping: Arc<AtomicBool>,
-    driver: Option<JoinHandle<()>>,
-}
-
-impl<D: Device + Send + 'static> Wired<D> {
-    fn new(device: D, addr: SocketAddr) -> Self {
-        let (device, began, stopping) = (Arc::new(Mutex::new(device)), now(), Arc::new(AtomicBool::new(false)));
-        let driver = thread::spawn({
-            let (mut device, stopping) = (Arc::clone(&device), Arc::clone(&stopping));
-            move || drive(&mut device, addr, began, &stopping)
-        });
-        Self { device, began, stopping, driver: Some(driver) }
-    }
-
-    fn now_us(&self) -> u64 {
-        micros(self.began)
-    }
-
-    fn device(&self) -> MutexGuard<'_, D> {
-        self.device.lock().unwrap()
-    }
-}
-
-impl<D> Drop for Wired<D> {
-    fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        if let Some(driver) = self.driver.take() {
-            drop(driver.join());
-        }
-    }
-}
-
-fn micros(began: Instant) -> u64 {
-    u64::try_from(now().duration_since(began).as_micros()).unwrap()
-}
-
-fn drive<D: Device>(device: &mut Arc<Mutex<D>>, addr: SocketAddr, began: Instant, stopping: &AtomicBool) {
-    let mut stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-    device.connected(micros(began));
-    let (mut out, mut buffer) = (Vec::new(), [0; 4096]);
-    while !stopping.load(Ordering::Relaxed) {
-        let now_us = micros(began);
-        if device.poll_timeout().is_some_and(|at| at <= now_us) {
-            device.timeout(now_us);
-        }
-        device.poll_output(&mut out);
-        stream.write_all(&std::mem::take(&mut out)).unwrap();
-        match stream.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(len) => device.receive(micros(began), &buffer[..len]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
 fn start(engine: Engine, more: &[(&str, &str)]) -> Option<Gateway> {
     Gateway::start(engine, &[&[TARIFFS], more].concat())
 }
 
+fn charger() -> Ap3000Device {
+    Ap3000Device::new(1, 2, Behaviour::default())
+}
+
+/// Status and body of an answer, and whether it is a repetition's.
 fn posted(gateway: &Gateway, path: &str, key: Option<&str>, body: &Value) -> (u16, Value, bool) {
-    let url = format!("http://{}/api/v1/third/{path}", gateway.http);
-    let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
-    let mut request = ureq::Agent::from(config).post(&url).header("X-Api-Key", KEY);
-    if let Some(key) = key {
-        request = request.header("Idempotency-Key", key);
-    }
-    let mut answer = request.send_json(body).unwrap();
-    let replayed = answer.headers().get("Idempotency-Replayed").is_some();
-    (answer.status().as_u16(), answer.body_mut().read_json().unwrap(), replayed)
+    let answer = match key {
+        Some(key) => gateway.post_once(path, key, body),
+        None => gateway.post(path, body),
+    };
+    let replayed = answer.headers.contains_key("Idempotency-Replayed");
+    (answer.status, answer.body, replayed)
 }
 
 /// Registers a card and gives it money.
@@ -145,13 +77,13 @@ fn an_ap3000_card_pays_for_its_charge(engine: Engine) {
     // By the printed number, which names the same card.
     fund(&gateway, "2056062429", 20);
     assert_eq!(card(&gateway, "7A8D05DD")["card_no"], "7a8d05dd");
-    let wired = Wired::new(Ap3000Device::new(1, 2, BEHAVIOUR), gateway.devices);
-    let id = wired.device().phy_id().to_string();
+    let device = charger();
+    let id = device.phy_id().to_string();
+    let device = Driven::connect(gateway.devices, device);
     gateway.knows_port(&id, 1);
     let swipe = |port| {
-        let at = wired.now_us();
-        assert!(wired.device().swipe(at, &Card::new(UID), port));
-        until("the swipe is answered", || match wired.device().last_swipe()?.state {
+        assert!(device.with(|device, now_us| device.swipe(now_us, &Card::new(UID), port)));
+        until("the swipe is answered", || match device.with(|device, _| device.last_swipe().copied())?.state {
             SwipeState::Answered(reply) | SwipeState::Charging(reply) => Some(reply),
             SwipeState::Asked => None,
             SwipeState::Unanswered => panic!("no answer"),
@@ -166,14 +98,16 @@ fn an_ap3000_card_pays_for_its_charge(engine: Engine) {
     assert_eq!((&order["card_no"], &order["hold_cent"]), (&json!("7a8d05dd"), &json!(20)));
     let held = card(&gateway, "7a8d05dd");
     assert_eq!((&held["balance_cent"], &held["held_cent"], &held["free_cent"]), (&json!(20), &json!(20), &json!(0)));
+    gateway.order_becomes(order_no, "charging");
+    device.pass(20 * MINUTE);
     let ended = gateway.order_becomes(order_no, "completed");
     assert_eq!((&ended["charged_cent"], &ended["unpaid_cent"]), (&json!(20), &json!(0)), "{ended}");
     // The device's own book: one charge, by this card, acknowledged.
     let entry = until("the record is acknowledged", || {
-        let entry = *wired.device().ledger().last()?;
+        let entry = device.with(|device, _| device.ledger().last().copied())?;
         (entry.state == State::Acknowledged).then_some(entry)
     });
-    assert_eq!((entry.start, wired.device().ledger().begun()), (Start::Card(CardNumber::Uid(UID)), 1));
+    assert_eq!((entry.start, device.with(|device, _| device.ledger().begun())), (Start::Card(CardNumber::Uid(UID)), 1));
     assert_eq!(ended["duration_seconds"], entry.duration_s);
     let paid = card(&gateway, "7a8d05dd");
     assert_eq!((&paid["balance_cent"], &paid["held_cent"]), (&json!(0), &json!(0)));
@@ -192,17 +126,18 @@ fn an_ap3000_card_pays_for_its_charge(engine: Engine) {
 fn a_bkv_card_pays_for_its_charge(engine: Engine) {
     let Some(gateway) = start(engine, &[]) else { return };
     fund(&gateway, "123456789012", 10);
-    let wired = Wired::new(BkvDevice::new(1, 0, BEHAVIOUR), gateway.devices);
-    let id = wired.device().gateway_id().to_string();
+    let device = BkvDevice::new(1, 0, Behaviour::default());
+    let id = device.gateway_id().to_string();
+    let device = Driven::connect(gateway.devices, device);
     gateway.knows_port(&id, 1);
-    let at = wired.now_us();
-    assert!(wired.device().ask_balance(at, DIGITS, 0, 0));
-    until("the balance is told", || wired.device().last_balance().filter(|told| *told == (DIGITS, 10)));
+    assert!(device.with(|device, now_us| device.ask_balance(now_us, DIGITS, 0, 0)));
+    until("the balance is told", || {
+        device.with(|device, _| device.last_balance()).filter(|told| *told == (DIGITS, 10))
+    });
     let swipe = |card| {
-        let at = wired.now_us();
-        assert!(wired.device().swipe(at, card, 0, 0));
+        assert!(device.with(|device, now_us| device.swipe(now_us, card, 0, 0)));
         until("the swipe is answered", || {
-            let swipe = *wired.device().last_swipe(0, 0)?;
+            let swipe = device.with(|device, _| device.last_swipe(0, 0).copied())?;
             (swipe.state != bkv::SwipeState::Asked).then_some(swipe)
         })
     };
@@ -211,13 +146,18 @@ fn a_bkv_card_pays_for_its_charge(engine: Engine) {
     assert_eq!(started.state, bkv::SwipeState::Charging);
     let order = order_of(&gateway, &id);
     assert_eq!((&order["business_no"], &order["hold_cent"]), (&json!(started.business_no), &json!(10)));
-    let ended = gateway.order_becomes(order["order_no"].as_str().unwrap(), "completed");
+    let order_no = order["order_no"].as_str().unwrap();
+    gateway.order_becomes(order_no, "charging");
+    device.pass(10 * MINUTE);
+    let ended = gateway.order_becomes(order_no, "completed");
     assert_eq!(
         (&ended["charged_cent"], &ended["unpaid_cent"], &ended["duration_seconds"]),
         (&json!(10), &json!(0), &json!(600))
     );
     until("the record is acknowledged", || {
-        (wired.device().ledger().last()?.state == State::Acknowledged).then_some(())
+        device
+            .with(|device, _| device.ledger().last().map(|entry| entry.state))
+            .filter(|state| *state == State::Acknowledged)
     });
     assert_eq!(card(&gateway, "123456789012")["balance_cent"], 0);
     assert_eq!(swipe(DIGITS).state, bkv::SwipeState::Refused, "nothing is left");
@@ -293,8 +233,9 @@ fn accounts_are_kept_over_the_api() {
 fn a_charge_request_holds_the_money_of_its_card() {
     let Some(gateway) = start(Engine::Mio, &[]) else { return };
     fund(&gateway, "7a8d05dd", 30);
-    let wired = Wired::new(Ap3000Device::new(1, 2, BEHAVIOUR), gateway.devices);
-    let id = wired.device().phy_id().to_string();
+    let device = charger();
+    let id = device.phy_id().to_string();
+    let device = Driven::connect(gateway.devices, device);
     gateway.knows_port(&id, 2);
     let path = format!("devices/{id}/charge");
     let charge = |port_no: u16, minutes: u16, card_no: &str| json!({"port_no": port_no, "mode": "time", "duration_minutes": minutes, "card_no": card_no});
@@ -304,6 +245,8 @@ fn a_charge_request_holds_the_money_of_its_card() {
     assert_eq!(*short.data(), json!({"free_cent": 30, "needed_cent": 31}));
     let order_no = gateway.charge(&id, &charge(1, 10, "7a8d05dd"));
     gateway.post(&path, &charge(2, 21, "7a8d05dd")).refused(402, "INSUFFICIENT_BALANCE");
+    gateway.order_becomes(&order_no, "charging");
+    device.pass(10 * MINUTE);
     let ended = gateway.order_becomes(&order_no, "completed");
     assert_eq!(
         (&ended["hold_cent"], &ended["price_cent"], &ended["charged_cent"]),
@@ -350,18 +293,18 @@ fn a_third_party_that_keeps_the_cards_is_asked() {
         ("CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true"),
     ];
     let Some(mut gateway) = start(Engine::Mio, &settings) else { return };
-    let wired = Wired::new(Ap3000Device::new(1, 2, BEHAVIOUR), gateway.devices);
-    let id = wired.device().phy_id().to_string();
+    let device = charger();
+    let id = device.phy_id().to_string();
+    let device = Driven::connect(gateway.devices, device);
     gateway.knows_port(&id, 1);
     let swipe = || {
-        let at = wired.now_us();
-        assert!(wired.device().swipe(at, &Card::new(UID), 0));
+        assert!(device.with(|device, now_us| device.swipe(now_us, &Card::new(UID), 0)));
         let question = asked.recv_timeout(PATIENCE).expect("the third party is asked");
         assert_eq!(
             (&question["card_no"], &question["device_id"], &question["port_no"]),
             (&json!("7a8d05dd"), &json!(id), &json!(1))
         );
-        until("the swipe is answered", || match wired.device().last_swipe()?.state {
+        until("the swipe is answered", || match device.with(|device, _| device.last_swipe().copied())?.state {
             SwipeState::Answered(reply) | SwipeState::Charging(reply) => Some(reply),
             SwipeState::Asked | SwipeState::Unanswered => None,
         })
@@ -370,12 +313,15 @@ fn a_third_party_that_keeps_the_cards_is_asked() {
     let reply = swipe();
     assert_eq!((reply.account_state.0, reply.balance_or_expiry), (0, 990));
     let order = order_of(&gateway, &id);
-    let ended = gateway.order_becomes(order["order_no"].as_str().unwrap(), "completed");
+    let order_no = order["order_no"].as_str().unwrap();
+    gateway.order_becomes(order_no, "charging");
+    device.pass(5 * MINUTE);
+    let ended = gateway.order_becomes(order_no, "completed");
     assert_eq!((&ended["card_no"], &ended["charged_cent"]), (&json!("7a8d05dd"), &Value::Null), "its own affair");
     let no_account =
         gateway.post(&format!("devices/{id}/charge"), &json!({"port_no": 1, "mode": "full", "card_no": "7a8d05dd"}));
     no_account.refused(400, "NOT_SUPPORTED");
     assert_eq!(gateway.metric("chargegate_card_questions_total{result=\"answered\"}"), 2);
-    drop(wired);
+    drop(device);
     assert!(gateway.sigterm().success(), "it stops with the threads that ask");
 }

@@ -3,24 +3,15 @@
 #[macro_use]
 mod gateway;
 
-use std::{
-    io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use chargegate::protocol::{ap3000::body::HostStatus, bkv::status::HoleStatus};
 use chargegate_loadtest::device::{
-    Behaviour, BkvDevice, Device, HostDevice,
+    Behaviour, BkvDevice, HostDevice,
     ap3000::{HostModel, Model},
     bkv::Fault,
 };
-use gateway::{Engine, Gateway, KEY, until};
+use gateway::{Engine, Gateway, KEY, driven::Driven, until};
 use serde_json::{Value, json};
 
 on_both_engines! {
@@ -29,86 +20,10 @@ on_both_engines! {
     a_list_is_taken_by_a_gateway_that_comes_later_and_after_a_lost_reply
 }
 
-/// How long a driver listens before it looks at its device's timers.
-const LISTEN: Duration = Duration::from_millis(5);
-
-#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// A simulated device on a connection of its own, driven by a thread; a test asks and tells it meanwhile.
-struct Driven<D> {
-    device: Arc<Mutex<D>>,
-    began: Instant,
-    stops: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl<D: Device + Send + 'static> Driven<D> {
-    fn connect(addr: SocketAddr, device: D) -> Self {
-        let device = Arc::new(Mutex::new(device));
-        let stops = Arc::new(AtomicBool::new(false));
-        let began = now();
-        let driver = {
-            let (device, stops) = (Arc::clone(&device), Arc::clone(&stops));
-            move || drive(addr, device, began, &stops)
-        };
-        Self { device, began, stops, thread: Some(std::thread::spawn(driver)) }
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut D, u64) -> T) -> T {
-        let now_us = u64::try_from(now().duration_since(self.began).as_micros()).unwrap();
-        act(&mut self.device.lock().unwrap(), now_us)
-    }
-}
-
-impl<D> Drop for Driven<D> {
-    fn drop(&mut self) {
-        self.stops.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
-    }
-}
-
-fn drive<D: Device>(addr: SocketAddr, mut device: Arc<Mutex<D>>, began: Instant, stops: &AtomicBool) {
-    let now_us = || u64::try_from(now().duration_since(began).as_micros()).unwrap();
-    while !stops.load(Ordering::Relaxed) {
-        let Ok(mut stream) = TcpStream::connect(addr) else { return };
-        stream.set_read_timeout(Some(LISTEN)).unwrap();
-        device.connected(now_us());
-        let (mut out, mut buffer) = (Vec::new(), [0; 4096]);
-        while !stops.load(Ordering::Relaxed) {
-            if device.poll_timeout().is_some_and(|at| at <= now_us()) {
-                device.timeout(now_us());
-            }
-            while device.poll_event().is_some() {}
-            out.clear();
-            device.poll_output(&mut out);
-            if stream.write_all(&out).is_err() || device.poll_close() {
-                break;
-            }
-            match stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(len) => device.receive(now_us(), &buffer[..len]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(_) => break,
-            }
-        }
-        device.disconnected(now_us());
-    }
-}
-
-/// Charges pass sixty times as fast.
-fn fast() -> Behaviour {
-    Behaviour { time_factor: 60, ..Behaviour::default() }
-}
-
 fn a_host_serves_its_chargers_and_raises_alarms(engine: Engine) {
     let Some(gateway) = Gateway::start(engine, &[]) else { return };
     let model = HostModel { recognition_code: 0x0A, host_type: 0x51, fw_version: 401, ..HostModel::default() };
-    let device = HostDevice::with_model(0, 12, 2, fast(), model, Model::default());
+    let device = HostDevice::with_model(0, 12, 2, Behaviour::default(), model, Model::default());
     let host_id = device.phy_id().to_string();
     let subs: Vec<String> = device.sub_devices().map(|sub| sub.phy_id().to_string()).collect();
     let host = Driven::connect(gateway.devices, device);
@@ -122,6 +37,10 @@ fn a_host_serves_its_chargers_and_raises_alarms(engine: Engine) {
     // Every charger charges for itself, all at once, over one connection.
     let charge = json!({"port_no": 1, "mode": "time", "duration_minutes": 1});
     let orders: Vec<String> = subs.iter().map(|id| gateway.charge(id, &charge)).collect();
+    for order_no in &orders {
+        gateway.order_becomes(order_no, "charging");
+    }
+    host.pass(Duration::from_secs(60));
     for order_no in &orders {
         gateway.order_becomes(order_no, "completed");
     }
@@ -185,7 +104,7 @@ fn ports(gateway: &Gateway, id: &str) -> Vec<u64> {
 fn a_network_list_makes_ports_and_takes_them_away(engine: Engine) {
     let variables = [("CHARGEGATE_DEVICES_ADMISSION", "known")];
     let Some(gateway) = Gateway::start(engine, &variables) else { return };
-    let device = BkvDevice::new(0, 1, fast());
+    let device = BkvDevice::new(0, 1, Behaviour::default());
     let id = device.gateway_id().to_string();
     // A device becomes known by its settings.
     let answer = gateway.post(&format!("devices/{id}"), &json!({"protocol": "gn", "name": "yard"}));
@@ -225,7 +144,7 @@ fn a_network_list_makes_ports_and_takes_them_away(engine: Engine) {
 
 fn a_list_is_taken_by_a_gateway_that_comes_later_and_after_a_lost_reply(engine: Engine) {
     let Some(gateway) = Gateway::start(engine, &[]) else { return };
-    let mut device = BkvDevice::new(1, 0, fast());
+    let mut device = BkvDevice::new(1, 0, Behaviour::default());
     let id = device.gateway_id().to_string();
     gateway.post(&format!("devices/{id}"), &json!({}));
     post_list(&gateway, &id, &[1, 4]);
@@ -249,7 +168,7 @@ fn a_list_is_taken_by_a_gateway_that_comes_later_and_after_a_lost_reply(engine: 
     let gateway = gateway.restart();
     let list = sockets(&gateway, &id);
     assert_eq!((&list["confirmed"], &list["sockets"][2]["state"]), (&json!(false), &json!("desired")));
-    let device = Driven::connect(gateway.devices, BkvDevice::new(1, 0, fast()));
+    let device = Driven::connect(gateway.devices, BkvDevice::new(1, 0, Behaviour::default()));
     confirmed(&gateway, &id);
     let numbers: Vec<u8> = device.with(|device, _| device.sockets().map(|(number, _)| number).collect());
     assert_eq!(numbers, [1, 4, 9]);

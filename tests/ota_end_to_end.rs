@@ -5,20 +5,10 @@
 #[macro_use]
 mod gateway;
 
-use std::{
-    fs,
-    io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
-};
+use std::fs;
 
-use chargegate_loadtest::device::{Ap3000Device, Behaviour, Device as _, ap3000::Model};
-use gateway::{Answer, Engine, Gateway, KEY, until};
+use chargegate_loadtest::device::{Ap3000Device, Behaviour, ap3000::Model};
+use gateway::{Answer, Engine, Gateway, KEY, driven::Driven, until};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -28,90 +18,6 @@ const IMAGE_MAX: usize = 100_000;
 on_both_engines! {
     an_update_survives_the_gateway
     what_cannot_be_is_refused
-}
-
-/// A simulated charger on a connection of its own, made again whenever it is lost.
-struct Charger {
-    device: Arc<Mutex<Ap3000Device>>,
-    id: String,
-    stop: Arc<AtomicBool>,
-    /// It makes no connection: one that is tried while nobody listens may take the port for itself.
-    away: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-impl Charger {
-    fn connect(addr: SocketAddr) -> Self {
-        let device = Ap3000Device::with_model(0, 2, Behaviour::default(), Model::default());
-        let id = device.phy_id().to_string();
-        let device = Arc::new(Mutex::new(device));
-        let stop = Arc::new(AtomicBool::new(false));
-        let away = Arc::new(AtomicBool::new(false));
-        let (driven, stopped, stays) = (Arc::clone(&device), Arc::clone(&stop), Arc::clone(&away));
-        let thread = thread::spawn(move || {
-            let began = now();
-            while !stopped.load(Ordering::Relaxed) {
-                if stays.load(Ordering::Acquire) {
-                    thread::yield_now();
-                } else if let Ok(stream) = TcpStream::connect(addr) {
-                    drive(&driven, stream, began, &stopped);
-                }
-            }
-        });
-        Self { device, id, stop, away, thread: Some(thread) }
-    }
-
-    fn device(&self) -> MutexGuard<'_, Ap3000Device> {
-        locked(&self.device)
-    }
-}
-
-impl Drop for Charger {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the device does not panic");
-        }
-    }
-}
-
-fn locked(device: &Mutex<Ap3000Device>) -> MutexGuard<'_, Ap3000Device> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Carries bytes between a device and its connection until that ends.
-fn drive(device: &Mutex<Ap3000Device>, mut stream: TcpStream, began: Instant, stopped: &AtomicBool) {
-    let now_us = || u64::try_from(began.elapsed().as_micros()).unwrap();
-    // How long a device may be late, not how long anything is waited for.
-    stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-    locked(device).connected(now_us());
-    let mut buffer = [0; 4096];
-    loop {
-        let mut out = Vec::new();
-        let closes = {
-            let mut device = locked(device);
-            if device.poll_timeout().is_some_and(|at| at <= now_us()) {
-                device.timeout(now_us());
-            }
-            device.poll_output(&mut out);
-            device.poll_close()
-        };
-        if stream.write_all(&out).is_err() || closes || stopped.load(Ordering::Relaxed) {
-            break;
-        }
-        match stream.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => locked(device).receive(now_us(), &buffer[..read]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_) => break,
-        }
-    }
-    locked(device).disconnected(now_us());
 }
 
 fn image(len: usize) -> Vec<u8> {
@@ -148,10 +54,14 @@ fn task_becomes(gateway: &Gateway, id: &Value, state: &str) -> Value {
     })
 }
 
-/// Waits until a device is online and has its row.
-fn is_known(gateway: &Gateway, id: &str) {
-    gateway.knows_port(id, 1);
+/// Connects a charger, and waits until it is online and has its row.
+fn online(gateway: &Gateway) -> (Driven<Ap3000Device>, String) {
+    let device = Ap3000Device::with_model(0, 2, Behaviour::default(), Model::default());
+    let id = device.phy_id().to_string();
+    let device = Driven::connect(gateway.devices, device);
+    gateway.knows_port(&id, 1);
     until("the device has its row", || (gateway.get("devices").data()["total"] == 1).then_some(()));
+    (device, id)
 }
 
 /// Names of the files beside the database.
@@ -180,9 +90,10 @@ fn an_update_survives_the_gateway(engine: Engine) {
     assert_eq!(gateway.get("firmware").data()["items"], json!([firmware]));
     until("only the image stays", || (files(&gateway) == [format!("{sha256}.bin")]).then_some(()));
 
-    let charger = Charger::connect(gateway.devices);
-    is_known(&gateway, &charger.id);
-    let ota = format!("devices/{}/ota", charger.id);
+    let (charger, device_id) = online(&gateway);
+    let ota = format!("devices/{device_id}/ota");
+    // The update is not over before the test has seen it, however slow that is.
+    charger.pause();
     let answer = gateway.post(&ota, &json!({"firmware": sha256, "verification": true}));
     let id = created(&answer);
     assert_eq!((&answer.data()["method"], &answer.data()["packets_total"]), (&json!("e0"), &json!(401)));
@@ -190,23 +101,26 @@ fn an_update_survives_the_gateway(engine: Engine) {
     busy.refused(409, "TASK_STATE");
     assert_eq!(busy.data()["task_id"], id);
 
-    // Killed twice in the middle; the device comes back by itself.
-    for packets in [60, 200] {
-        until("some packets are through", || {
-            (task(&gateway, &id)["packets_acked"].as_u64().unwrap() >= packets).then_some(())
+    // Killed twice in the middle, with a packet on the way; the device comes back by itself.
+    let mut acked = 0;
+    for commands in [60, 140] {
+        charger.pause_after(commands);
+        until("some packets are through", || charger.is_paused().then_some(()));
+        let before = until("their acknowledgement is stored", || {
+            let task = task(&gateway, &id);
+            (task["packets_acked"].as_u64().unwrap() > acked).then_some(task)
         });
-        let before = task(&gateway, &id);
         assert_eq!(before["state_text"], "in_progress");
-        charger.away.store(true, Ordering::Release);
         gateway = gateway.restart();
-        charger.away.store(false, Ordering::Release);
-        assert!(task(&gateway, &id)["packets_acked"].as_u64() >= before["packets_acked"].as_u64());
+        acked = task(&gateway, &id)["packets_acked"].as_u64().unwrap();
+        assert!(Some(acked) >= before["packets_acked"].as_u64());
     }
+    charger.resume();
     let done = task_becomes(&gateway, &id, "done");
     assert_eq!((&done["progress"], &done["packets_acked"]), (&json!(100), &json!(401)));
-    assert!(charger.device().firmware() == image, "the device has the exact image");
+    assert!(charger.with(|device, _| device.firmware() == image), "the device has the exact image");
     until("the device shows its new version", || {
-        let device = gateway.get(&format!("devices/{}", charger.id));
+        let device = gateway.get(&format!("devices/{device_id}"));
         (device.data()["firmware"] == "V2.07").then_some(())
     });
 
@@ -217,7 +131,7 @@ fn an_update_survives_the_gateway(engine: Engine) {
     assert!((20..=30).contains(&events.len()), "each five percent and each state: {}", events.len());
     gateway.request("DELETE", &format!("ota/{id}"), Some(KEY), None).refused(409, "TASK_STATE");
     assert_eq!(gateway.get("ota?state=done").data()["total"], 1);
-    assert_eq!(gateway.get(&format!("ota?device_id={}&state=failed", charger.id)).data()["total"], 0);
+    assert_eq!(gateway.get(&format!("ota?device_id={device_id}&state=failed")).data()["total"], 0);
 }
 
 fn what_cannot_be_is_refused(engine: Engine) {
@@ -240,9 +154,8 @@ fn what_cannot_be_is_refused(engine: Engine) {
     post("c0e1e404", &json!({"firmware": firmware})).refused(404, "DEVICE_NOT_FOUND");
     gateway.get("ota/7").refused(404, "TASK_NOT_FOUND");
     gateway.request("DELETE", "ota/7", Some(KEY), None).refused(404, "TASK_NOT_FOUND");
-    let charger = Charger::connect(gateway.devices);
-    is_known(&gateway, &charger.id);
-    let id = charger.id.as_str();
+    let (charger, id) = online(&gateway);
+    let id = id.as_str();
     for (body, code) in [
         (json!({}), "INVALID_PARAMETER"),
         (json!({"firmware": "12"}), "INVALID_PARAMETER"),
@@ -271,12 +184,14 @@ fn what_cannot_be_is_refused(engine: Engine) {
     assert_eq!(task_becomes(&gateway, &task, "failed")["reason"], "firmware_corrupt");
     // Uploading it again mends it.
     assert_eq!(gateway.upload("firmware?name=x", Some(KEY), &image(IMAGE_MAX)).status, 200);
+    charger.pause_after(50);
     let task = created(&post(id, &json!({"firmware": firmware})));
     until("it goes on", || (self::task(&gateway, &task)["state_text"] == "in_progress").then_some(()));
     let cancelled = gateway.request("DELETE", &format!("ota/{task}"), Some(KEY), None);
     assert_eq!((cancelled.status, &cancelled.data()["reason"]), (200, &json!("cancelled")), "{}", cancelled.text);
     let again = gateway.request("DELETE", &format!("ota/{task}"), Some(KEY), None);
     assert_eq!(again.data()["reason"], "cancelled", "{}", again.text);
+    charger.resume();
     // A device updates itself on being told.
     let task = created(&post(id, &json!({"method": "self_update"})));
     task_becomes(&gateway, &task, "done");

@@ -4,10 +4,11 @@
 //! kept in a file and shown when a test fails. Nothing here sleeps to let something happen: [`until`] asks again until a deadline
 //! that only turns a hang into a failure.
 //!
-//! - [`wire`]: scripted devices, byte by byte. [`receiver`]: a third party that takes webhooks.
+//! - [`wire`]: scripted devices, byte by byte. [`driven`]: simulated devices. [`receiver`]: a third party that takes webhooks.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod driven;
 pub(crate) mod receiver;
 pub(crate) mod wire;
 
@@ -51,13 +52,17 @@ fn now() -> Instant {
 }
 
 /// Looks until there is something.
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_or(look).unwrap_or_else(|| panic!("did not happen: {what}"))
+}
+
+fn until_or<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let began = now();
     loop {
-        if let Some(found) = look() {
+        let found = look();
+        if found.is_some() || now().duration_since(began) >= PATIENCE {
             return found;
         }
-        assert!(now().duration_since(began) < PATIENCE, "did not happen: {what}");
         thread::sleep(LOOK_AGAIN);
     }
 }
@@ -252,14 +257,9 @@ impl Gateway {
         rusqlite::Connection::open(path).expect("the gateway made it")
     }
 
-    /// A request as third parties make it.
+    /// A request as third parties make it; a path without a leading slash is below the API's base.
     pub(crate) fn request(&self, method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Answer {
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("{THIRD}/{path}") };
-        let url = format!("http://{}{path}", self.http);
-        let mut request = ureq::http::Request::builder().method(method).uri(url);
-        if let Some(key) = key {
-            request = request.header("X-Api-Key", key);
-        }
+        let mut request = self.builder(method, path, key);
         let bytes = body.map(Value::to_string);
         if bytes.is_some() {
             request = request.header("Content-Type", "application/json");
@@ -270,15 +270,24 @@ impl Gateway {
 
     /// POST of bytes that are no JSON.
     pub(crate) fn upload(&self, path: &str, key: Option<&str>, bytes: &[u8]) -> Answer {
-        let mut request =
-            ureq::http::Request::builder().method("POST").uri(format!("http://{}{THIRD}/{path}", self.http));
-        if let Some(key) = key {
-            request = request.header("X-Api-Key", key);
-        }
-        Answer::of(self.agent.run(request.body(bytes).expect("a sound request")).expect("an answer"))
+        let request = self.builder("POST", path, key).body(bytes).expect("a sound request");
+        Answer::of(self.agent.run(request).expect("an answer"))
     }
 
-    /// GET with the tests' key; a path without a leading slash is below the API's base.
+    /// POST with the tests' key and an idempotency key.
+    pub(crate) fn post_once(&self, path: &str, idempotency_key: &str, body: &Value) -> Answer {
+        let request = self.builder("POST", path, Some(KEY)).header("Idempotency-Key", idempotency_key);
+        let request = request.header("Content-Type", "application/json").body(body.to_string());
+        Answer::of(self.agent.run(request.expect("a sound request")).expect("an answer"))
+    }
+
+    fn builder(&self, method: &str, path: &str, key: Option<&str>) -> ureq::http::request::Builder {
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("{THIRD}/{path}") };
+        let request = ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.http));
+        if let Some(key) = key { request.header("X-Api-Key", key) } else { request }
+    }
+
+    /// GET with the tests' key.
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.request("GET", path, Some(KEY), None)
     }
@@ -358,17 +367,6 @@ impl Drop for Gateway {
         if thread::panicking() {
             eprintln!("log of the gateway:\n{}", self.log());
         }
-    }
-}
-
-fn until_or<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let began = now();
-    loop {
-        let found = look();
-        if found.is_some() || now().duration_since(began) >= PATIENCE {
-            return found;
-        }
-        thread::sleep(LOOK_AGAIN);
     }
 }
 
