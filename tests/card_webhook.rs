@@ -168,9 +168,9 @@ fn a_question_is_signed_both_ways_and_its_answer_taken() {
 #[test]
 fn whatever_is_no_verdict_refuses_the_card() {
     let long: &'static str = Box::leak(format!(r#"{{"allow":true,"note":"{}"}}"#, "x".repeat(70_000)).into_boxed_str());
-    let answers = vec![Some((500, "{}")), Some((302, "{}")), Some((200, "no")), Some((200, long)), None];
+    let answers = vec![Some((500, "{}")), Some((302, "{}")), Some((200, "no")), Some((200, long))];
     let (url, asked) = third_party(answers);
-    let rig = Rig::new(&CardSettings { timeout: Duration::from_millis(1_500), ..settings(url) });
+    let rig = Rig::new(&settings(url));
     for (ticket, reason) in (1..).zip(["http_5xx", "http_3xx"]) {
         rig.ask(ticket);
         assert_eq!(rig.answer(), (ticket, None));
@@ -182,15 +182,24 @@ fn whatever_is_no_verdict_refuses_the_card() {
     // Cut at its longest: no JSON any more.
     rig.ask(4);
     assert_eq!(rig.answer(), (4, None));
-    rig.ask(5);
-    assert_eq!(rig.answer(), (5, None));
-    assert!(rig.counted("timeout"));
-    assert_eq!(asked.try_iter().count(), 5);
+    assert_eq!(asked.try_iter().count(), 4);
     // What waited as long as an answer may take is not asked any more.
-    let old = CardAsk { at: unix_ms() - 1_500, ..ask(6) };
+    let old = CardAsk { at: unix_ms() - i64::try_from(PATIENCE.as_millis()).unwrap(), ..ask(5) };
     rig.desk.questions().unwrap().try_send(old).unwrap();
-    assert_eq!(rig.answer(), (6, None));
+    assert_eq!(rig.answer(), (5, None));
     assert!(rig.counted("waited_too_long"));
+    rig.desk.stop();
+}
+
+#[test]
+fn silence_refuses_the_card() {
+    let (url, _asked) = third_party(vec![None]);
+    let rig = Rig::new(&CardSettings { timeout: Duration::from_millis(300), ..settings(url) });
+    // However late the thread comes to it: it has not waited.
+    let new = CardAsk { at: unix_ms() + 600_000, ..ask(1) };
+    rig.desk.questions().unwrap().try_send(new).unwrap();
+    assert_eq!(rig.answer(), (1, None));
+    assert!(rig.counted("timeout"));
     rig.desk.stop();
 }
 

@@ -9,11 +9,14 @@
 //!
 //! The same seed gives the same log of events. `SEED=n` runs one seed.
 
+#[path = "witness/chaos.rs"]
+mod chaos;
 mod sim;
 mod witness;
 
 use std::collections::BTreeMap;
 
+use chaos::{Chaos, MINUTE};
 use chargegate::{
     gateway::order::Event,
     model::{ChargeMode, OrderNo, OrderStatus},
@@ -24,7 +27,6 @@ use witness::{Draws, Record, Shared, Witness, audit};
 
 const DEVICES: u32 = 40;
 const SEEDS: [u64; 3] = [1, 2, 3];
-const MINUTE: u64 = 60_000;
 const CHAOS_MS: u64 = 150 * MINUTE;
 /// Longest charge and longest absence, one after the other, and the time a device keeps a record to itself.
 const REST_MS: u64 = 10 * 60 * MINUTE;
@@ -68,27 +70,11 @@ impl Soak {
     }
 
     fn run(&mut self, seed: u64) {
-        let mut bytes = Draws::new(seed ^ 0xb17e);
-        self.world.mishap = Some(Box::new(move |len| {
-            (bytes.below(400) == 0).then(|| {
-                let passes = usize::try_from(bytes.within(0, len as u64)).unwrap();
-                let back =
-                    if bytes.percent(80) { bytes.within(500, 20_000) } else { bytes.within(20_000, 10 * MINUTE) };
-                (passes, back)
-            })
-        }));
-        let mut latency = Draws::new(seed ^ 0x57_0e);
-        self.world.store_latency =
-            Some(Box::new(move || if latency.percent(95) { latency.within(0, 20) } else { latency.within(20, 3_000) }));
+        let mut chaos = Chaos::begin(&mut self.world, seed, 400);
         let until = self.world.now_ms + CHAOS_MS;
-        let mut store_back = u64::MAX;
         while self.world.now_ms < until {
             let wait = self.draws.within(1, 12_000);
-            self.world.run_for(wait);
-            if self.world.now_ms >= store_back {
-                self.world.store_down = false;
-                store_back = u64::MAX;
-            }
+            chaos.run_for(&mut self.world, wait);
             match self.draws.below(1000) {
                 0..600 => self.charge(),
                 600..750 => self.order_event(Event::Stop, "stop"),
@@ -96,16 +82,13 @@ impl Soak {
                 850..940 => self.cut(),
                 940..960 => self.deafen(),
                 960..990 => {
-                    self.world.store_down = true;
-                    store_back = self.world.now_ms + self.draws.within(1, 3 * MINUTE);
+                    chaos.outage(&mut self.world, &mut self.draws);
                     self.count("outage");
                 }
                 _ => self.restart(),
             }
         }
-        self.world.store_down = false;
-        self.world.mishap = None;
-        self.world.store_latency = None;
+        chaos.end(&mut self.world);
         let rested_by = self.world.now_ms + REST_MS;
         while !self.is_quiet() {
             assert!(self.world.now_ms < rested_by, "charges or orders stay open\n{}", self.open());
@@ -116,17 +99,10 @@ impl Soak {
     }
 
     fn restart(&mut self) {
-        if self.draws.percent(50) {
-            self.world.restart();
-        } else {
-            self.world.restart_after_commit();
-        }
-        let down =
-            if self.draws.percent(60) { self.draws.within(500, 5_000) } else { self.draws.within(5_000, 5 * MINUTE) };
-        for peer in 0..self.world.peers.len() {
-            let spread = self.draws.below(5_000);
-            self.world.stay_away(peer, down + spread);
-        }
+        let down = |draws: &mut Draws| {
+            if draws.percent(60) { draws.within(500, 5_000) } else { draws.within(5_000, 5 * MINUTE) }
+        };
+        chaos::restart(&mut self.world, &mut self.draws, down, 5_000);
         self.count("restart");
     }
 
@@ -157,7 +133,7 @@ impl Soak {
     }
 
     fn charge(&mut self) {
-        let peer = usize::try_from(self.draws.below(u64::from(DEVICES))).unwrap();
+        let peer = self.somebody();
         let port_no = u16::try_from(self.draws.within(1, 2)).unwrap();
         let longest = if self.draws.percent(50) { 3 } else { 60 };
         let mode = if self.draws.percent(80) {
@@ -180,28 +156,24 @@ impl Soak {
     }
 
     fn order_event(&mut self, event: Event, what: &'static str) {
-        let recent = self.orders.len().min(60) as u64;
-        let back = usize::try_from(self.draws.below(recent)).unwrap();
-        let Some(order_no) = self.orders.len().checked_sub(1 + back).and_then(|at| self.orders.get(at)) else { return };
-        if self.world.try_order_event(*order_no, event).is_some() {
+        if chaos::order_event(&mut self.world, &mut self.draws, &self.orders, 60, event) {
             self.count(what);
         }
     }
 
+    fn somebody(&mut self) -> usize {
+        usize::try_from(self.draws.below(u64::from(DEVICES))).unwrap()
+    }
+
     fn cut(&mut self) {
-        let peer = usize::try_from(self.draws.below(u64::from(DEVICES))).unwrap();
-        let back = match self.draws.below(10) {
-            0..6 => self.draws.within(200, 10_000),
-            6..9 => self.draws.within(10_000, 4 * MINUTE),
-            _ => self.draws.within(4 * MINUTE, 40 * MINUTE),
-        };
-        self.world.cut(peer, back);
+        let peer = self.somebody();
+        chaos::cut(&mut self.world, &mut self.draws, peer);
         self.count("cut");
     }
 
     /// The way to the device is dead for a while before the connection is.
     fn deafen(&mut self) {
-        let peer = usize::try_from(self.draws.below(u64::from(DEVICES))).unwrap();
+        let peer = self.somebody();
         self.world.peers[peer].deaf = true;
         let wait = self.draws.within(1, 25_000);
         self.world.run_for(wait);
@@ -236,7 +208,8 @@ fn nothing_runs_on(sql: &rusqlite::Connection, records: &[Record]) {
             .unwrap();
         let status = OrderStatus::from_code(status).unwrap();
         let unwanted = matches!(status, OrderStatus::Cancelled | OrderStatus::Stopped | OrderStatus::Timeout);
-        let ran_on_s = (settled_at - status_at) / 1000;
+        // Its record may have waited long after its end, but it ran on no longer than it ran at all.
+        let ran_on_s = ((settled_at - status_at) / 1000).min(i64::from(record.duration_seconds));
         let noticed = !unwanted || ran_on_s <= STOP_SLACK_S || alarms > 0;
         assert!(noticed, "{order_no} ran on for {ran_on_s} s after it was {status:?}");
     }

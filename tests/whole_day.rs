@@ -7,6 +7,8 @@
 //! `cargo test --test whole_day` runs a small fleet. `make soak` runs 1,000 devices for 24 hours; `SEED`, `DEVICES`, `HOURS`
 //! choose another day.
 
+#[path = "witness/chaos.rs"]
+mod chaos;
 mod sim;
 mod witness;
 
@@ -15,6 +17,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use chaos::{Chaos, MINUTE};
 use chargegate::{
     gateway::{
         CoreConfig, ShardId,
@@ -38,7 +41,6 @@ use serde_json::{Value, json};
 use sim::World;
 use witness::{Draws, Record, audit};
 
-const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 /// Longest charge and longest absence, one after the other, and the time a device keeps a record to itself.
 const REST_MS: u64 = 30 * HOUR;
@@ -146,29 +148,13 @@ impl Day {
     }
 
     fn run(&mut self) {
-        let mut bytes = Draws::new(self.plan.seed ^ 0xb17e);
-        self.world.mishap = Some(Box::new(move |len| {
-            (bytes.below(20_000) == 0).then(|| {
-                let passes = usize::try_from(bytes.within(0, len as u64)).unwrap();
-                let back =
-                    if bytes.percent(80) { bytes.within(500, 20_000) } else { bytes.within(20_000, 10 * MINUTE) };
-                (passes, back)
-            })
-        }));
-        let mut latency = Draws::new(self.plan.seed ^ 0x57_0e);
-        self.world.store_latency =
-            Some(Box::new(move || if latency.percent(95) { latency.within(0, 20) } else { latency.within(20, 3_000) }));
+        let mut chaos = Chaos::begin(&mut self.world, self.plan.seed, 20_000);
         let until = self.world.now_ms + self.plan.hours * HOUR;
         // Each device is the scene of something every half hour.
         let pause = 2 * 30 * MINUTE / u64::from(self.plan.devices);
-        let mut store_back = u64::MAX;
         while self.world.now_ms < until {
             let wait = self.draws.within(1, pause);
-            self.world.run_for(wait);
-            if self.world.now_ms >= store_back {
-                self.world.store_down = false;
-                store_back = u64::MAX;
-            }
+            chaos.run_for(&mut self.world, wait);
             match self.draws.below(10_000) {
                 0..4_500 => self.charge(),
                 4_500..5_500 => self.swipe(),
@@ -183,16 +169,13 @@ impl Day {
                 9_200..9_300 => self.update(),
                 9_300..9_930 => self.cut(),
                 9_930..9_965 => {
-                    self.world.store_down = true;
-                    store_back = self.world.now_ms + self.draws.within(1, 3 * MINUTE);
+                    chaos.outage(&mut self.world, &mut self.draws);
                     self.count("outage");
                 }
                 _ => self.restart(),
             }
         }
-        self.world.store_down = false;
-        self.world.mishap = None;
-        self.world.store_latency = None;
+        chaos.end(&mut self.world);
         let rested_by = self.world.now_ms + REST_MS;
         while !self.is_quiet() {
             assert!(self.world.now_ms < rested_by, "charges or orders stay open\n{}", self.open());
@@ -224,10 +207,7 @@ impl Day {
     }
 
     fn order_event(&mut self, event: Event, what: &'static str) {
-        let recent = self.orders.len().min(200) as u64;
-        let back = usize::try_from(self.draws.below(recent)).unwrap();
-        let Some(order_no) = self.orders.len().checked_sub(1 + back).and_then(|at| self.orders.get(at)) else { return };
-        if self.world.try_order_event(*order_no, event).is_some() {
+        if chaos::order_event(&mut self.world, &mut self.draws, &self.orders, 200, event) {
             self.count(what);
         }
     }
@@ -403,26 +383,12 @@ impl Day {
 
     fn cut(&mut self) {
         let peer = self.somebody();
-        let back = match self.draws.below(10) {
-            0..6 => self.draws.within(200, 10_000),
-            6..9 => self.draws.within(10_000, 4 * MINUTE),
-            _ => self.draws.within(4 * MINUTE, 40 * MINUTE),
-        };
-        self.world.cut(peer, back);
+        chaos::cut(&mut self.world, &mut self.draws, peer);
         self.count("cut");
     }
 
     fn restart(&mut self) {
-        if self.draws.percent(50) {
-            self.world.restart();
-        } else {
-            self.world.restart_after_commit();
-        }
-        let down = self.draws.within(500, MINUTE);
-        for peer in 0..self.world.peers.len() {
-            let spread = self.draws.below(30_000);
-            self.world.stay_away(peer, down + spread);
-        }
+        chaos::restart(&mut self.world, &mut self.draws, |draws| draws.within(500, MINUTE), 30_000);
         self.count("restart");
     }
 
