@@ -1,4 +1,4 @@
-//! Named commands on the wire: [`DeviceCall`] to frames, and which reply answers them.
+//! Named commands on the wire: [`DeviceCall`](crate::model::DeviceCall) to frames, and which reply answers them.
 
 use std::net::Ipv4Addr;
 
