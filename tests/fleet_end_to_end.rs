@@ -131,6 +131,8 @@ fn a_network_list_makes_ports_and_takes_them_away(engine: Engine) {
     gateway.order_becomes(&order_no, "stopped");
     let removal = gateway.request("DELETE", &format!("devices/{id}/sockets/7"), Some(KEY), None);
     assert_eq!(removal.status, 202, "{}", removal.text);
+    // The device's shard hears of it after the answer.
+    until("the ports are gone", || (ports(&gateway, &id) == [1, 2, 3, 4]).then_some(()));
     gateway
         .post(&format!("devices/{id}/charge"), &json!({"port_no": 14, "mode": "time", "duration_minutes": 2}))
         .refused(404, "PORT_NOT_FOUND");

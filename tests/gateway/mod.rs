@@ -400,6 +400,7 @@ impl Answer {
     }
 
     /// Checks that it is an error in the envelope, and returns its message.
+    #[track_caller]
     pub(crate) fn refused(&self, status: u16, code: &str) -> &str {
         assert_eq!((self.status, &self.body["error"]), (status, &json!(code)), "{}", self.text);
         assert_eq!(self.body["code"], status, "{}", self.text);
