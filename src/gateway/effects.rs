@@ -219,6 +219,10 @@ impl Effects {
         let start = self.tx.len();
         encode(&mut self.tx);
         let end = self.tx.len();
+        // What cannot be said in the device's protocol is not sent, and is no write.
+        if end == start {
+            return;
+        }
         match self.writes.last_mut() {
             Some((last, range)) if *last == conn && range.end == start => range.end = end,
             _ => self.writes.push((conn, start..end)),
