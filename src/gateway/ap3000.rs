@@ -39,7 +39,7 @@ use crate::{
 const CHARGE_CONTROL: u16 = 0x82;
 /// A host asks for the update that failed (host-server protocol v2.9).
 const HOST_UPDATE_REQUEST: u8 = 0x15;
-/// Commands answered by one result byte whose reply completes a command of ours.
+/// Wh in the wire's 0.01 kWh.
 const WIRE_WH_PER_UNIT: u32 = 10;
 
 impl Core {

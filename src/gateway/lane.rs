@@ -138,6 +138,15 @@ pub(super) struct Next {
     attempts: u8,
 }
 
+/// What becomes of a named command without a reply.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// No attempt is left.
+    GivenUp(InFlight),
+    /// It waits for its next attempt; what was to complete it.
+    TriedAgain(Completion),
+}
+
 #[derive(Debug)]
 struct Waiting {
     what: Outgoing,
@@ -272,19 +281,19 @@ impl Lane {
         Some((in_flight.what.clone(), in_flight.key.msg_id))
     }
 
-    /// Takes a named command whose reply is overdue. `Ok`: no attempt is left; `Err`: it is tried again later and was put back.
-    pub(super) fn unanswered(&mut self, now_ms: u64) -> Option<Result<InFlight, Completion>> {
+    /// Takes a named command whose reply is overdue; one with an attempt left is put back.
+    pub(super) fn unanswered(&mut self, now_ms: u64) -> Option<Unanswered> {
         let index = self.in_flight.iter().position(|in_flight| in_flight.reply_by <= now_ms)?;
         let in_flight = self.in_flight.swap_remove(index);
         let not_before = in_flight.written_at + ATTEMPT_MS;
         if in_flight.attempts >= in_flight.what.attempts_max() || not_before >= in_flight.deadline {
-            return Some(Ok(in_flight));
+            return Some(Unanswered::GivenUp(in_flight));
         }
         let completion = in_flight.what.call().map_or(Completion::Reply, DeviceCall::completion);
         let InFlight { what, deadline, writes, attempts, .. } = in_flight;
         let place = self.waiting.partition_point(|waiting| waiting.what.priority() <= what.priority());
         self.waiting.insert(place, Waiting { what, deadline, not_before, writes, attempts });
-        Some(Err(completion))
+        Some(Unanswered::TriedAgain(completion))
     }
 
     /// Whether something written waits for its reply.

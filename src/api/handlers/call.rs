@@ -57,8 +57,14 @@ impl Call {
 
     /// Answers that an order accepted the request; `unix_ms` is the time of the job that did it.
     pub(super) fn accepted(self, order: &Order, unix_ms: i64) {
-        match payload::accepted(order, self.request_id(), unix_ms) {
-            Ok(body) => self.respond(Response::json(payload::ACCEPTED, body)),
+        let body = payload::accepted(order, self.request_id(), unix_ms);
+        self.written(payload::ACCEPTED, body);
+    }
+
+    /// Answers with a body that the store keeps for repetitions, too.
+    pub(super) fn written(self, status: u16, body: serde_json::Result<Vec<u8>>) {
+        match body {
+            Ok(body) => self.respond(Response::json(status, body)),
             Err(cause) => {
                 log::error!(request_id = self.request_id(); "answer cannot be written as JSON: {cause}");
                 self.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));

@@ -11,7 +11,7 @@ use super::body::Fields;
 use super::call::{Next, not_done, reading, submit};
 use super::{Api, List, now};
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::message::{Request, Response};
+use crate::api::message::Request;
 use crate::api::route::Query;
 use crate::model::{Card, CardNo, CardState, CardTransaction};
 use crate::store::payload::{CardObject, TransactionObject, card_answer, card_status};
@@ -148,13 +148,8 @@ fn change(request: &Request, card_no: CardNo, change: CardChange) -> Next {
             };
             match outcome {
                 CardOutcome::Done { card, transaction } => {
-                    match card_answer(&card, transaction.as_ref(), call.request_id(), at) {
-                        Ok(body) => call.respond(Response::json(card_status(registered), body)),
-                        Err(cause) => {
-                            log::error!(request_id = call.request_id(); "answer cannot be written as JSON: {cause}");
-                            call.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));
-                        }
-                    }
+                    let body = card_answer(&card, transaction.as_ref(), call.request_id(), at);
+                    call.written(card_status(registered), body);
                 }
                 CardOutcome::Exists => {
                     call.error(&ApiError::new(ErrorCode::CardExists, "the card is registered already"));

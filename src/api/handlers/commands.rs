@@ -12,7 +12,7 @@ use super::body::Fields;
 use super::call::{Call, Next, not_done, reading, submit};
 use super::{Api, List, RETRY_AFTER_S, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::message::{Request, Response};
+use crate::api::message::Request;
 use crate::api::overload::Reservation;
 use crate::api::route::Query;
 use crate::gateway::params;
@@ -112,7 +112,7 @@ fn called(call: Call, device_id: DeviceId, at: i64, outcome: Outcome, place: Res
                 "command queued"
             );
             let body = payload::command_accepted(&record, call.request_id(), at);
-            respond(call, body);
+            call.written(payload::ACCEPTED, body);
         }
         Outcome::Called(Called::NoDevice) => call.error(&no_device(device_id)),
         Outcome::Called(Called::Full) => {
@@ -120,16 +120,6 @@ fn called(call: Call, device_id: DeviceId, at: i64, outcome: Outcome, place: Res
             call.error(&ApiError::new(ErrorCode::QueueOverloaded, message).with_retry_after(RETRY_AFTER_S));
         }
         other => call.error(&not_done(&other)),
-    }
-}
-
-pub(super) fn respond(call: Call, body: serde_json::Result<Vec<u8>>) {
-    match body {
-        Ok(body) => call.respond(Response::json(payload::ACCEPTED, body)),
-        Err(cause) => {
-            log::error!(request_id = call.request_id(); "answer cannot be written as JSON: {cause}");
-            call.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));
-        }
     }
 }
 
@@ -245,7 +235,7 @@ pub(super) fn set_params(api: &Arc<Api>, device_id: DeviceId, request: &Request)
             match outcome {
                 Outcome::Params(Some(params)) => {
                     let body = payload::params_accepted(device_id, &params, call.request_id(), at);
-                    respond(call, body);
+                    call.written(payload::ACCEPTED, body);
                 }
                 Outcome::Params(None) => call.error(&no_device(device_id)),
                 other => call.error(&not_done(&other)),

@@ -13,7 +13,7 @@ use super::body::{self, Fields};
 use super::call::{Call, Next, not_done, read, reading, submit};
 use super::{Api, List, RETRY_AFTER_S, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::message::{Request, Response, UploadedBody};
+use crate::api::message::{Request, UploadedBody};
 use crate::api::route::Query;
 use crate::gateway::directory::Entry;
 use crate::gateway::product::Product;
@@ -282,13 +282,8 @@ fn created(call: Call, device_id: DeviceId, at: i64, outcome: Outcome) {
                 request_id = call.request_id();
                 "update created"
             );
-            match payload::ota_accepted(&task, call.request_id(), at) {
-                Ok(body) => call.respond(Response::json(payload::ACCEPTED, body)),
-                Err(cause) => {
-                    log::error!(request_id = call.request_id(); "answer cannot be written as JSON: {cause}");
-                    call.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));
-                }
-            }
+            let body = payload::ota_accepted(&task, call.request_id(), at);
+            call.written(payload::ACCEPTED, body);
         }
         Ok(OtaOutcome::Busy(task)) => {
             let message = format!("device {device_id} has the open update {}", task.id);

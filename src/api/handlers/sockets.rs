@@ -10,10 +10,10 @@ use serde_json::json;
 
 use super::body::Fields;
 use super::call::{Next, not_done, reading, submit};
-use super::commands::{admit, respond};
+use super::commands::admit;
 use super::{Api, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::message::{Request, Response};
+use crate::api::message::Request;
 use crate::gateway::network::{Given, NetworkList};
 use crate::model::{DeviceId, Protocol, port_of_socket};
 use crate::store::{Job, NetworkChange, NetworkJob, Networked, Outcome, Settings, payload};
@@ -74,13 +74,8 @@ pub(super) fn settings(device_id: DeviceId, request: &Request) -> Result<Next, A
                     device_id:% = device_id, registered = outcome.registered, request_id = call.request_id();
                     "device settings changed"
                 );
-                match payload::settings(&outcome, call.request_id(), at) {
-                    Ok(body) => call.respond(Response::json(payload::OK, body)),
-                    Err(cause) => {
-                        log::error!(request_id = call.request_id(); "answer cannot be written as JSON: {cause}");
-                        call.error(&ApiError::new(ErrorCode::Internal, "the answer could not be written"));
-                    }
-                }
+                let body = payload::settings(&outcome, call.request_id(), at);
+                call.written(payload::OK, body);
             }
             other => call.error(&not_done(&other)),
         });
@@ -191,7 +186,7 @@ fn send(api: &Arc<Api>, device_id: DeviceId, change: NetworkChange, request: &Re
             match networked {
                 Networked::Changed(told) => {
                     let body = payload::network_accepted(device_id, &told.list, call.request_id(), at);
-                    respond(call, body);
+                    call.written(payload::ACCEPTED, body);
                 }
                 Networked::NoDevice => call.error(&no_device(device_id)),
                 Networked::NotListed => {

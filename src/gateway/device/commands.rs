@@ -7,7 +7,7 @@ use crate::{
     gateway::{
         ap3000, bkv,
         core::Cx,
-        lane::{InFlight, Next, Outgoing, Pushed, ReplyKey, Waits},
+        lane::{InFlight, Next, Outgoing, Pushed, ReplyKey, Unanswered, Waits},
         order::Event,
         slots::Key,
         track::Action,
@@ -268,14 +268,14 @@ impl Device {
         }
         while let Some(unanswered) = self.lane.unanswered(cx.now.mono_ms) {
             let completion = match &unanswered {
-                Ok(in_flight) => in_flight.what.call().map(DeviceCall::completion),
-                Err(completion) => Some(*completion),
+                Unanswered::GivenUp(in_flight) => in_flight.what.call().map(DeviceCall::completion),
+                Unanswered::TriedAgain(completion) => Some(*completion),
             };
             if completion == Some(Completion::Reply) {
                 cx.shared.metrics.process().outbound_failed[OutboundFailure::AckTimeout].inc();
                 self.entry.ack_timed_out(cx.now.unix_ms);
             }
-            if let Ok(in_flight) = unanswered {
+            if let Unanswered::GivenUp(in_flight) = unanswered {
                 cx.shared.metrics.process().outbound_failed[OutboundFailure::Dead].inc();
                 self.command_done(cx, &in_flight, CommandState::Dead, Some("no_reply"), None);
             }
