@@ -268,12 +268,15 @@ fn socket_parameters_are_set_and_read_back(engine: Engine) {
 }
 
 fn a_command_waits_for_its_device(engine: Engine) {
-    let Some(gateway) = Gateway::start(engine, &[]) else { return };
+    let Some(gateway) = Gateway::start(engine, &[("CHARGEGATE_QUEUE_PER_DEVICE_MAX", "1")]) else { return };
     let device = Ap3000::online(gateway.devices, CHARGER, 2);
     gateway.knows_port(CHARGER, 2);
     device.line.hang_up();
     until("the device is gone", || (gateway.metric("chargegate_tcp_closed_total{reason=\"peer\"}") == 1).then_some(()));
     let id = command(&gateway, CHARGER, &json!({"command": "locate", "seconds": 3, "valid_seconds": 3600}));
+    // No more of them wait for one device than is configured.
+    let another = json!({"command": "locate", "seconds": 4});
+    gateway.post(&format!("devices/{CHARGER}/commands"), &another).refused(503, "QUEUE_OVERLOADED");
     let mut device = Ap3000::connect(gateway.devices, CHARGER);
     let msg_id = device.heartbeat(&[0, 0]);
     device.expect(msg_id, 0x21, &[0]);

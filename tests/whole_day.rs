@@ -297,6 +297,7 @@ impl Day {
             attempts_max: if call.is_idempotent() { 3 } else { 1 },
             call,
             priority: Priority::Low,
+            waiting_max: 16,
             at,
             not_after: at + 300_000,
             request_id: "day".to_owned(),

@@ -105,6 +105,11 @@ impl Backlog {
         *self.limits.write() = limits;
     }
 
+    /// Commands that may wait for one device.
+    pub fn per_device_max(&self) -> u32 {
+        self.limits.read().per_device_max
+    }
+
     /// Commands accepted and not yet written, calls under way included.
     pub fn unwritten(&self) -> u64 {
         (self.waiting)().saturating_add(self.reserved.load(Ordering::Relaxed))

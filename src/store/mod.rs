@@ -326,6 +326,8 @@ pub struct NewCall {
     pub priority: Priority,
     /// How often it may be tried, a minute apart.
     pub attempts_max: u8,
+    /// Refused where so many commands wait for the device, also one that is away.
+    pub waiting_max: u32,
     /// Now, Unix ms.
     pub at: i64,
     /// Not to be written after this, Unix ms.

@@ -84,6 +84,7 @@ pub(super) fn send(
         attempts_max: if call.is_idempotent() { ATTEMPTS_MAX } else { 1 },
         call,
         priority: Priority::Low,
+        waiting_max: api.backlog.per_device_max(),
         at,
         not_after: at + i64::from(valid_s) * 1000,
         request_id: request_id.to_owned(),

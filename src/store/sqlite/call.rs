@@ -12,8 +12,6 @@ use crate::{
     store::{Called, CommandRecord, CommandUpdate, NewCall, Outcome, StoreError, payload},
 };
 
-/// Commands that may wait for one device.
-const WAITING_MAX: i64 = 16;
 /// Attempts of commands that follow from others.
 const ATTEMPTS_MAX: u8 = 3;
 /// They are pointless later, Unix ms.
@@ -33,12 +31,12 @@ impl Tx<'_> {
     }
 
     fn call(&mut self, new: &NewCall) -> Result<Called, StoreError> {
-        let waiting: Option<i64> = scalar(
+        let waiting: Option<u32> = scalar(
             self.conn,
             "SELECT count(*) FROM outbound_queue WHERE device_id = ?1 AND state IN ('queued', 'claimed')",
             [new.device_id.to_string()],
         )?;
-        if waiting.unwrap_or(0) >= WAITING_MAX {
+        if waiting.unwrap_or(0) >= new.waiting_max {
             return Ok(Called::Full);
         }
         let Some(counters) = self.next_msg_id(new.device_id)? else { return Ok(Called::NoDevice) };
