@@ -30,6 +30,7 @@ fn answers(rig: &Rig, command: &Command, state: CommandState) {
     for state in [CommandState::Written, state] {
         let update = CommandUpdate {
             id: command.id,
+            epoch: command.epoch,
             state,
             order_no: None,
             attempts: 1,

@@ -65,6 +65,7 @@ impl Device {
                     for id in [start, stop].into_iter().flatten() {
                         cx.job(Job::Command(CommandUpdate {
                             id,
+                            epoch: self.epoch,
                             state: CommandState::Withdrawn,
                             order_no: None,
                             attempts: 0,
@@ -126,10 +127,11 @@ impl Device {
     fn pump_lane(&mut self, cx: &mut Cx<'_>) {
         let before = self.lane.waiting();
         while let Some(what) = self.lane.expired(cx.now.mono_ms) {
-            if let Some(id) = what.row() {
+            if let Some((id, epoch)) = what.claim() {
                 cx.shared.metrics.process().outbound_failed[OutboundFailure::Expired].inc();
                 let update = CommandUpdate {
                     id,
+                    epoch,
                     state: CommandState::Expired,
                     order_no: None,
                     attempts: 0,
@@ -170,6 +172,7 @@ impl Device {
             }
             let update = CommandUpdate {
                 id: command.id,
+                epoch: command.epoch,
                 state: if done { CommandState::Acked } else { CommandState::Written },
                 order_no,
                 attempts: 1,
@@ -227,6 +230,7 @@ impl Device {
         let Outgoing::Command(command) = what else { return };
         let update = CommandUpdate {
             id: command.id,
+            epoch: command.epoch,
             state: CommandState::Dead,
             order_no: None,
             attempts: 0,
@@ -382,9 +386,9 @@ impl Device {
         if state == CommandState::Refused {
             cx.shared.metrics.process().outbound_failed[OutboundFailure::Refused].inc();
         }
-        if let Some(id) = in_flight.what.row() {
-            let at = cx.now.unix_ms;
-            let update = CommandUpdate { id, state, order_no: None, attempts: in_flight.writes, reason, result, at };
+        if let Some((id, epoch)) = in_flight.what.claim() {
+            let (at, attempts) = (cx.now.unix_ms, in_flight.writes);
+            let update = CommandUpdate { id, epoch, state, order_no: None, attempts, reason, result, at };
             cx.job(Job::Command(update));
         }
     }
