@@ -218,7 +218,7 @@ CREATE TABLE event_log (
 -- One row: what the sequencer's next leader starts from. Every event with an id up to `watermark` has its position or was
 -- never committed; `pos` is the last one given, also behind pruning.
 CREATE TABLE event_sequencer (
-    only      BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (only),
+    single    BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (single),
     watermark BIGINT NOT NULL,
     pos       BIGINT NOT NULL
 ) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 1000);
