@@ -36,6 +36,7 @@ use crate::{
 
 mod ota;
 pub mod payload;
+pub mod postgres;
 pub mod sqlite;
 
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
