@@ -15,6 +15,7 @@ mod fleet;
 mod order_no;
 mod ota;
 mod ports;
+mod server_id;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
 pub use card::{Card, CardNo, CardStart, CardState, CardTransaction, OrderCard, TransactionKind};
@@ -22,6 +23,7 @@ pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
+pub use server_id::ServerId;
 
 /// A device as third parties name it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

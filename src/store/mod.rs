@@ -30,16 +30,21 @@ use crate::{
     model::{
         Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall,
         DeviceDetails, DeviceId, EventType, Firmware, HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus,
-        Priority, Protocol,
+        Priority, Protocol, ServerId,
     },
 };
 
+mod counters;
+mod delivery;
 mod ota;
 pub mod payload;
 pub mod postgres;
+mod sql;
 pub mod sqlite;
 
+pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
+pub use sql::{Applied, Limits};
 
 /// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
 #[derive(Debug)]
@@ -518,6 +523,8 @@ pub struct Bound {
     pub details: Box<DeviceDetails>,
     /// BKV/GN: the network list, where there is one.
     pub network: Option<Box<NetworkList>>,
+    /// Another instance that had the device until now.
+    pub superseded: Option<ServerId>,
 }
 
 impl Bound {
@@ -542,6 +549,7 @@ impl Bound {
             commands: Vec::new(),
             details: Box::default(),
             network: None,
+            superseded: None,
         }
     }
 }
@@ -916,23 +924,42 @@ impl fmt::Debug for Reply {
     }
 }
 
+/// A command that waits for its device's owner to claim it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Row of `outbound_queue`.
+    pub id: i64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// Order of sending.
+    pub priority: Priority,
+    /// When it was queued, Unix ms.
+    pub at: i64,
+    /// The instance that has the device, as its row says; `None`: nobody, or there is but one instance.
+    pub owner: Option<ServerId>,
+}
+
 /// Who is told what was committed. Called by the store's delivery thread, after the commit.
+///
+/// `owner` is the instance that has the device, where it is another one than this.
 pub trait Notify: Send + Sync {
     /// An outcome for a shard.
     fn shard(&self, shard: crate::gateway::ShardId, outcome: Outcome);
     /// An order changed at the request of somebody other than its owner shard (any job not answered to a shard): the owner is
     /// sent a copy and the claimed commands. Called after the answer was given.
-    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
-    /// Commands were queued for a device that had no live epoch at the time.
-    fn commands_queued(&self, device_id: DeviceId);
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], owner: Option<&ServerId>);
+    /// A command was queued without a claim: for a device that another instance has, or that had no live epoch at the time.
+    fn commands_queued(&self, queued: &Queued);
+    /// A bind here took a device from another instance, which must let go of it.
+    fn superseded(&self, _device_id: DeviceId, _epoch: i64, _owner: &ServerId) {}
     /// An update was created, or ended at the request of somebody other than its shard. Called after the answer was given.
-    fn ota_changed(&self, _task: &OtaTask) {}
+    fn ota_changed(&self, _task: &OtaTask, _owner: Option<&ServerId>) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
     /// Settings of a device changed. Called after the answer was given.
-    fn settings_changed(&self, _settings: &SettingsOutcome) {}
+    fn settings_changed(&self, _settings: &SettingsOutcome, _owner: Option<&ServerId>) {}
     /// The network list of a gateway changed. Called after the answer was given.
-    fn network_changed(&self, _told: &NetworkTold) {}
+    fn network_changed(&self, _told: &NetworkTold, _owner: Option<&ServerId>) {}
 }
 
 /// A port as stored.

@@ -3,9 +3,10 @@
 use super::{
     apply::Tx,
     command::NewCommand,
+    conn::{args, one, run, scalar},
     event::json,
     limits::signed,
-    row::{active, one, order, order_columns, run, scalar},
+    row::{active, order, order_columns},
 };
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
@@ -60,7 +61,7 @@ impl Tx<'_> {
     pub(super) fn find_order(&self, order_no: OrderNo) -> Result<Option<Order>, StoreError> {
         one(
             self.conn,
-            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = ?1"),
+            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = $1"),
             [order_no.as_str()],
             order,
         )
@@ -74,7 +75,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND status IN ",
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND status IN ",
                     active!()
                 ),
                 (device_id.to_string(), port_no),
@@ -91,10 +92,10 @@ impl Tx<'_> {
             concat!(
                 "INSERT INTO orders (",
                 order_columns!(),
-                ", duration_max_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL, 0, ?17, \
-                 ?18, 0, ?19, ?20, ?21, ?21, ?21, ?23, ?24, ?25, ?26, NULL, NULL, ?22) ON CONFLICT DO NOTHING"
+                ", duration_max_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, NULL, 0, $17, \
+                 $18, 0, $19, $20, $21, $21, $21, $23, $24, $25, $26, NULL, NULL, $22) ON CONFLICT DO NOTHING"
             ),
-            rusqlite::params![
+            args![
                 order.order_no.as_str(),
                 order.device_id.to_string(),
                 order.port_no,
@@ -188,7 +189,7 @@ impl Tx<'_> {
     pub(super) fn end_pending(&self, device_id: DeviceId, port_no: u16) -> Result<bool, StoreError> {
         let pending: Option<i64> = scalar(
             self.conn,
-            "SELECT 1 FROM orders WHERE device_id = ?1 AND port_no = ?2 AND device_end_pending = 1",
+            "SELECT 1 FROM orders WHERE device_id = $1 AND port_no = $2 AND device_end_pending = TRUE",
             (device_id.to_string(), port_no),
         )?;
         Ok(pending.is_some())
@@ -207,9 +208,9 @@ impl Tx<'_> {
         let holder = one(
             self.conn,
             concat!(
-                "SELECT order_no FROM orders WHERE device_id = ?1 AND port_no = ?2 AND status IN ",
+                "SELECT order_no FROM orders WHERE device_id = $1 AND port_no = $2 AND status IN ",
                 active!(),
-                " UNION ALL SELECT order_no FROM orders WHERE device_id = ?1 AND port_no = ?2 AND device_end_pending = 1"
+                " UNION ALL SELECT order_no FROM orders WHERE device_id = $1 AND port_no = $2 AND device_end_pending = TRUE"
             ),
             (new.device_id.to_string(), new.port_no),
             |row| super::row::order_no(row, 0),
@@ -259,7 +260,7 @@ impl Tx<'_> {
                     order.updated_at = cause.at;
                     run(
                         self.conn,
-                        "UPDATE orders SET business_no = ?2, updated_at = ?3 WHERE order_no = ?1",
+                        "UPDATE orders SET business_no = $2, updated_at = $3 WHERE order_no = $1",
                         (order.order_no.as_str(), business_no, cause.at),
                     )?;
                 }
@@ -365,11 +366,11 @@ impl Tx<'_> {
     fn update_order(&self, order: &Order) -> Result<(), StoreError> {
         run(
             self.conn,
-            "UPDATE orders SET status = ?2, business_no = ?3, start_time = ?4, end_time = ?5, duration_seconds = ?6, \
-             energy_wh = ?7, amount_cent = ?8, end_reason = ?9, end_reason_raw = ?10, failure_reason = ?11, stop_acked = ?12, \
-             settled_at = ?13, settlement_match = ?14, device_end_pending = ?15, sequence_no = ?16, status_at = ?17, \
-             updated_at = ?18 WHERE order_no = ?1",
-            rusqlite::params![
+            "UPDATE orders SET status = $2, business_no = $3, start_time = $4, end_time = $5, duration_seconds = $6, \
+             energy_wh = $7, amount_cent = $8, end_reason = $9, end_reason_raw = $10, failure_reason = $11, stop_acked = $12, \
+             settled_at = $13, settlement_match = $14, device_end_pending = $15, sequence_no = $16, status_at = $17, \
+             updated_at = $18 WHERE order_no = $1",
+            args![
                 order.order_no.as_str(),
                 order.status.code(),
                 order.business_no,

@@ -2,11 +2,9 @@
 //!
 //! Only effects are stored. A refusal had none, so the same key may try again, with another body too.
 
-use rusqlite::Connection;
-
 use super::{
     apply::Tx,
-    row::{one, run},
+    conn::{Conn, one, run},
 };
 use crate::{
     gateway::order::Verdict,
@@ -17,10 +15,10 @@ use crate::{
 };
 
 /// What a request of this key, method and path was answered.
-pub(super) fn earlier(conn: &Connection, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+pub(super) fn earlier(conn: Conn<'_>, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
     one(
         conn,
-        "SELECT body_hash = ?4, status, response FROM idempotency_keys WHERE api_key = ?1 AND route = ?2 AND key = ?3",
+        "SELECT body_hash = $4, status, response FROM idempotency_keys WHERE api_key = $1 AND route = $2 AND key = $3",
         (&*asked.api_key, &asked.route, &asked.key, asked.body_hash),
         |row| {
             Ok(if row.get(0)? { Earlier::Answer { status: row.get(1)?, body: row.get(2)? } } else { Earlier::Mismatch })
@@ -101,7 +99,7 @@ impl Tx<'_> {
         run(
             self.conn,
             "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
             (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, status, body, self.now),
         )?;
         Ok(())

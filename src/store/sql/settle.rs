@@ -7,8 +7,9 @@
 
 use super::{
     apply::Tx,
+    conn::{one, run, scalar},
     order::{Cause, Totals},
-    row::{active, one, order, order_columns, run, scalar},
+    row::{active, order, order_columns},
 };
 use crate::{
     gateway::{
@@ -51,7 +52,7 @@ impl Tx<'_> {
         order_ref: [u8; 16],
     ) -> Result<Settled, StoreError> {
         let key = key_bytes(settlement);
-        let replay = one(self.conn, "SELECT order_no FROM settlements WHERE key = ?1", [&key], |row| {
+        let replay = one(self.conn, "SELECT order_no FROM settlements WHERE key = $1", [&key], |row| {
             super::row::order_no(row, 0)
         })?;
         if let Some(order_no) = replay {
@@ -106,7 +107,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND business_no = ?3 AND status IN ",
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND business_no = $3 AND status IN ",
                     active!()
                 ),
                 (&device_id, settlement.port_no, business_no),
@@ -122,7 +123,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no = ?3 \
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND created_at >= $4 AND business_no = $3 \
                      AND settled_at IS NOT NULL ORDER BY created_at DESC, order_no DESC LIMIT 1"
                 ),
                 place,
@@ -136,7 +137,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no = ?3 \
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND created_at >= $4 AND business_no = $3 \
                      AND settled_at IS NULL ORDER BY created_at DESC, order_no DESC LIMIT 1"
                 ),
                 place,
@@ -154,10 +155,10 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no IS NULL \
+                " FROM orders WHERE device_id = $1 AND port_no = $2 AND created_at >= $4 AND business_no IS NULL \
                  AND settled_at IS NULL AND coalesce(start_written_at, (SELECT min(q.created_at) \
                  FROM outbound_queue q WHERE q.order_no = orders.order_no AND q.kind = 'start' AND q.epoch IS NOT NULL \
-                 AND coalesce(q.reason, '') NOT IN ('not_written_in_time', 'stopped_before_start'))) <= ?3 \
+                 AND coalesce(q.reason, '') NOT IN ('not_written_in_time', 'stopped_before_start'))) <= $3 \
                  ORDER BY created_at DESC, order_no DESC LIMIT 1"
             ),
             (
@@ -174,8 +175,8 @@ impl Tx<'_> {
     fn is_known_orphan(&self, settlement: &Settlement, business_no: u16) -> Result<bool, StoreError> {
         let id: Option<i64> = scalar(
             self.conn,
-            "SELECT id FROM settlements WHERE device_id = ?1 AND port_no = ?2 AND at >= ?6 AND order_no IS NULL \
-             AND business_no = ?3 AND duration_seconds = ?4 AND energy_wh = ?5",
+            "SELECT id FROM settlements WHERE device_id = $1 AND port_no = $2 AND at >= $6 AND order_no IS NULL \
+             AND business_no = $3 AND duration_seconds = $4 AND energy_wh = $5",
             (
                 settlement.device_id.to_string(),
                 settlement.port_no,
@@ -293,7 +294,7 @@ impl Tx<'_> {
             self.conn,
             "INSERT INTO settlements \
              (key, device_id, port_no, order_no, business_no, duration_seconds, energy_wh, amount_cent, raw, at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             (
                 key,
                 settlement.device_id.to_string(),
@@ -315,7 +316,7 @@ impl Tx<'_> {
         let error = error.to_string();
         let inserted = run(
             self.conn,
-            "INSERT INTO settlement_quarantine (device_id, port_no, raw, error, at) VALUES (?1, ?2, ?3, ?4, ?5) \
+            "INSERT INTO settlement_quarantine (device_id, port_no, raw, error, at) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT DO NOTHING",
             (settlement.device_id.to_string(), settlement.port_no, &settlement.raw, &error, settlement.at),
         )?;

@@ -12,13 +12,14 @@ use serde_json::json;
 
 use super::{
     apply::Tx,
+    conn::{all, insert, one, run, scalar},
     event::json,
     limits::signed,
-    row::{active, all, command, command_columns, one, run, scalar},
+    row::{active, command, command_columns, server_id},
 };
 use crate::{
-    model::{Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, Priority},
-    store::{CommandUpdate, Outcome, StoreError},
+    model::{Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, Priority, ServerId},
+    store::{CommandUpdate, Outcome, Queued, StoreError},
 };
 
 const END_PENDING_BACKOFF_MS: i64 = 10_000;
@@ -38,30 +39,45 @@ pub(super) struct NewCommand {
     pub(super) request_id: Option<String>,
 }
 
+/// What a command's row says of its device.
+pub(super) struct Addressed {
+    pub(super) msg_id: u32,
+    /// The device's epoch now.
+    pub(super) session_epoch: i64,
+    /// The instance that has the device.
+    pub(super) owner: Option<ServerId>,
+}
+
 impl Tx<'_> {
-    /// Takes the device's next message id, and its epoch; `None`: no such device.
-    pub(super) fn next_msg_id(&self, device_id: DeviceId) -> Result<Option<(i64, i64)>, StoreError> {
+    /// Takes the device's next message id, with what a command must know of its device; `None`: no such device.
+    pub(super) fn next_msg_id(&self, device_id: DeviceId) -> Result<Option<Addressed>, StoreError> {
         let id = device_id.to_string();
-        run(self.conn, "UPDATE devices SET msg_counter = msg_counter + 1 WHERE device_id = ?1", [&id])?;
-        one(self.conn, "SELECT msg_counter, session_epoch FROM devices WHERE device_id = ?1", [&id], |row| {
-            Ok((row.get(0)?, row.get(1)?))
+        run(self.conn, "UPDATE devices SET msg_counter = msg_counter + 1 WHERE device_id = $1", [&id])?;
+        one(self.conn, "SELECT msg_counter, session_epoch, owner FROM devices WHERE device_id = $1", [&id], |row| {
+            Ok(Addressed { msg_id: row.get::<i64>(0)? as u32, session_epoch: row.get(1)?, owner: server_id(row, 2)? })
         })
     }
 
     /// Inserts a command: claimed (and returned) when `epoch` is live, else queued.
-    pub(super) fn insert_command(
+    pub(super) fn insert_command(&mut self, new: NewCommand, to: Addressed) -> Result<Option<Command>, StoreError> {
+        Ok(self.insert_command_row(new, to)?.1)
+    }
+
+    /// As [`Tx::insert_command`], with the row's id.
+    pub(super) fn insert_command_row(
         &mut self,
         new: NewCommand,
-        (msg_id, session_epoch): (i64, i64),
-    ) -> Result<Option<Command>, StoreError> {
-        let epoch = new.epoch.filter(|epoch| *epoch == session_epoch);
+        to: Addressed,
+    ) -> Result<(i64, Option<Command>), StoreError> {
+        let epoch = new.epoch.filter(|epoch| *epoch == to.session_epoch);
         let state = if epoch.is_some() { CommandState::Claimed } else { CommandState::Queued };
-        let msg_id = msg_id as u32;
-        run(
+        let msg_id = to.msg_id;
+        let id = insert(
             self.conn,
             "INSERT INTO outbound_queue \
              (device_id, order_no, kind, body, priority, state, epoch, msg_id, not_before, not_after, created_at, \
-             updated_at, attempts_max, request_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?9, ?9, ?11, ?12)",
+             updated_at, attempts_max, request_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9, $9, $11, $12)",
+            "id",
             (
                 new.device_id.to_string(),
                 new.order_no.as_ref().map(OrderNo::as_str),
@@ -78,11 +94,12 @@ impl Tx<'_> {
             ),
         )?;
         let Some(epoch) = epoch else {
-            self.queued.push(new.device_id);
-            return Ok(None);
+            let NewCommand { device_id, priority, at, .. } = new;
+            self.queued.push(Queued { id, device_id, priority, at, owner: to.owner });
+            return Ok((id, None));
         };
-        Ok(Some(Command {
-            id: self.conn.last_insert_rowid(),
+        let command = Command {
+            id,
             device_id: new.device_id,
             order_no: new.order_no,
             body: new.body,
@@ -92,7 +109,8 @@ impl Tx<'_> {
             not_after: new.not_after,
             maybe_written: false,
             attempts_max: new.attempts_max,
-        }))
+        };
+        Ok((id, Some(command)))
     }
 
     /// Queues a stop for an order, unless one is under way or it would stop somebody else.
@@ -109,8 +127,8 @@ impl Tx<'_> {
         }
         let unfinished: Option<(i64, bool)> = one(
             self.conn,
-            "SELECT id, state = 'written' FROM outbound_queue WHERE order_no = ?1 AND kind = 'stop' \
-             AND state IN ('queued', 'claimed', 'written') AND not_after > ?2 ORDER BY id DESC LIMIT 1",
+            "SELECT id, state = 'written' FROM outbound_queue WHERE order_no = $1 AND kind = 'stop' \
+             AND state IN ('queued', 'claimed', 'written') AND not_after > $2 ORDER BY id DESC LIMIT 1",
             (order.order_no.as_str(), at),
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
@@ -143,7 +161,7 @@ impl Tx<'_> {
         let other: Option<i64> = scalar(
             self.conn,
             concat!(
-                "SELECT 1 FROM orders WHERE device_id = ?1 AND port_no = ?2 AND order_no <> ?3 AND status IN ",
+                "SELECT 1 FROM orders WHERE device_id = $1 AND port_no = $2 AND order_no <> $3 AND status IN ",
                 active!()
             ),
             (order.device_id.to_string(), order.port_no, order.order_no.as_str()),
@@ -157,9 +175,9 @@ impl Tx<'_> {
             self.conn,
             concat!(
                 "UPDATE outbound_queue SET maybe_written = maybe_written OR state = 'claimed', state = 'claimed', \
-                 epoch = ?2, updated_at = ?3 \
-                 WHERE id = ?1 AND (state = 'queued' OR (state = 'claimed' AND epoch < ?2)) \
-                 AND ?2 = (SELECT session_epoch FROM devices d WHERE d.device_id = outbound_queue.device_id) RETURNING ",
+                 epoch = $2, updated_at = $3 \
+                 WHERE id = $1 AND (state = 'queued' OR (state = 'claimed' AND epoch < $2)) \
+                 AND $2 = (SELECT session_epoch FROM devices d WHERE d.device_id = outbound_queue.device_id) RETURNING ",
                 command_columns!()
             ),
             (id, epoch, at),
@@ -172,8 +190,8 @@ impl Tx<'_> {
     pub(super) fn claim(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
         let waiting: Option<i64> = scalar(
             self.conn,
-            "SELECT 1 FROM outbound_queue WHERE device_id = ?1 AND (state IN ('queued', 'claimed') \
-             OR (state = 'written' AND attempts_max > 1 AND epoch < ?2)) LIMIT 1",
+            "SELECT 1 FROM outbound_queue WHERE device_id = $1 AND (state IN ('queued', 'claimed') \
+             OR (state = 'written' AND attempts_max > 1 AND epoch < $2)) LIMIT 1",
             (device_id.to_string(), epoch),
         )?;
         if waiting.is_none() {
@@ -184,13 +202,13 @@ impl Tx<'_> {
             self.conn,
             concat!(
                 "UPDATE outbound_queue AS q SET maybe_written = maybe_written OR state = 'claimed', state = 'claimed', \
-                 epoch = ?2, updated_at = ?3 \
-                 WHERE q.device_id = ?1 AND (q.state = 'queued' OR (q.state = 'claimed' AND q.epoch < ?2) \
-                 OR (q.state = 'written' AND q.attempts_max > 1 AND q.epoch < ?2)) AND q.not_before <= ?3 AND q.not_after > ?3 \
+                 epoch = $2, updated_at = $3 \
+                 WHERE q.device_id = $1 AND (q.state = 'queued' OR (q.state = 'claimed' AND q.epoch < $2) \
+                 OR (q.state = 'written' AND q.attempts_max > 1 AND q.epoch < $2)) AND q.not_before <= $3 AND q.not_after > $3 \
                  AND (q.order_no IS NULL OR EXISTS (SELECT 1 FROM orders o WHERE o.order_no = q.order_no AND CASE q.kind \
-                 WHEN 'start' THEN o.status = 0 AND o.created_at + ?4 > ?3 \
+                 WHEN 'start' THEN o.status = 0 AND o.created_at + $4 > $3 \
                  WHEN 'stop' THEN o.settled_at IS NULL AND (o.status IN (8, 9) OR (o.status BETWEEN 3 AND 7 \
-                 AND NOT o.stop_acked AND NOT (?5 AND EXISTS (SELECT 1 FROM orders other \
+                 AND NOT o.stop_acked AND NOT ($5 AND EXISTS (SELECT 1 FROM orders other \
                  WHERE other.device_id = o.device_id AND other.port_no = o.port_no AND other.status IN ",
                 active!(),
                 ")))) ELSE 1 END)) RETURNING ",
@@ -205,7 +223,7 @@ impl Tx<'_> {
     /// As [`Tx::claim`], for a shard that claims under an epoch it may have lost.
     pub(super) fn claim_live(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
         let live: Option<i64> =
-            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = ?1", [device_id.to_string()])?;
+            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [device_id.to_string()])?;
         if live != Some(epoch) {
             return Ok(Vec::new());
         }
@@ -219,7 +237,7 @@ impl Tx<'_> {
         let claimed: Option<bool> = scalar(
             self.conn,
             "SELECT state NOT IN ('queued', 'withdrawn') AND epoch IS NOT NULL FROM outbound_queue \
-             WHERE order_no = ?1 AND kind = 'start' ORDER BY id DESC LIMIT 1",
+             WHERE order_no = $1 AND kind = 'start' ORDER BY id DESC LIMIT 1",
             [order_no.as_str()],
         )?;
         Ok(claimed.unwrap_or(false))
@@ -236,15 +254,15 @@ impl Tx<'_> {
     ) -> Result<Vec<i64>, StoreError> {
         let rows = all(
             self.conn,
-            "SELECT id, epoch IS NOT NULL FROM outbound_queue WHERE order_no = ?1 AND (?2 IS NULL OR kind = ?2) \
+            "SELECT id, epoch IS NOT NULL FROM outbound_queue WHERE order_no = $1 AND ($2 IS NULL OR kind = $2) \
              AND state IN ('queued', 'claimed')",
             (order_no.as_str(), kind),
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?)),
+            |row| Ok((row.get::<i64>(0)?, row.get::<bool>(1)?)),
         )?;
         for (id, _) in &rows {
             run(
                 self.conn,
-                "UPDATE outbound_queue SET state = ?2, reason = ?3, updated_at = ?4 WHERE id = ?1",
+                "UPDATE outbound_queue SET state = $2, reason = $3, updated_at = $4 WHERE id = $1",
                 (id, state.as_str(), reason, at),
             )?;
         }
@@ -260,7 +278,7 @@ impl Tx<'_> {
         }
         let (stops, last): (u32, i64) = one(
             self.conn,
-            "SELECT count(*), coalesce(max(created_at), 0) FROM outbound_queue WHERE order_no = ?1 AND kind = 'stop'",
+            "SELECT count(*), coalesce(max(created_at), 0) FROM outbound_queue WHERE order_no = $1 AND kind = 'stop'",
             [order.order_no.as_str()],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?
@@ -284,9 +302,9 @@ impl Tx<'_> {
         if let (CommandState::Written, Some(order_no)) = (update.state, update.order_no) {
             run(
                 self.conn,
-                "UPDATE orders SET start_written_at = ?2, updated_at = max(updated_at, ?2) \
-                 WHERE order_no = ?1 AND start_written_at IS NULL \
-                 AND EXISTS (SELECT 1 FROM outbound_queue WHERE id = ?3 AND order_no = ?1 AND kind = 'start')",
+                "UPDATE orders SET start_written_at = $2, updated_at = greatest(updated_at, $2) \
+                 WHERE order_no = $1 AND start_written_at IS NULL \
+                 AND EXISTS (SELECT 1 FROM outbound_queue WHERE id = $3 AND order_no = $1 AND kind = 'start')",
                 (order_no.as_str(), update.at, update.id),
             )?;
         }
@@ -296,9 +314,9 @@ impl Tx<'_> {
         }
         let changed = run(
             self.conn,
-            "UPDATE outbound_queue SET state = ?2, attempts = max(attempts, ?3), reason = coalesce(?4, reason), \
-             result = coalesce(?6, result), written_at = CASE WHEN ?2 IN ('written', 'acked') THEN coalesce(written_at, ?5) ELSE written_at END, updated_at = ?5 \
-             WHERE id = ?1 AND state IN ('queued', 'claimed', 'written')",
+            "UPDATE outbound_queue SET state = $2, attempts = greatest(attempts, $3), reason = coalesce($4, reason), \
+             result = coalesce($6, result), written_at = CASE WHEN $2 IN ('written', 'acked') THEN coalesce(written_at, $5) ELSE written_at END, updated_at = $5 \
+             WHERE id = $1 AND state IN ('queued', 'claimed', 'written')",
             (update.id, update.state.as_str(), update.attempts, update.reason, update.at, &update.result),
         )?;
         if changed > 0 && update.state == CommandState::Dead {
@@ -318,9 +336,9 @@ impl Tx<'_> {
     pub(super) fn command_dead(&mut self, id: i64, at: i64) -> Result<(), StoreError> {
         let dead = one(
             self.conn,
-            concat!("SELECT ", command_columns!(), ", attempts, reason FROM outbound_queue WHERE id = ?1"),
+            concat!("SELECT ", command_columns!(), ", attempts, reason FROM outbound_queue WHERE id = $1"),
             [id],
-            |row| Ok((command(row)?, row.get::<_, u8>(10)?, row.get::<_, Option<String>>(11)?)),
+            |row| Ok((command(row)?, row.get::<u8>(10)?, row.get::<Option<String>>(11)?)),
         )?;
         let Some((command, attempts, reason)) = dead else { return Ok(()) };
         let data = json!({

@@ -11,12 +11,11 @@
 //! Every one of these goes through [`Tx::book`], which writes account and log together, inside the transaction of what caused
 //! it. [`card`] decides how much; the table's checks refuse what would go below zero.
 
-use rusqlite::Connection;
-
 use super::{
     apply::Tx,
+    conn::{Conn, all, insert, one, run, scalar},
     order::{Cause, Place, Totals},
-    row::{all, card as card_of, card_columns, one, order_no, run, scalar},
+    row::{card as card_of, card_columns, order_no},
     settle::NUMBER_TRIES_MAX,
 };
 use crate::{
@@ -38,8 +37,8 @@ const HOLDS_MAX: u32 = 200;
 const OFFLINE_CARD: u8 = 0;
 
 /// One card.
-pub(super) fn find_card(conn: &Connection, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
-    one(conn, concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = ?1"), [card_no.as_str()], card_of)
+pub(super) fn find_card(conn: Conn<'_>, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+    one(conn, concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = $1"), [card_no.as_str()], card_of)
 }
 
 /// A change of an account.
@@ -60,14 +59,14 @@ impl Tx<'_> {
         card.updated_at = entry.at;
         run(
             self.conn,
-            "UPDATE cards SET balance_cent = ?2, held_cent = ?3, sequence_no = ?4, updated_at = ?5 WHERE card_no = ?1",
+            "UPDATE cards SET balance_cent = $2, held_cent = $3, sequence_no = $4, updated_at = $5 WHERE card_no = $1",
             (card.card_no.as_str(), card.balance_cent, card.held_cent, card.sequence_no, card.updated_at),
         )?;
         run(
             self.conn,
             "INSERT INTO card_balance_logs \
              (card_no, kind, order_no, transaction_id, balance_change, held_change, balance_cent, held_cent, at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             (
                 card.card_no.as_str(),
                 entry.kind,
@@ -93,10 +92,11 @@ impl Tx<'_> {
     ) -> Result<CardTransaction, StoreError> {
         let at = transaction.at;
         transaction.balance_cent = card.balance_cent + transaction.amount_cent;
-        run(
+        transaction.id = insert(
             self.conn,
             "INSERT INTO card_transactions (card_no, kind, order_no, amount_cent, price_cent, unpaid_cent, balance_cent, \
-             reference, request_id, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             reference, request_id, at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "id",
             (
                 card.card_no.as_str(),
                 transaction.kind.as_str(),
@@ -110,7 +110,6 @@ impl Tx<'_> {
                 at,
             ),
         )?;
-        transaction.id = self.conn.last_insert_rowid();
         card.sequence_no += 1;
         let entry = Entry {
             kind: transaction.kind.as_str(),
@@ -182,7 +181,7 @@ impl Tx<'_> {
         card.hold_open = false;
         run(
             self.conn,
-            "UPDATE orders SET hold_open = 0, price_cent = ?2, charged_cent = ?3 WHERE order_no = ?1",
+            "UPDATE orders SET hold_open = FALSE, price_cent = $2, charged_cent = $3 WHERE order_no = $1",
             (order.order_no.as_str(), price, charged),
         )?;
         let transaction = CardTransaction {
@@ -205,7 +204,7 @@ impl Tx<'_> {
     fn release(&self, order: &mut Order, at: i64) -> Result<(), StoreError> {
         let Some(card) = order.card.as_deref_mut().filter(|card| card.hold_open) else { return Ok(()) };
         card.hold_open = false;
-        run(self.conn, "UPDATE orders SET hold_open = 0 WHERE order_no = ?1", [order.order_no.as_str()])?;
+        run(self.conn, "UPDATE orders SET hold_open = FALSE WHERE order_no = $1", [order.order_no.as_str()])?;
         let mut account = self.account(&card.card_no)?;
         let entry = Entry {
             kind: "release",
@@ -223,7 +222,7 @@ impl Tx<'_> {
         let before = at.saturating_sub(self.cards.hold_after_end_ms);
         let orders = all(
             self.conn,
-            "SELECT order_no FROM orders WHERE hold_open = 1 AND end_time <= ?1 ORDER BY end_time LIMIT ?2",
+            "SELECT order_no FROM orders WHERE hold_open = TRUE AND end_time <= $1 ORDER BY end_time LIMIT $2",
             (before, HOLDS_MAX),
             |row| order_no(row, 0),
         )?;
@@ -357,7 +356,7 @@ impl Tx<'_> {
 
     fn device_exists(&self, device_id: DeviceId) -> Result<bool, StoreError> {
         let row: Option<i64> =
-            scalar(self.conn, "SELECT 1 FROM devices WHERE device_id = ?1", [device_id.to_string()])?;
+            scalar(self.conn, "SELECT 1 FROM devices WHERE device_id = $1", [device_id.to_string()])?;
         Ok(row.is_some())
     }
 
@@ -432,7 +431,7 @@ impl Tx<'_> {
                 run(
                     self.conn,
                     "INSERT INTO cards (card_no, state, tariff, expires_at, created_at, updated_at) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
+                     VALUES ($1, $2, $3, $4, $5, $5)",
                     (card.card_no.as_str(), card.state.code(), &card.tariff, card.expires_at, at),
                 )?;
                 return Ok(CardOutcome::Done { card, transaction: None });
@@ -469,7 +468,7 @@ impl Tx<'_> {
                 card.updated_at = job.at;
                 run(
                     self.conn,
-                    "UPDATE cards SET state = ?2, tariff = ?3, expires_at = ?4, updated_at = ?5 WHERE card_no = ?1",
+                    "UPDATE cards SET state = $2, tariff = $3, expires_at = $4, updated_at = $5 WHERE card_no = $1",
                     (card.card_no.as_str(), card.state.code(), &card.tariff, card.expires_at, card.updated_at),
                 )?;
                 None

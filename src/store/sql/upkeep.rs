@@ -2,9 +2,10 @@
 
 use super::{
     apply::Tx,
+    conn::{Args, all, run},
     limits::{Limits, signed},
     order::Cause,
-    row::{all, order_no, run},
+    row::order_no,
 };
 use crate::{
     gateway::order::{Event, Verdict},
@@ -33,8 +34,8 @@ impl Tx<'_> {
             let ending = self.since("status IN (8, 9)", due(orders.stop_total))?;
             self.happens(&ending, Event::StopTimedOut, at, &mut outcomes)?;
             let longest = self.orders_where(
-                "SELECT order_no FROM orders WHERE status IN (1, 2, 10) AND status_at <= ?1 \
-                 AND coalesce(start_time, created_at) + duration_max_ms <= ?2 LIMIT ?3",
+                "SELECT order_no FROM orders WHERE status IN (1, 2, 10) AND status_at <= $1 \
+                 AND coalesce(start_time, created_at) + duration_max_ms <= $2 LIMIT $3",
                 (at - signed(orders.duration_least.min(orders.duration_open)), due(0), ROWS_MAX),
             )?;
             self.happens(&longest, Event::Stop, at, &mut outcomes)?;
@@ -44,7 +45,7 @@ impl Tx<'_> {
             self.happens(&interrupted, Event::ReturnTimedOut, at, &mut outcomes)?;
             let silent = self.orders_where(
                 "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id \
-                 WHERE o.status = 2 AND o.status_at <= ?1 AND coalesce(d.last_seen_at, 0) <= ?1 LIMIT ?2",
+                 WHERE o.status = 2 AND o.status_at <= $1 AND coalesce(d.last_seen_at, 0) <= $1 LIMIT $2",
                 (at - silent - behind, ROWS_MAX),
             )?;
             self.happens(&silent, Event::Offline, at, &mut outcomes)?;
@@ -53,12 +54,12 @@ impl Tx<'_> {
     }
 
     fn since(&self, status: &'static str, before: i64) -> Result<Vec<OrderNo>, StoreError> {
-        let sql = format!("SELECT order_no FROM orders WHERE {status} AND status_at <= ?1 ORDER BY status_at LIMIT ?2");
+        let sql = format!("SELECT order_no FROM orders WHERE {status} AND status_at <= $1 ORDER BY status_at LIMIT $2");
         self.orders_where(&sql, (before, ROWS_MAX))
     }
 
-    fn orders_where(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<OrderNo>, StoreError> {
-        all(self.conn, sql, params, |row| order_no(row, 0))
+    fn orders_where(&self, sql: &str, args: impl Args) -> Result<Vec<OrderNo>, StoreError> {
+        all(self.conn, sql, args, |row| order_no(row, 0))
     }
 
     fn happens(
@@ -91,18 +92,18 @@ impl Tx<'_> {
         for (state, before) in [("queued", at), ("claimed", at - self.limits.backstop_delay)] {
             run(
                 self.conn,
-                "UPDATE outbound_queue SET state = 'expired', reason = 'not_after', updated_at = ?2 WHERE id IN \
-                 (SELECT id FROM outbound_queue WHERE state = ?1 AND not_after < ?3 ORDER BY not_before LIMIT ?4)",
+                "UPDATE outbound_queue SET state = 'expired', reason = 'not_after', updated_at = $2 WHERE id IN \
+                 (SELECT id FROM outbound_queue WHERE state = $1 AND not_after < $3 ORDER BY not_before LIMIT $4)",
                 (state, at, before, ROWS_MAX),
             )?;
         }
         let dead = all(
             self.conn,
-            "UPDATE outbound_queue SET state = 'dead', reason = 'no_answer', updated_at = ?1 WHERE id IN \
-             (SELECT id FROM outbound_queue WHERE state = 'written' AND not_after < ?2 AND updated_at < ?2 LIMIT ?3) \
+            "UPDATE outbound_queue SET state = 'dead', reason = 'no_answer', updated_at = $1 WHERE id IN \
+             (SELECT id FROM outbound_queue WHERE state = 'written' AND not_after < $2 AND updated_at < $2 LIMIT $3) \
              RETURNING id",
             (at, at - WRITTEN_MS, ROWS_MAX),
-            |row| Ok(row.get::<_, i64>(0)?),
+            |row| Ok(row.get::<i64>(0)?),
         )?;
         dead.into_iter().try_for_each(|id| self.command_dead(id, at))
     }
@@ -112,14 +113,14 @@ impl Tx<'_> {
             match update {
                 DeliveryUpdate::Cursor { endpoint, pos } => run(
                     self.conn,
-                    "INSERT INTO event_cursors (endpoint, pos) VALUES (?1, ?2) \
-                     ON CONFLICT (endpoint) DO UPDATE SET pos = max(pos, excluded.pos)",
+                    "INSERT INTO event_cursors (endpoint, pos) VALUES ($1, $2) \
+                     ON CONFLICT (endpoint) DO UPDATE SET pos = greatest(event_cursors.pos, excluded.pos)",
                     (endpoint, pos),
                 )?,
                 DeliveryUpdate::Park(parked) => self.set_delivery("parked", parked)?,
                 DeliveryUpdate::Unpark { endpoint, pos } => run(
                     self.conn,
-                    "DELETE FROM event_delivery WHERE endpoint = ?1 AND pos = ?2 AND state = 'parked'",
+                    "DELETE FROM event_delivery WHERE endpoint = $1 AND pos = $2 AND state = 'parked'",
                     (endpoint, pos),
                 )?,
                 DeliveryUpdate::Dead(parked) => self.set_delivery("dead", parked)?,
@@ -132,7 +133,7 @@ impl Tx<'_> {
         run(
             self.conn,
             "INSERT INTO event_delivery (endpoint, state, pos, key, attempts, next_at, reason) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (endpoint, pos) DO UPDATE SET state = excluded.state, \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (endpoint, pos) DO UPDATE SET state = excluded.state, \
              attempts = excluded.attempts, next_at = excluded.next_at, reason = excluded.reason",
             (&parked.endpoint, state, parked.pos, &parked.key, parked.attempts, parked.next_at, &parked.reason),
         )
@@ -146,11 +147,11 @@ impl Tx<'_> {
         let events = all(
             self.conn,
             "DELETE FROM events WHERE pos IN (SELECT pos FROM events WHERE pos < \
-             coalesce((SELECT pos FROM events WHERE at >= ?1 ORDER BY pos LIMIT 1), (SELECT max(pos) FROM events)) \
-             ORDER BY pos LIMIT ?2) \
+             coalesce((SELECT pos FROM events WHERE at >= $1 ORDER BY pos LIMIT 1), (SELECT max(pos) FROM events)) \
+             ORDER BY pos LIMIT $2) \
              RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)",
             (prune.events_before, rows_max),
-            |row| Ok(row.get::<_, bool>(0)?),
+            |row| Ok(row.get::<bool>(0)?),
         )?;
         self.events_lost += events.iter().filter(|undelivered| **undelivered).count() as u64;
         if !events.is_empty() {
@@ -159,14 +160,14 @@ impl Tx<'_> {
         let commands = run(
             self.conn,
             "DELETE FROM outbound_queue WHERE id IN (SELECT id FROM outbound_queue \
-             WHERE state IN ('acked', 'refused', 'expired', 'withdrawn', 'dead') AND not_before < ?1 \
-             AND updated_at < ?1 LIMIT ?2)",
+             WHERE state IN ('acked', 'refused', 'expired', 'withdrawn', 'dead') AND not_before < $1 \
+             AND updated_at < $1 LIMIT $2)",
             (prune.commands_before, rows_max),
         )?;
         let answers = run(
             self.conn,
             "DELETE FROM idempotency_keys WHERE (api_key, route, key) IN \
-             (SELECT api_key, route, key FROM idempotency_keys WHERE created_at < ?1 LIMIT ?2)",
+             (SELECT api_key, route, key FROM idempotency_keys WHERE created_at < $1 LIMIT $2)",
             (prune.answers_before, rows_max),
         )?;
         let rows_max = usize::try_from(rows_max).unwrap_or(usize::MAX);

@@ -5,7 +5,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use super::{
     apply::Tx,
-    row::{run, scalar},
+    conn::{insert, run, scalar},
 };
 use crate::{
     model::{Card, DeviceId, EventType, Order, OrderNo, OrderStatus},
@@ -32,10 +32,11 @@ impl Tx<'_> {
         let stamp = Timestamp::from_unix(NoContext, ms / 1000, (ms % 1000) as u32 * 1_000_000);
         let mut id = Uuid::encode_buffer();
         let id = &*Uuid::new_v7(stamp).hyphenated().encode_lower(&mut id);
-        run(
+        let id = insert(
             self.conn,
             "INSERT INTO events (event_id, event_type, key, device_id, order_no, sequence_no, at, data) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "id",
             (
                 id,
                 event.event_type.as_str(),
@@ -47,7 +48,7 @@ impl Tx<'_> {
                 event.data,
             ),
         )?;
-        self.last_pos = Some(self.conn.last_insert_rowid());
+        self.last_event = Some(id);
         Ok(())
     }
 
@@ -108,9 +109,9 @@ impl Tx<'_> {
         let device = device_id.to_string();
         let numbered = !matches!(event_type, EventType::DeviceHeartbeat | EventType::ChargingProgress);
         let sequence_no = if numbered {
-            run(self.conn, "UPDATE devices SET event_counter = event_counter + 1 WHERE device_id = ?1", [&device])?;
+            run(self.conn, "UPDATE devices SET event_counter = event_counter + 1 WHERE device_id = $1", [&device])?;
             // A device without a row has no sequence; its alarms are told all the same.
-            scalar(self.conn, "SELECT event_counter FROM devices WHERE device_id = ?1", [&device])?.unwrap_or(0)
+            scalar(self.conn, "SELECT event_counter FROM devices WHERE device_id = $1", [&device])?.unwrap_or(0)
         } else {
             0
         };

@@ -3,8 +3,9 @@
 use super::{
     apply::Tx,
     command::NewCommand,
+    conn::{one, scalar},
     network::of_network,
-    row::{command, command_columns, command_record, command_record_columns, one, scalar},
+    row::{command, command_columns, command_record, command_record_columns},
 };
 use crate::{
     gateway::params::Group,
@@ -33,14 +34,14 @@ impl Tx<'_> {
     fn call(&mut self, new: &NewCall) -> Result<Called, StoreError> {
         let waiting: Option<u32> = scalar(
             self.conn,
-            "SELECT count(*) FROM outbound_queue WHERE device_id = ?1 AND state IN ('queued', 'claimed')",
+            "SELECT count(*) FROM outbound_queue WHERE device_id = $1 AND state IN ('queued', 'claimed')",
             [new.device_id.to_string()],
         )?;
         if waiting.unwrap_or(0) >= new.waiting_max {
             return Ok(Called::Full);
         }
         let Some(counters) = self.next_msg_id(new.device_id)? else { return Ok(Called::NoDevice) };
-        self.insert_command(
+        let (id, _) = self.insert_command_row(
             NewCommand {
                 device_id: new.device_id,
                 order_no: None,
@@ -54,7 +55,7 @@ impl Tx<'_> {
             },
             counters,
         )?;
-        let record = self.command_record(self.conn.last_insert_rowid())?;
+        let record = self.command_record(id)?;
         let record = record.ok_or_else(|| StoreError::Statement("a command that was inserted is not there".into()))?;
         Ok(Called::Queued(Box::new(record)))
     }
@@ -62,7 +63,7 @@ impl Tx<'_> {
     fn command_record(&self, id: i64) -> Result<Option<CommandRecord>, StoreError> {
         one(
             self.conn,
-            concat!("SELECT ", command_record_columns!(), " FROM outbound_queue WHERE id = ?1"),
+            concat!("SELECT ", command_record_columns!(), " FROM outbound_queue WHERE id = $1"),
             [id],
             command_record,
         )
@@ -95,7 +96,7 @@ impl Tx<'_> {
     pub(super) fn command_answered(&mut self, update: &CommandUpdate) -> Result<Outcome, StoreError> {
         let answered = one(
             self.conn,
-            concat!("SELECT ", command_columns!(), " FROM outbound_queue WHERE id = ?1"),
+            concat!("SELECT ", command_columns!(), " FROM outbound_queue WHERE id = $1"),
             [update.id],
             command,
         )?;
