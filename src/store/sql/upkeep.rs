@@ -105,7 +105,12 @@ impl Tx<'_> {
             (at, at - WRITTEN_MS, ROWS_MAX),
             |row| Ok(row.get::<i64>(0)?),
         )?;
-        dead.into_iter().try_for_each(|id| self.command_dead(id, at))
+        for id in dead {
+            if let Some(row) = self.find_command(id)? {
+                self.command_dead(&row, at)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn deliver(&self, updates: &[DeliveryUpdate]) -> Result<(), StoreError> {
