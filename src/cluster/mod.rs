@@ -9,9 +9,11 @@
 //! look at first. Every wait has a deadline, every queue a bound; while Redis is away, jobs fail at once with the reason.
 //!
 //! - [`link`]: connections, health, and the jobs that run on them.
+//! - [`notes`]: what instances tell each other.
 //! - The queue of waiting commands is in [`queue`](crate::queue).
 
 pub mod link;
+pub mod notes;
 mod outbox;
 
 use std::fmt;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use link::{Back, Conn, Link, LinkError};
+pub use notes::{Note, Notes};
 pub(crate) use outbox::Outbox;
 
 /// Which instance: the UUID it keeps in its data directory, as text.
