@@ -38,6 +38,7 @@ mod counters;
 mod delivery;
 mod ota;
 pub mod payload;
+pub mod postgres;
 mod sql;
 pub mod sqlite;
 
