@@ -13,12 +13,13 @@
 //!
 //! - Only the monitor says *down* and *up*. While it is down, nothing is sent and jobs fail with its reason; the monitor tries again
 //!   after 100 ms, doubling to 2 s, with jitter.
-//! - A job has a time from its submission to its end. What waited too long is not sent; each wait for the socket ends with that time.
+//! - A job has a time from its submission to its end. What waited too long is not sent; all its answers together have what is left.
 //!   A connection that failed or timed out is not used again. So a server that hangs holds a worker for no longer than a job's time.
 //! - `work` may have been carried out although it failed with [`LinkError::Timeout`] or [`LinkError::Lost`].
 //! - A **marker** key, written once, tells an emptied Redis from one that kept its data: see [`Back`].
 //! - Jobs of [`RedisOp::Guard`] have a queue and workers of their own: requests wait for them, and nothing else may hold them up.
 
+mod conn;
 mod counters;
 mod monitor;
 
@@ -38,6 +39,7 @@ use redis::{
 use crate::telemetry::label::{RedisFailure, RedisOp};
 use crate::telemetry::{Exposition, MetricSource, health::ComponentState};
 
+pub use conn::Conn;
 pub use counters::LinkCounters;
 use monitor::Monitor;
 
@@ -123,7 +125,7 @@ impl LinkError {
         }
     }
 
-    /// Whether the connection it happened on must not be used again.
+    /// Whether a connection that it happened on must not be used again.
     pub const fn breaks_connection(&self) -> bool {
         matches!(self, Self::Timeout | Self::Lost(_))
     }
@@ -167,7 +169,7 @@ pub struct LinkHealth {
 }
 
 type OnBack = Arc<dyn Fn(Back) + Send + Sync>;
-type Run = Box<dyn FnOnce(Result<&mut Connection, LinkError>) -> Option<LinkError> + Send>;
+type Run = Box<dyn FnOnce(Result<&mut Conn, LinkError>) + Send>;
 
 struct Job {
     deadline: Instant,
@@ -262,20 +264,19 @@ impl Link {
     pub fn submit<T: 'static>(
         &self,
         op: RedisOp,
-        work: impl FnOnce(&mut Connection) -> RedisResult<T> + Send + 'static,
+        work: impl FnOnce(&mut Conn) -> RedisResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, LinkError>) + Send + 'static,
     ) {
         self.submit_within(self.shared.settings.command_timeout, op, work, done);
     }
 
     /// Runs `work` on a connection, then `done` with what came of it, both on a worker's thread; `done` at once and here where nothing can
-    /// be sent. `within` counts from now until the last answer; each answer that `work` waits for may take what is left of it when `work`
-    /// begins, so a job should be one command, pipeline or script. Neither closure may block on anything else.
+    /// be sent. `within` counts from now to the last answer. Neither closure may block on anything but this connection.
     pub fn submit_within<T: 'static>(
         &self,
         within: Duration,
         op: RedisOp,
-        work: impl FnOnce(&mut Connection) -> RedisResult<T> + Send + 'static,
+        work: impl FnOnce(&mut Conn) -> RedisResult<T> + Send + 'static,
         done: impl FnOnce(Result<T, LinkError>) + Send + 'static,
     ) {
         let shared = Arc::clone(&self.shared);
@@ -286,12 +287,10 @@ impl Link {
                 shared.counters.latency[op].record(now().duration_since(began));
                 result
             });
-            let error = result.as_ref().err().cloned();
-            if let Some(error) = &error {
+            if let Err(error) = &result {
                 shared.counters.failed(error);
             }
             done(result);
-            error
         });
         if !self.is_up() {
             run(Err(self.shared.why_down()));
@@ -301,8 +300,8 @@ impl Link {
         match jobs.try_send(Job { deadline: now() + within, run }) {
             Ok(()) if !self.is_up() => fail_left(&self.shared, left),
             Ok(()) => {}
-            Err(TrySendError::Full(job)) => drop((job.run)(Err(LinkError::Full))),
-            Err(TrySendError::Disconnected(job)) => drop((job.run)(Err(LinkError::Closed))),
+            Err(TrySendError::Full(job)) => (job.run)(Err(LinkError::Full)),
+            Err(TrySendError::Disconnected(job)) => (job.run)(Err(LinkError::Closed)),
         }
     }
 
@@ -314,7 +313,7 @@ impl Link {
         &self,
         within: Duration,
         op: RedisOp,
-        work: impl FnOnce(&mut Connection) -> RedisResult<T> + Send + 'static,
+        work: impl FnOnce(&mut Conn) -> RedisResult<T> + Send + 'static,
     ) -> Result<T, LinkError> {
         let (answer, answered) = bounded(1);
         self.submit_within(within, op, work, move |result| drop(answer.try_send(result)));
@@ -519,13 +518,13 @@ impl Shared {
 /// Fails what waits: Redis is away, or no worker is left to do so.
 fn fail_left(shared: &Shared, jobs: &Receiver<Job>) {
     for job in jobs.try_iter() {
-        drop((job.run)(Err(shared.why_down())));
+        (job.run)(Err(shared.why_down()));
     }
 }
 
 /// A worker's connection and the generation it was made under.
 struct Held {
-    connection: Connection,
+    connection: Conn,
     generation: u64,
 }
 
@@ -553,31 +552,24 @@ fn work(shared: &Arc<Shared>, jobs: &Receiver<Job>, stopped: &Receiver<()>) {
 fn run(shared: &Arc<Shared>, held: &mut Option<Held>, job: Job) {
     let left = job.deadline.saturating_duration_since(now());
     let ready = if left.is_zero() { Err(LinkError::Late) } else { hold(shared, held, left) };
-    let ready = ready.and_then(|connection| set_timeout(connection, left).map(|()| connection));
-    let sent = ready.is_ok();
-    let Ok(error) = catch_unwind(AssertUnwindSafe(|| (job.run)(ready))) else {
+    let failed = ready.is_err();
+    if catch_unwind(AssertUnwindSafe(|| (job.run)(ready))).is_err() {
         // How far it got on the connection is unknown.
         *held = None;
         shared.counters.panics.inc();
         log::error!(target: "chargegate::cluster", "a job for redis panicked");
         return;
-    };
-    if let Some(error) = error
-        && error.breaks_connection()
-    {
-        if sent {
-            *held = None;
-        }
+    }
+    if held.as_ref().is_some_and(|held| held.connection.is_broken()) {
+        *held = None;
+        shared.look_now();
+    } else if failed && !left.is_zero() && shared.is_up() {
         shared.look_now();
     }
 }
 
-/// The worker's connection, made anew if Redis was away since.
-fn hold<'a>(
-    shared: &Arc<Shared>,
-    held: &'a mut Option<Held>,
-    within: Duration,
-) -> Result<&'a mut Connection, LinkError> {
+/// The worker's connection for a job of this length, made anew if Redis was away since.
+fn hold<'a>(shared: &Arc<Shared>, held: &'a mut Option<Held>, within: Duration) -> Result<&'a mut Conn, LinkError> {
     if !shared.is_up() {
         *held = None;
         return Err(shared.why_down());
@@ -585,11 +577,11 @@ fn hold<'a>(
     let generation = shared.generation.load(Ordering::Acquire);
     if held.as_ref().is_none_or(|held| held.generation != generation) {
         *held = None;
-        let connection = shared.connect(within.min(shared.settings.connect_timeout))?;
+        let connection = Conn::new(shared.connect(within.min(shared.settings.connect_timeout))?);
         *held = Some(Held { connection, generation });
     }
     match held {
-        Some(held) => Ok(&mut held.connection),
+        Some(held) => held.connection.begin(within).map(|()| &mut held.connection),
         None => Err(LinkError::Late),
     }
 }
@@ -598,8 +590,7 @@ fn hold<'a>(
 fn look_after(shared: &Arc<Shared>, held: &mut Option<Held>) {
     let timeout = shared.settings.command_timeout;
     let Ok(connection) = hold(shared, held, timeout) else { return };
-    let alive = set_timeout(connection, timeout).is_ok() && redis::cmd("PING").exec(connection).is_ok();
-    if !alive {
+    if redis::cmd("PING").exec(connection).is_err() {
         *held = None;
         shared.look_now();
     }

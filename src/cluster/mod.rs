@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use link::{Back, Link, LinkError};
+pub use link::{Back, Conn, Link, LinkError};
 pub(crate) use outbox::Outbox;
 
 /// Which instance: the UUID it keeps in its data directory, as text.

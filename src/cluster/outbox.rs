@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use redis::Pipeline;
 
-use super::Link;
+use super::link::{Conn, Link};
 use crate::telemetry::Counter;
 use crate::telemetry::label::RedisOp;
 
@@ -80,7 +80,7 @@ impl<T: Send + 'static> Inner<T> {
         };
         let (sender, len) = (Arc::clone(this), batch.len() as u64);
         let encode = this.encode;
-        let work = move |connection: &mut redis::Connection| {
+        let work = move |connection: &mut Conn| {
             let mut pipeline = Pipeline::with_capacity(batch.len());
             for thing in &batch {
                 encode(&mut pipeline, thing);

@@ -15,7 +15,8 @@ use parking_lot::{Condvar, Mutex};
 use redis::{Connection, Pipeline, RedisResult};
 
 use super::{Entry, Queue, QueueError, STEP_NS, now};
-use crate::cluster::{Link, LinkError, Outbox, ServerId};
+use crate::cluster::link::{Conn, Link, LinkError};
+use crate::cluster::{Outbox, ServerId};
 use crate::model::Priority;
 use crate::telemetry::label::RedisOp;
 use crate::telemetry::{Counter, Exposition, Gauge, MetricSource};
@@ -67,6 +68,11 @@ impl RedisQueue {
             lengths: Arc::default(),
             unreadable: Counter::default(),
         }
+    }
+
+    /// Entries sent.
+    pub fn pushed(&self) -> u64 {
+        self.outbox.sent()
     }
 
     /// Entries that were not sent.
@@ -159,7 +165,7 @@ impl Queue for RedisQueue {
     fn len_by_priority(&self) -> [u64; PRIORITIES] {
         if !self.lengths.under_way.swap(true, Ordering::AcqRel) {
             let (key, lengths) = (Arc::clone(&self.key), Arc::clone(&self.lengths));
-            let count = move |connection: &mut Connection| count(connection, &key, unix_ns());
+            let count = move |connection: &mut Conn| count(connection, &key, unix_ns());
             self.link.submit(RedisOp::Queue, count, move |counted| {
                 if let Ok(counted) = counted {
                     lengths.counted.iter().zip(counted).for_each(|(gauge, count)| gauge.set(count));
@@ -203,7 +209,7 @@ fn add(pipeline: &mut Pipeline, (server, entry): &(ServerId, Entry)) {
 }
 
 /// Entries by priority: those between the newest possible one of the next higher priority and of this one.
-fn count(connection: &mut Connection, key: &str, now_ns: i64) -> RedisResult<[u64; PRIORITIES]> {
+fn count(connection: &mut Conn, key: &str, now_ns: i64) -> RedisResult<[u64; PRIORITIES]> {
     let newest = |priority: Priority| {
         now_ns.saturating_add(AHEAD_NS).saturating_add(i64::from(priority.code()) * STEP_NS).to_string()
     };
