@@ -9,10 +9,12 @@
 //! look at first. Every wait has a deadline, every queue a bound; while Redis is away, jobs fail at once with the reason.
 //!
 //! - [`link`]: connections, health, and the jobs that run on them.
+//! - [`sessions`]: which instance has a device, and what it knows of it.
 //! - The queue of waiting commands is in [`queue`](crate::queue).
 
 pub mod link;
 mod outbox;
+pub mod sessions;
 
 pub use crate::model::ServerId;
 pub use link::{Back, Conn, Link, LinkError};
