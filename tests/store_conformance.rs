@@ -24,13 +24,24 @@ const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 
 fn update(id: i64, state: CommandState, at: i64) -> CommandUpdate {
-    CommandUpdate { id, epoch: i64::MAX, state, order_no: None, attempts: 1, reason: None, result: None, at }
+    CommandUpdate {
+        device_id: ap(1),
+        id,
+        epoch: i64::MAX,
+        state,
+        order_no: None,
+        attempts: 1,
+        reason: None,
+        result: None,
+        at,
+    }
 }
 
 /// A BKV order whose start was written at `at`.
 fn written_bkv_order(bench: &Bench, device: DeviceId, epoch: i64, at: i64) -> Order {
     let (order, command) = bench.created(device, 1, Some(epoch), at);
     let written = CommandUpdate {
+        device_id: device,
         order_no: Some(order.order_no),
         ..update(command.expect("claimed").id, CommandState::Written, at)
     };

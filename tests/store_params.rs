@@ -32,6 +32,7 @@ fn claim(bench: &Bench, device_id: DeviceId, epoch: i64, at: i64) -> Vec<Command
 fn answer(bench: &Bench, command: &Command, state: CommandState, result: Value, at: i64) -> Option<Command> {
     let result = Some(result.to_string());
     let update = CommandUpdate {
+        device_id: command.device_id,
         id: command.id,
         epoch: command.epoch,
         state,

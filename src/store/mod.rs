@@ -757,6 +757,8 @@ pub struct DeviceReport {
 /// A command's row moves on.
 #[derive(Clone, Debug)]
 pub struct CommandUpdate {
+    /// The device it is for.
+    pub device_id: DeviceId,
     /// Row of `outbound_queue`.
     pub id: i64,
     /// Epoch of the claim it is told under; where the row was claimed again for a newer one, it changes nothing.

@@ -64,6 +64,7 @@ impl Device {
                 Pushed::Annihilated { order_no, start, stop } => {
                     for id in [start, stop].into_iter().flatten() {
                         cx.job(Job::Command(CommandUpdate {
+                            device_id: self.id,
                             id,
                             epoch: self.epoch,
                             state: CommandState::Withdrawn,
@@ -130,6 +131,7 @@ impl Device {
             if let Some((id, epoch)) = what.claim() {
                 cx.shared.metrics.process().outbound_failed[OutboundFailure::Expired].inc();
                 let update = CommandUpdate {
+                    device_id: self.id,
                     id,
                     epoch,
                     state: CommandState::Expired,
@@ -171,6 +173,7 @@ impl Device {
                 track.start_written(cx.now);
             }
             let update = CommandUpdate {
+                device_id: self.id,
                 id: command.id,
                 epoch: command.epoch,
                 state: if done { CommandState::Acked } else { CommandState::Written },
@@ -229,6 +232,7 @@ impl Device {
     pub(super) fn unsendable(&mut self, cx: &mut Cx<'_>, what: &Outgoing) {
         let Outgoing::Command(command) = what else { return };
         let update = CommandUpdate {
+            device_id: self.id,
             id: command.id,
             epoch: command.epoch,
             state: CommandState::Dead,
@@ -388,7 +392,8 @@ impl Device {
         }
         if let Some((id, epoch)) = in_flight.what.claim() {
             let (at, attempts) = (cx.now.unix_ms, in_flight.writes);
-            let update = CommandUpdate { id, epoch, state, order_no: None, attempts, reason, result, at };
+            let update =
+                CommandUpdate { device_id: self.id, id, epoch, state, order_no: None, attempts, reason, result, at };
             cx.job(Job::Command(update));
         }
     }

@@ -247,7 +247,8 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         },
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
-        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
+        Job::Command(update) => Some(update.device_id),
+        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }
 
