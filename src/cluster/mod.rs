@@ -10,12 +10,15 @@
 //!
 //! - [`link`]: connections, health, and the jobs that run on them.
 //! - [`sessions`]: which instance has a device, and what it knows of it.
+//! - [`notes`]: what instances tell each other.
 //! - The queue of waiting commands is in [`queue`](crate::queue).
 
 pub mod link;
+pub mod notes;
 mod outbox;
 pub mod sessions;
 
 pub use crate::model::ServerId;
 pub use link::{Back, Conn, Link, LinkError};
+pub use notes::{Note, Notes};
 pub(crate) use outbox::Outbox;
