@@ -57,11 +57,13 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(5),
-            statement: Duration::from_secs(10),
-            lock: Duration::from_secs(5),
-        }
+        Self { connect: Duration::from_secs(5), statement: Duration::from_secs(10), lock: Duration::from_secs(5) }
+    }
+}
+
+impl From<&crate::config::Store> for Timeouts {
+    fn from(config: &crate::config::Store) -> Self {
+        Self { connect: config.connect_timeout, statement: config.statement_timeout, lock: config.lock_timeout }
     }
 }
 
@@ -241,7 +243,10 @@ impl Connector {
         };
         let made = connected.map_err(|error| self.unreachable(describe(&error))).and_then(|mut client| {
             if !watch.connected() {
-                log::warn!("the socket of a connection to {} was not found: a server that stands still is not noticed", self.name);
+                log::warn!(
+                    "the socket of a connection to {} was not found: a server that stands still is not noticed",
+                    self.name
+                );
             }
             let pid = self.set_up(&mut client, role)?;
             let limit = match role {
@@ -257,7 +262,8 @@ impl Connector {
     /// Sets the session up and checks what the store relies on; returns the number of the server's process.
     fn set_up(&self, client: &mut Client, role: Role) -> Result<i32, StoreError> {
         let Timeouts { statement, lock, .. } = self.timeouts;
-        let (statement, lock) = if role == Role::Migrate { (0, 60_000) } else { (statement.as_millis(), lock.as_millis()) };
+        let (statement, lock) =
+            if role == Role::Migrate { (0, 60_000) } else { (statement.as_millis(), lock.as_millis()) };
         let commit = if role == Role::Lossy { "off" } else { "on" };
         let read_only = if role == Role::Reader { "on" } else { "off" };
         // Statements here look up rows by key. The planner, asked while a table is small, would read it whole, and keep the plan
@@ -271,7 +277,8 @@ impl Connector {
              current_setting('synchronous_commit'), current_setting('server_encoding'), current_schema()"
         );
         let answer = client.simple_query(&sql).map_err(|error| store_error(&error))?;
-        let row = answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
+        let row =
+            answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
         let Some(row) = row else { return Err(self.unreachable("it does not answer as PostgreSQL does")) };
         let text = |column| row.get(column).unwrap_or_default();
         let version = text(1).parse().unwrap_or(0);
@@ -388,10 +395,7 @@ mod tests {
         assert_eq!(split("postgres://u@h/d?sslmode=disable").1, Verify::Off);
         assert_eq!(split("postgres://u@h/d?sslmode=require").1, Verify::No);
         let root = || Some(PathBuf::from("/etc/my ca.pem"));
-        assert_eq!(
-            split("postgres://u@h/d?sslrootcert=/etc/my%20ca.pem&sslmode=require").1,
-            Verify::Chain(root()),
-        );
+        assert_eq!(split("postgres://u@h/d?sslrootcert=/etc/my%20ca.pem&sslmode=require").1, Verify::Chain(root()),);
         assert_eq!(
             split("postgres://u:p?q@h/d?connect_timeout=3&sslmode=verify-full&sslrootcert=%2fetc/my%20ca.pem"),
             ("postgres://u:p?q@h/d?connect_timeout=3".to_owned(), Verify::Full(root())),
@@ -411,13 +415,17 @@ mod tests {
 
     #[test]
     fn every_address_is_tried_with_the_name_of_its_certificate() {
-        let connector = Connector::new("postgres://u:p@127.0.0.1:7001,[::1]:7002/d?sslmode=disable", Timeouts::default());
+        let connector =
+            Connector::new("postgres://u:p@127.0.0.1:7001,[::1]:7002/d?sslmode=disable", Timeouts::default());
         let all = connector.unwrap().addresses().unwrap();
         let peers: Vec<_> = all.iter().map(|(_, peer)| peer.clone()).collect();
         let tcp = |text: &str| Peer::Tcp(text.parse().unwrap());
         assert_eq!(peers, [tcp("127.0.0.1:7001"), tcp("[::1]:7002")]);
         let (config, _) = &all[0];
         assert_eq!((config.get_hosts().len(), config.get_hostaddrs().len()), (1, 1));
-        assert_eq!((config.get_user(), config.get_password(), config.get_dbname()), (Some("u"), Some(&b"p"[..]), Some("d")));
+        assert_eq!(
+            (config.get_user(), config.get_password(), config.get_dbname()),
+            (Some("u"), Some(&b"p"[..]), Some("d"))
+        );
     }
 }

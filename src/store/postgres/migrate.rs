@@ -53,17 +53,18 @@ fn runner() -> Runner {
 pub(super) fn migrate(connector: &Connector) -> Result<(i64, i64), StoreError> {
     let session = connector.connect(Role::Migrate)?;
     // Of this schema: others of the same database may be other installations.
-    session.call(|client| client.batch_execute(
-        "SELECT pg_advisory_lock(hashtext('chargegate migrate'), hashtext(current_schema()))"
-    ))?;
+    session.call(|client| {
+        client.batch_execute("SELECT pg_advisory_lock(hashtext('chargegate migrate'), hashtext(current_schema()))")
+    })?;
     // Whatever happens, the lock goes with the session.
     let before = check(&session, connector.name())?;
     if before < schema_version() {
-        session.call(|client| {
-            // Refinery's errors are those of its own, not of the crate: taken out below.
-            Ok(runner().run(client))
-        })?
-        .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", connector.name())))?;
+        session
+            .call(|client| {
+                // Refinery's errors are those of its own, not of the crate: taken out below.
+                Ok(runner().run(client))
+            })?
+            .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", connector.name())))?;
     }
     Ok((before, schema_version()))
 }
@@ -97,7 +98,8 @@ fn check(session: &PgSession, name: &str) -> Result<i64, StoreError> {
     }
     for step in runner().get_migrations() {
         let differs = applied.iter().any(|(version, name, sum)| {
-            i64::from(*version) == i64::from(step.version()) && (name != step.name() || *sum != step.checksum().to_string())
+            i64::from(*version) == i64::from(step.version())
+                && (name != step.name() || *sum != step.checksum().to_string())
         });
         if differs {
             return refused(format!("was not made by chargegate: its schema version {} differs", step.version()));

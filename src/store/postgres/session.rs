@@ -51,7 +51,10 @@ pub(super) fn fault(error: &postgres::Error) -> Fault {
             Fault::Conflict
         }
         // Its socket is closed behind these.
-        SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW | SqlState::DATABASE_DROPPED
+        SqlState::ADMIN_SHUTDOWN
+        | SqlState::CRASH_SHUTDOWN
+        | SqlState::CANNOT_CONNECT_NOW
+        | SqlState::DATABASE_DROPPED
         | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Fault::Lost,
         _ => match state.code().get(..2) {
             Some("08") => Fault::Lost,

@@ -10,7 +10,10 @@
 //!
 //! Known authorities are those of `sslrootcert`, else those of the system.
 
-use std::{path::{Path, PathBuf}, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -69,7 +72,9 @@ fn authorities(root: Option<&Path>, provider: &Arc<CryptoProvider>) -> Result<Ar
             log::debug!("{added} certificate authorities of the system are known, {ignored} are not understood");
         }
     }
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build().map_err(|error| unusable(&error))
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .build()
+        .map_err(|error| unusable(&error))
 }
 
 fn unusable(error: &dyn std::fmt::Display) -> StoreError {

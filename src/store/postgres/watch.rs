@@ -104,7 +104,10 @@ fn shut_down(fd: &OwnedFd) {
 enum Target {
     None,
     /// Whatever is new among the sockets to this server.
-    Connecting { peer: Peer, before: FxHashSet<u64> },
+    Connecting {
+        peer: Peer,
+        before: FxHashSet<u64>,
+    },
     Connected(OwnedFd),
 }
 
@@ -133,7 +136,9 @@ impl Watch {
         let before = match sockets_to(peer) {
             Ok(sockets) => sockets.into_iter().map(|(inode, _)| inode).collect(),
             Err(error) => {
-                log::warn!("the sockets of this process cannot be listed ({error}): a server that stands still is not noticed");
+                log::warn!(
+                    "the sockets of this process cannot be listed ({error}): a server that stands still is not noticed"
+                );
                 return;
             }
         };
@@ -212,8 +217,8 @@ impl Watchdog {
                 }
             }
         });
-        let thread = thread
-            .map_err(|error| StoreError::Unavailable(format!("cannot start thread store-watchdog: {error}")))?;
+        let thread =
+            thread.map_err(|error| StoreError::Unavailable(format!("cannot start thread store-watchdog: {error}")))?;
         Ok(Self { watches, bites, stop: Some(stop), thread: Some(thread) })
     }
 
