@@ -13,7 +13,7 @@ HOURS ?= 24
 
 help:
 	@echo "run         build, and serve with the embedded store in ./data"
-	@echo "test        all tests"
+	@echo "test        all tests; installs PostgreSQL and Redis where they are missing (Debian)"
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
 	@echo "bench       benchmarks"
@@ -26,6 +26,7 @@ run:
 	$(CARGO) run --release --bin chargegate -- serve
 
 test:
+	scripts/install-services
 	$(CARGO) test --workspace
 
 lint:

@@ -145,6 +145,7 @@ impl Bench {
                 event: Event::Evidence,
                 device_id: None,
                 epoch: Some(1),
+                fence: None,
                 business_no: None,
                 reason: None,
                 at: AT,

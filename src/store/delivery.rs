@@ -142,6 +142,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Reported { .. }
         | Outcome::Pruned { .. }
         | Outcome::Claimed { .. }
+        | Outcome::Fenced { .. }
         | Outcome::Called(_)
         | Outcome::Params(_)
         | Outcome::Ota(_)

@@ -591,6 +591,9 @@ pub struct OrderJob {
     pub device_id: Option<DeviceId>,
     /// Epoch of the device's live binding on this instance, as in [`NewOrder::epoch`].
     pub epoch: Option<i64>,
+    /// Of what a shard saw or decided: the newest epoch it knows. Where the device has a newer one, the job is void
+    /// ([`Outcome::Fenced`]). `None`: a third party asks, or the shard's own bind is under way.
+    pub fence: Option<i64>,
     /// The device's number for this order, where the event carries one (stored once).
     pub business_no: Option<u16>,
     /// More exact reason for a failure: the device's code or text, e.g. `device_refused_01`.
@@ -736,6 +739,8 @@ pub struct DeviceEvent {
     pub data: serde_json::Value,
     /// The order it belongs to (`charging.progress`): its key, without a place in its sequence.
     pub order_no: Option<OrderNo>,
+    /// Of what only the owner may declare (online, offline), as [`OrderJob::fence`].
+    pub fence: Option<i64>,
     /// When, Unix ms.
     pub at: i64,
 }
@@ -752,8 +757,12 @@ pub struct DeviceReport {
 /// A command's row moves on.
 #[derive(Clone, Debug)]
 pub struct CommandUpdate {
+    /// The device it is for.
+    pub device_id: DeviceId,
     /// Row of `outbound_queue`.
     pub id: i64,
+    /// Epoch of the claim it is told under; where the row was claimed again for a newer one, it changes nothing.
+    pub epoch: i64,
     /// New state; an update that would go backwards changes nothing.
     pub state: CommandState,
     /// For a start's first write: recorded in the order as well.
@@ -845,6 +854,14 @@ pub enum Outcome {
         device_id: DeviceId,
         /// What was claimed.
         commands: Vec<Command>,
+    },
+    /// Of [`Job::Claim`], [`Job::Order`] and [`Job::Device`] of a shard whose epoch is not the device's newest: nothing was
+    /// changed, and the device is somebody else's.
+    Fenced {
+        /// The device.
+        device_id: DeviceId,
+        /// Its epoch now.
+        epoch: i64,
     },
     /// Of [`Job::Backstop`]: orders it changed, whose owners (if any) are told.
     Backstop(Vec<OrderOutcome>),

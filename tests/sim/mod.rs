@@ -589,6 +589,7 @@ impl World {
             event,
             device_id: None,
             epoch,
+            fence: None,
             business_no: None,
             reason: None,
             at: now.unix_ms,

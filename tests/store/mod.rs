@@ -232,6 +232,7 @@ pub(crate) fn order_job(order_no: OrderNo, event: Event, at: i64) -> OrderJob {
         event,
         device_id: None,
         epoch: None,
+        fence: None,
         business_no: None,
         reason: None,
         at,

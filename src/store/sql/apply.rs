@@ -8,7 +8,7 @@
 use rustc_hash::FxHashMap;
 
 use super::{
-    conn::{Conn, run},
+    conn::{Conn, run, scalar},
     limits::Limits,
 };
 use crate::{
@@ -169,25 +169,39 @@ impl Tx<'_> {
         result
     }
 
+    /// The answer to a shard that lost the device to a newer epoch than the one it knows.
+    pub(super) fn fenced(&self, device_id: DeviceId, fence: Option<i64>) -> Result<Option<Outcome>, StoreError> {
+        let Some(fence) = fence else { return Ok(None) };
+        let epoch: Option<i64> =
+            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [device_id.to_string()])?;
+        Ok(epoch.filter(|epoch| *epoch > fence).map(|epoch| Outcome::Fenced { device_id, epoch }))
+    }
+
     fn dispatch(&mut self, job: &Job) -> Result<Outcome, StoreError> {
         Ok(match job {
             Job::Bind(bind) => Outcome::Bound(Box::new(self.bind(bind)?)),
             Job::CreateOrder(new) => self.create_order_once(new)?,
             Job::Order(job) => self.order_job_once(job)?,
             Job::Settle(settlement) => Outcome::Settled(Box::new(self.settle(settlement)?)),
-            Job::Device(event) => {
-                self.report(event)?;
-                Outcome::Done
-            }
+            Job::Device(event) => match self.fenced(event.device_id, event.fence)? {
+                Some(fenced) => fenced,
+                None => {
+                    self.report(event)?;
+                    Outcome::Done
+                }
+            },
             Job::Report(report) => {
                 self.report(&report.event)?;
                 Outcome::Reported { device_id: report.event.device_id, ticket: report.ticket }
             }
             Job::Command(update) => self.update_command(update)?,
-            Job::Claim { device_id, epoch, at } => {
-                let commands = self.claim_live(*device_id, *epoch, *at)?;
-                Outcome::Claimed { device_id: *device_id, commands }
-            }
+            Job::Claim { device_id, epoch, at } => match self.fenced(*device_id, Some(*epoch))? {
+                Some(fenced) => fenced,
+                None => {
+                    let commands = self.claim_live(*device_id, *epoch, *at)?;
+                    Outcome::Claimed { device_id: *device_id, commands }
+                }
+            },
             Job::Backstop(backstop) => Outcome::Backstop(self.backstop(backstop)?),
             Job::Delivery(updates) => {
                 self.deliver(updates)?;
@@ -233,7 +247,8 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         },
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
-        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
+        Job::Command(update) => Some(update.device_id),
+        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }
 

@@ -304,8 +304,9 @@ impl Tx<'_> {
                 self.conn,
                 "UPDATE orders SET start_written_at = $2, updated_at = greatest(updated_at, $2) \
                  WHERE order_no = $1 AND start_written_at IS NULL \
-                 AND EXISTS (SELECT 1 FROM outbound_queue WHERE id = $3 AND order_no = $1 AND kind = 'start')",
-                (order_no.as_str(), update.at, update.id),
+                 AND EXISTS (SELECT 1 FROM outbound_queue WHERE id = $3 AND order_no = $1 AND kind = 'start' \
+                 AND coalesce(epoch, 0) <= $4)",
+                (order_no.as_str(), update.at, update.id, update.epoch),
             )?;
         }
         // Rows are queued and claimed by the store alone.
@@ -316,8 +317,8 @@ impl Tx<'_> {
             self.conn,
             "UPDATE outbound_queue SET state = $2, attempts = greatest(attempts, $3), reason = coalesce($4, reason), \
              result = coalesce($6, result), written_at = CASE WHEN $2 IN ('written', 'acked') THEN coalesce(written_at, $5) ELSE written_at END, updated_at = $5 \
-             WHERE id = $1 AND state IN ('queued', 'claimed', 'written')",
-            (update.id, update.state.as_str(), update.attempts, update.reason, update.at, &update.result),
+             WHERE id = $1 AND state IN ('queued', 'claimed', 'written') AND coalesce(epoch, 0) <= $7",
+            (update.id, update.state.as_str(), update.attempts, update.reason, update.at, &update.result, update.epoch),
         )?;
         if changed > 0 && update.state == CommandState::Dead {
             self.command_dead(update.id, update.at)?;

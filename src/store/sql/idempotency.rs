@@ -44,6 +44,11 @@ impl Tx<'_> {
         if let Some(earlier) = self.earlier(job.idempotency.as_ref())? {
             return Ok(Outcome::Repeated(earlier));
         }
+        if let Some(device_id) = job.device_id
+            && let Some(fenced) = self.fenced(device_id, job.fence)?
+        {
+            return Ok(fenced);
+        }
         let outcome = self.order_job(job)?;
         let accepted = outcome.order.as_ref().filter(|_| !matches!(outcome.verdict, Verdict::Refused));
         if let (Some(asked), Some(order)) = (&job.idempotency, accepted) {

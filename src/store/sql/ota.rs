@@ -214,6 +214,12 @@ impl Tx<'_> {
         if task.state.is_final() {
             return Ok(task.state);
         }
+        // What the device said stays true; what a shard decided without it is for the owner to decide. The driver has no epoch.
+        let decided = matches!(update.step, OtaStep::Sent { .. } | OtaStep::Failed(_));
+        let fence = Some(update.epoch).filter(|epoch| decided && *epoch > 0);
+        if self.fenced(task.device_id, fence)?.is_some() {
+            return Ok(task.state);
+        }
         match &update.step {
             OtaStep::Sent { firmware_before } => self.sent(&mut task, firmware_before.as_deref(), at)?,
             OtaStep::Acked(packets) if *packets >= task.packets_total => {

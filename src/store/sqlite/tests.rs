@@ -17,8 +17,8 @@ use crate::{
     gateway::{OrderTimes, ShardId},
     model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
-        Backstop, Bind, CommandLogRow, Created, Job, NewOrder, Notify, Outcome, Prune, Queued, Reply, Settlement,
-        SettlementEnd, SettlementKey, Store, StoreError,
+        Backstop, Bind, CommandLogRow, Created, Job, Limits, NewOrder, Notify, Outcome, Prune, Queued, Reply,
+        Settlement, SettlementEnd, SettlementKey, Store, StoreError,
     },
 };
 
