@@ -24,7 +24,7 @@ pub(super) mod read;
 mod row;
 mod rows;
 mod settle;
-mod stage;
+pub(super) mod stage;
 mod upkeep;
 
 pub use apply::Applied;
