@@ -183,6 +183,8 @@ impl PgSession {
         self.fault.set(None);
         self.call(|client| client.batch_execute(&format!("BEGIN; {first}")))?;
         self.in_transaction.set(true);
+        // What waits in a stage cannot be taken back to a savepoint.
+        *self.stage.borrow_mut() = (!savepoints).then(Stage::default);
         Ok(())
     }
 
@@ -286,11 +288,6 @@ impl PgSession {
     fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<postgres::Row>, StoreError> {
         let statement = self.prepared(sql)?;
         self.call(|client| client.query(&statement, &params(values)))
-    }
-
-    /// From here to the end of the transaction, rows are read from and written to a stage.
-    pub(super) fn stage(&self) {
-        *self.stage.borrow_mut() = Some(Stage::default());
     }
 
     /// As [`conn::Conn::staged`].

@@ -354,6 +354,14 @@ impl Conn<'_> {
         }
     }
 
+    /// Whether others write to the database at the same time.
+    pub(in crate::store) const fn is_shared(self) -> bool {
+        match self {
+            Conn::Sqlite(_) => false,
+            Conn::Postgres(_) => true,
+        }
+    }
+
     /// Whether writes wait in a stage.
     pub(in crate::store) fn is_staged(self) -> bool {
         match self {

@@ -20,6 +20,7 @@ mod network;
 mod order;
 mod ota;
 mod params;
+mod prefetch;
 pub(super) mod read;
 mod row;
 mod rows;

@@ -60,6 +60,7 @@ macro_rules! command_row_columns {
          request_id, not_before, not_after, created_at, written_at, updated_at"
     };
 }
+pub(super) use command_row_columns;
 
 pub(super) fn command_row(row: &Row<'_>) -> Result<CommandRow, StoreError> {
     let (body, state) = (row.text(3)?, row.text(5)?);

@@ -358,7 +358,7 @@ fn end_of(settlement: &Settlement, order: Option<&Order>) -> (End, &'static str,
 }
 
 /// | device id text | port 1 | start mode 1 | order field 16 | duration 2 | energy 2 |
-fn key_bytes(settlement: &Settlement) -> Vec<u8> {
+pub(super) fn key_bytes(settlement: &Settlement) -> Vec<u8> {
     match settlement.key {
         SettlementKey::Ap3000 { device_id, port, start_mode, order_ref, duration_seconds, energy_raw } => {
             let mut key = device_id.to_string().into_bytes();
