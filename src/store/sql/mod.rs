@@ -22,7 +22,9 @@ mod ota;
 mod params;
 pub(super) mod read;
 mod row;
+mod rows;
 mod settle;
+pub(super) mod stage;
 mod upkeep;
 
 pub use apply::Applied;
