@@ -540,7 +540,6 @@ impl CommandState {
 
     /// Reads the word in the store.
     pub fn from_word(word: &str) -> Option<Self> {
-        use CommandState as S;
         [
             Self::Queued,
             Self::Claimed,
