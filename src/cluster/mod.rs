@@ -9,9 +9,11 @@
 //! look at first. Every wait has a deadline, every queue a bound; while Redis is away, jobs fail at once with the reason.
 //!
 //! - [`link`]: connections, health, and the jobs that run on them.
+//! - [`guards`]: nonces and rates that hold for all together.
 //! - [`notes`]: what instances tell each other.
 //! - The queue of waiting commands is in [`queue`](crate::queue).
 
+pub mod guards;
 pub mod link;
 pub mod notes;
 mod outbox;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use guards::Guards;
 pub use link::{Back, Conn, Link, LinkError};
 pub use notes::{Note, Notes};
 pub(crate) use outbox::Outbox;
