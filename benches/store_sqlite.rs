@@ -8,10 +8,10 @@ use std::{
 
 use chargegate::{
     gateway::{ShardId, order::Event},
-    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
+    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Job, NewOrder, Notify, OrderJob, OrderKey, Outcome, Reply, Settlement, SettlementEnd, SettlementKey,
-        Store,
+        Bind, Job, NewOrder, Notify, OrderJob, OrderKey, Outcome, Queued, Reply, Settlement, SettlementEnd,
+        SettlementKey, Store,
         sqlite::{Options, SqliteStore},
     },
 };
@@ -29,8 +29,8 @@ struct Nobody;
 
 impl Notify for Nobody {
     fn shard(&self, _: ShardId, _: Outcome) {}
-    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
-    fn commands_queued(&self, _: DeviceId) {}
+    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64], _: Option<&ServerId>) {}
+    fn commands_queued(&self, _: &Queued) {}
     fn events_committed(&self, _: i64) {}
 }
 
@@ -145,6 +145,7 @@ impl Bench {
                 event: Event::Evidence,
                 device_id: None,
                 epoch: Some(1),
+                fence: None,
                 business_no: None,
                 reason: None,
                 at: AT,

@@ -53,8 +53,8 @@ use crate::{
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
     store::{
-        Notify, Store, StoreError,
-        sqlite::{self, Options, SqliteStore},
+        self, Notify, Store, StoreError,
+        sqlite::{Options, SqliteStore},
     },
     telemetry::{
         self, Health, Metrics,
@@ -262,7 +262,7 @@ impl Gateway {
             let context = job::Context {
                 store: Arc::clone(&store),
                 directory: Arc::clone(&directory),
-                notify: Arc::clone(&router) as Arc<dyn Notify>,
+                router: Arc::clone(&router),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
                 clock,
@@ -585,10 +585,10 @@ fn order_times(config: &Config) -> OrderTimes {
     }
 }
 
-fn store_limits(config: &Config) -> sqlite::Limits {
+fn store_limits(config: &Config) -> store::Limits {
     let session = &config.session;
     let own = session.timeout_ap3000.max(session.timeout_bkv).max(session.timeout_gn).max(session.timeout_shared);
-    sqlite::Limits {
+    store::Limits {
         orders: order_times(config),
         backstop_delay: signed(config.orders.backstop_delay),
         silent: signed(own + config.store.flush_interval),
@@ -755,7 +755,7 @@ mod tests {
     fn the_documented_defaults_are_the_built_in_ones() {
         let config = Config::default();
         assert_eq!(order_times(&config), OrderTimes::default());
-        assert_eq!(store_limits(&config), sqlite::Limits::default());
+        assert_eq!(store_limits(&config), store::Limits::default());
         assert_eq!(card_rules(&config), CardRules::default());
         let options = Options::new("");
         assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));

@@ -21,8 +21,9 @@ use std::{
 use crate::{
     boot::Ticks,
     gateway::directory::Directory,
+    router::Router,
     shard::Clock,
-    store::{Backstop, Job, Notify, Outcome, Prune, Reply, Store},
+    store::{Backstop, Job, Outcome, Prune, Reply, Store},
     telemetry::{
         Metrics,
         health::{Component, ComponentState, Health},
@@ -83,8 +84,8 @@ pub struct Context {
     pub store: Arc<dyn Store>,
     /// Live devices.
     pub directory: Arc<Directory>,
-    /// Who is told of queued commands.
-    pub notify: Arc<dyn Notify>,
+    /// Tells shards of queued commands.
+    pub router: Arc<Router>,
     /// Gauges.
     pub metrics: Arc<Metrics>,
     /// Readiness.
@@ -123,7 +124,7 @@ impl Jobs {
 }
 
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
-    let Context { store, directory, notify, metrics, health, mut clock, ticks } = context;
+    let Context { store, directory, router, metrics, health, mut clock, ticks } = context;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let ready = clock.refresh();
@@ -150,10 +151,10 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
         }
         if now.mono_ms >= poll_at {
             poll_at = now.mono_ms + millis(schedule.command_poll);
-            let notify = Arc::clone(&notify);
+            let router = Arc::clone(&router);
             drop(store.read(Box::new(move |reader| {
                 let devices = reader.and_then(|reader| reader.devices_with_queued_commands(POLL_DEVICES_MAX));
-                devices.into_iter().flatten().for_each(|device_id| notify.commands_queued(device_id));
+                devices.into_iter().flatten().for_each(|device_id| router.commands_waiting(device_id));
             })));
         }
         if now.mono_ms >= clean_at || more_to_prune.swap(false, Ordering::Relaxed) {

@@ -15,6 +15,7 @@ mod fleet;
 mod order_no;
 mod ota;
 mod ports;
+mod server_id;
 
 pub use call::{Ap3000Call, Completion, DeviceCall, GatewayCall, ModifiedLimit, NetworkSocket, ParamGroup, SubDevice};
 pub use card::{Card, CardNo, CardStart, CardState, CardTransaction, OrderCard, TransactionKind};
@@ -22,6 +23,7 @@ pub use fleet::{DeviceDetails, HostValues, SubDeviceKind};
 pub use order_no::{OrderNo, OrderNumbers};
 pub use ota::{Firmware, FtpSource, OtaMethod, OtaState, OtaTask, progress as ota_progress};
 pub use ports::{PortAddress, PortStatus, port_of_socket, socket_of_port};
+pub use server_id::ServerId;
 
 /// A device as third parties name it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -534,6 +536,14 @@ impl CommandState {
             Self::Withdrawn => "withdrawn",
             Self::Dead => "dead",
         }
+    }
+
+    /// Reads the word in the store.
+    pub fn from_word(word: &str) -> Option<Self> {
+        use CommandState as S;
+        [S::Queued, S::Claimed, S::Written, S::Acked, S::Refused, S::Expired, S::Withdrawn, S::Dead]
+            .into_iter()
+            .find(|state| state.as_str() == word)
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use crate::{
     gateway::{Message, OtaStart, ShardId, directory::Directory},
-    model::{Command, DeviceId, Order, OrderStatus, OtaTask},
+    model::{Command, DeviceId, Order, OrderStatus, OtaTask, ServerId},
     ota,
     shard::Mailbox,
-    store::{NetworkTold, Notify, Outcome, SettingsOutcome},
+    store::{NetworkTold, Notify, Outcome, Queued, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
     webhook::Pusher,
 };
@@ -47,6 +47,11 @@ impl Router {
     /// Hands an update to the shard that owns its device.
     pub fn offer_ota(&self, start: OtaStart) {
         self.tell_owner(start.task.device_id, || Message::OtaStart(Box::new(start)));
+    }
+
+    /// Tells the shard that has a device that commands wait for it.
+    pub fn commands_waiting(&self, device_id: DeviceId) {
+        self.tell_owner(device_id, || Message::CommandsQueued(device_id));
     }
 
     fn tell_owner(&self, device_id: DeviceId, message: impl FnOnce() -> Message) {
@@ -122,7 +127,7 @@ impl Notify for Router {
         }
     }
 
-    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]) {
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], _owner: Option<&ServerId>) {
         self.count(order, None);
         self.tell_owner(order.device_id, || Message::OrderChanged {
             order: Box::new(order.clone()),
@@ -131,11 +136,11 @@ impl Notify for Router {
         });
     }
 
-    fn commands_queued(&self, device_id: DeviceId) {
-        self.tell_owner(device_id, || Message::CommandsQueued(device_id));
+    fn commands_queued(&self, queued: &Queued) {
+        self.commands_waiting(queued.device_id);
     }
 
-    fn ota_changed(&self, task: &OtaTask) {
+    fn ota_changed(&self, task: &OtaTask, _owner: Option<&ServerId>) {
         if task.state.is_final() {
             let (device_id, task_id) = (task.device_id, task.id);
             self.tell_owner(device_id, || Message::OtaEnded { device_id, task_id });
@@ -144,11 +149,11 @@ impl Notify for Router {
         }
     }
 
-    fn settings_changed(&self, settings: &SettingsOutcome) {
+    fn settings_changed(&self, settings: &SettingsOutcome, _owner: Option<&ServerId>) {
         self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
     }
 
-    fn network_changed(&self, told: &NetworkTold) {
+    fn network_changed(&self, told: &NetworkTold, _owner: Option<&ServerId>) {
         self.tell_owner(told.device_id, || Message::NetworkChanged(Box::new(told.clone())));
     }
 

@@ -54,6 +54,7 @@ fn happens(rig: &Rig, order_no: OrderNo, event: Event) {
         event,
         device_id: None,
         epoch: None,
+        fence: None,
         business_no: None,
         reason: None,
         at: unix_ms(),

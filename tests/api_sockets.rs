@@ -29,7 +29,9 @@ fn bind(rig: &Rig, id: &str, protocol: Protocol) -> Bound {
 fn answers(rig: &Rig, command: &Command, state: CommandState) {
     for state in [CommandState::Written, state] {
         let update = CommandUpdate {
+            device_id: command.device_id,
             id: command.id,
+            epoch: command.epoch,
             state,
             order_no: None,
             attempts: 1,

@@ -82,6 +82,7 @@ impl Gateway {
                     commands: Vec::new(),
                     details: Box::default(),
                     network: None,
+                    superseded: None,
                 };
                 let message = Message::Outcome(Outcome::Bound(Box::new(bound)));
                 self.core.message(self.now, message, &mut self.effects);

@@ -58,6 +58,7 @@ impl Store for Amnesiac {
                 commands: Vec::new(),
                 details: Box::default(),
                 network: None,
+                superseded: None,
             })),
             _ => Outcome::Done,
         };

@@ -11,10 +11,10 @@ use std::{
 use chargegate::{
     api::{guard::GuardCounters, server::ServerCounters},
     gateway::ShardId,
-    model::{Command, DeviceId, Order, Priority},
+    model::{Command, Order, Priority, ServerId},
     protocol::Direction,
     store::{
-        Notify, Outcome, Store,
+        Notify, Outcome, Queued, Store,
         sqlite::{Options, SqliteStore},
     },
     telemetry::Metrics,
@@ -25,8 +25,8 @@ struct Deaf;
 
 impl Notify for Deaf {
     fn shard(&self, _: ShardId, _: Outcome) {}
-    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
-    fn commands_queued(&self, _: DeviceId) {}
+    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64], _: Option<&ServerId>) {}
+    fn commands_queued(&self, _: &Queued) {}
     fn events_committed(&self, _: i64) {}
 }
 

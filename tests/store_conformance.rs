@@ -14,7 +14,7 @@ use chargegate::{
     store::{
         Backstop, Bind, Bound, CommandUpdate, Created, DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport,
         Earlier, Idempotency, Job, Latest, NewOrder, OrderFilter, OrderJob, OrderKey, OrderOutcome, Outcome,
-        ParkedDelivery, PortRecord, Prune, SettlementEnd, SettlementKey, payload,
+        ParkedDelivery, PortRecord, Prune, Settlement, SettlementEnd, SettlementKey, payload,
     },
 };
 use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job};
@@ -24,13 +24,24 @@ const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 
 fn update(id: i64, state: CommandState, at: i64) -> CommandUpdate {
-    CommandUpdate { id, state, order_no: None, attempts: 1, reason: None, result: None, at }
+    CommandUpdate {
+        device_id: ap(1),
+        id,
+        epoch: i64::MAX,
+        state,
+        order_no: None,
+        attempts: 1,
+        reason: None,
+        result: None,
+        at,
+    }
 }
 
 /// A BKV order whose start was written at `at`.
 fn written_bkv_order(bench: &Bench, device: DeviceId, epoch: i64, at: i64) -> Order {
     let (order, command) = bench.created(device, 1, Some(epoch), at);
     let written = CommandUpdate {
+        device_id: device,
         order_no: Some(order.order_no),
         ..update(command.expect("claimed").id, CommandState::Written, at)
     };
@@ -203,7 +214,7 @@ fn a_charge_emits_its_events_in_order_and_is_settled_once() {
     assert_eq!((&last["late"], &last["old_status"], &last["new_status"]), (&false.into(), &2.into(), &3.into()));
     assert_eq!(last["status_text"], "completed");
     for at in [T0 + 31 * MINUTE, T0 + 3 * HOUR] {
-        let replay = bench.settle(chargegate::store::Settlement { at, ..settlement.clone() });
+        let replay = bench.settle(Settlement { at, ..settlement.clone() });
         assert!(!replay.stored && !replay.quarantined);
         assert_eq!(replay.order.unwrap().order_no, no);
     }
@@ -333,12 +344,70 @@ fn a_claim_needs_the_live_epoch() {
     let epoch = bench.bind(ap(1), T0).epoch;
     bench.created(ap(1), 1, None, T0);
     let claim = |epoch| match bench.run(Job::Claim { device_id: ap(1), epoch, at: T0 + 1 }) {
-        Outcome::Claimed { commands, .. } => commands.len(),
+        Outcome::Claimed { commands, .. } => Ok(commands.len()),
+        Outcome::Fenced { device_id, epoch } => Err((device_id, epoch)),
         other => panic!("{other:?}"),
     };
-    assert_eq!(claim(epoch - 1), 0);
-    assert_eq!(claim(epoch), 1);
-    assert_eq!(claim(epoch), 0, "claimed is claimed");
+    assert_eq!(claim(epoch - 1), Err((ap(1), epoch)));
+    assert_eq!(claim(epoch), Ok(1));
+    assert_eq!(claim(epoch), Ok(0), "claimed is claimed");
+}
+
+#[test]
+fn what_an_older_epoch_saw_is_void_but_for_its_settlement() {
+    let bench = Bench::new();
+    let old = bench.bind(ap(1), T0).epoch;
+    let (order, start) = bench.created(ap(1), 1, Some(old), T0);
+    let no = order.order_no;
+    assert!(start.is_some());
+    let told = |job: Job| match bench.run(job) {
+        Outcome::Fenced { device_id, epoch } => Err((device_id, epoch)),
+        Outcome::Order(outcome) => Ok(outcome.order.map(|order| order.status)),
+        Outcome::Done => Ok(None),
+        other => panic!("{other:?}"),
+    };
+    let event = |event, fence, at| {
+        let job = OrderJob { device_id: Some(ap(1)), epoch: fence, fence, ..order_job(no, event, at) };
+        told(Job::Order(Box::new(job)))
+    };
+    let presence = |event_type, fence| {
+        let data = serde_json::json!({});
+        let event = DeviceEvent { device_id: ap(1), event_type, data, order_no: None, fence, at: T0 + 3 };
+        told(Job::Device(Box::new(event)))
+    };
+    assert_eq!(event(Event::StartAcked, Some(old), T0 + 1), Ok(Some(OrderStatus::Confirmed)), "no newer bind yet");
+
+    let new = bench.bind(ap(1), T0 + 2).epoch;
+    let before = (bench.order(no), bench.log().len());
+    for void in [Event::Evidence, Event::Offline, Event::StopAcked, Event::StartAckedLate, Event::NoLoad] {
+        assert_eq!(event(void, Some(old), T0 + 3), Err((ap(1), new)), "{void:?}");
+    }
+    assert_eq!(presence(EventType::DeviceOffline, Some(old)), Err((ap(1), new)));
+    assert_eq!((bench.order(no), bench.log().len()), before, "nothing was written");
+    assert_eq!(event(Event::Evidence, Some(new), T0 + 4), Ok(Some(OrderStatus::Charging)));
+    assert_eq!(event(Event::Offline, Some(old), T0 + 5), Err((ap(1), new)));
+    assert_eq!(presence(EventType::DeviceOffline, Some(new)), Ok(None));
+    // Who is no shard, or waits for its own epoch, is not fenced.
+    assert_eq!(event(Event::Stop, None, T0 + 6), Ok(Some(OrderStatus::Stopping)));
+
+    let settled = bench.settle(Settlement { epoch: Some(old), ..ap_settlement(ap(1), 1, *no.as_bytes(), 1, T0 + 7) });
+    assert!(settled.stored, "a zombie's settlement is true money");
+    assert_eq!(bench.order(no).energy_wh, Some(500));
+
+    // A row that was claimed again belongs to the newer claim.
+    let (order, start) = bench.created(ap(1), 2, Some(new), T0 + 8);
+    let (no, id) = (order.order_no, start.unwrap().id);
+    let command = |state, epoch| {
+        let update = CommandUpdate { epoch, order_no: Some(no), ..update(id, state, T0 + 9) };
+        bench.run(Job::Command(update));
+        let state = bench.read(move |reader| reader.command(ap(1), id)).unwrap().state;
+        (state, bench.order(no).start_written_at)
+    };
+    let newest = bench.bind(ap(1), T0 + 9);
+    assert_eq!(newest.commands.iter().map(|command| command.id).collect::<Vec<_>>(), [id]);
+    assert_eq!(command(CommandState::Written, new), ("claimed".to_owned(), None));
+    assert_eq!(command(CommandState::Dead, new), ("claimed".to_owned(), None));
+    assert_eq!(command(CommandState::Written, newest.epoch), ("written".to_owned(), Some(T0 + 9)));
 }
 
 #[test]
@@ -597,7 +666,8 @@ fn device_events_have_a_sequence_of_their_own_and_progress_has_none() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);
     let (order, _) = bench.created(ap(1), 1, None, T0);
-    let event = |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, order_no: None, at: T0 };
+    let event =
+        |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, order_no: None, fence: None, at: T0 };
     let data = serde_json::json!({ "order_no": order.order_no });
     let progress = EventType::ChargingProgress;
     for event in [

@@ -115,7 +115,8 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
         // A resend, as after a lost acknowledgement.
         settle(store, order_no, device, at);
         let data = serde_json::json!({ "ticket": format!("{round}/{device}/{ticket}") });
-        let event = DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, at };
+        let event =
+            DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, fence: None, at };
         ask(store, Job::Report(Box::new(DeviceReport { ticket, event })));
         say(&format!("reported {round}/{device}/{ticket}"));
     }

@@ -31,7 +31,17 @@ fn claim(bench: &Bench, device_id: DeviceId, epoch: i64, at: i64) -> Vec<Command
 /// The device's answer, and the command that follows from it.
 fn answer(bench: &Bench, command: &Command, state: CommandState, result: Value, at: i64) -> Option<Command> {
     let result = Some(result.to_string());
-    let update = CommandUpdate { id: command.id, state, order_no: None, attempts: 1, reason: None, result, at };
+    let update = CommandUpdate {
+        device_id: command.device_id,
+        id: command.id,
+        epoch: command.epoch,
+        state,
+        order_no: None,
+        attempts: 1,
+        reason: None,
+        result,
+        at,
+    };
     match bench.run(Job::Command(update)) {
         Outcome::Done => None,
         Outcome::Claimed { commands, .. } => commands.into_iter().next(),

@@ -9,6 +9,8 @@ use crate::model::DeviceId;
 
 /// Devices one AP3000 socket may carry: a host with 50 sub-devices and itself, and some room.
 pub(super) const DEVICES_MAX: usize = 64;
+/// How long a socket does not take back an id that another process bound.
+pub(super) const LOST_MS: u64 = 60_000;
 /// Bytes held back while the store decides whether a device is admitted.
 pub(super) const HELD_BYTES_MAX: usize = 8 * 1024;
 /// Bytes received before the share of garbage is judged.
@@ -58,6 +60,8 @@ pub(super) struct Conn {
     /// It carries several devices, or did.
     pub(super) shared: bool,
     pub(super) iccid: Option<Box<str>>,
+    /// Ids that another process bound, and until when this socket does not take them back (monotonic ms).
+    lost: Vec<(DeviceId, u64)>,
     /// Live entry in the timer heap; `u64::MAX`: none.
     pub(super) armed: u64,
 }
@@ -82,8 +86,21 @@ impl Conn {
             devices: SmallVec::new(),
             shared: false,
             iccid: None,
+            lost: Vec::new(),
             armed: u64::MAX,
         }
+    }
+
+    /// Another process bound the id. Frames that still come here do not take it back at once, else two sockets of one device
+    /// would take it from each other for ever; after a while they do, because the other socket may be gone.
+    pub(super) fn lose(&mut self, device_id: DeviceId, now_ms: u64) {
+        self.lost.retain(|(id, until)| *id != device_id && *until > now_ms);
+        self.lost.push((device_id, now_ms + LOST_MS));
+    }
+
+    /// Whether the id may not be bound here now.
+    pub(super) fn has_lost(&self, device_id: DeviceId, now_ms: u64) -> bool {
+        self.lost.iter().any(|(id, until)| *id == device_id && *until > now_ms)
     }
 
     /// Whether the store is being asked about one of its devices.

@@ -259,7 +259,19 @@ impl Cx<'_> {
     /// Submits an event; one that finds too many jobs under way is lost and counted.
     pub(super) fn event(&mut self, device_id: DeviceId, event_type: EventType, data: serde_json::Value) {
         let at = self.now.unix_ms;
-        self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, at })));
+        self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, fence: None, at })));
+    }
+
+    /// Submits what only the owner of a device may say of it: void where `fence` is not its newest epoch.
+    pub(super) fn declare(
+        &mut self,
+        device_id: DeviceId,
+        event_type: EventType,
+        data: serde_json::Value,
+        fence: Option<i64>,
+    ) {
+        let at = self.now.unix_ms;
+        self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, fence, at })));
     }
 
     /// Submits an event of an order that changes nothing in it.
@@ -271,7 +283,14 @@ impl Cx<'_> {
         data: serde_json::Value,
     ) {
         let at = self.now.unix_ms;
-        self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: Some(order_no), at })));
+        self.job(Job::Device(Box::new(DeviceEvent {
+            device_id,
+            event_type,
+            data,
+            order_no: Some(order_no),
+            fence: None,
+            at,
+        })));
     }
 
     /// Submits a settlement, or lets a resend join the one under way.
@@ -546,6 +565,9 @@ impl Core {
                 self.with_device(now, told.device_id, effects, |device, cx| device.network_changed(cx, &told));
             }
             Message::Superseded { device_id, generation } => self.superseded(now, device_id, generation, effects),
+            Message::BoundElsewhere { device_id, epoch } => {
+                self.bound_elsewhere(now, device_id, epoch, effects);
+            }
             Message::Drain => {
                 self.draining = true;
                 let conns: Vec<Key> = self.conns.keys().collect();

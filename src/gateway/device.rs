@@ -145,6 +145,8 @@ pub(super) struct Device {
     beat_interval_s: Option<u16>,
     key: Option<Key>,
     epoch: i64,
+    /// Newest epoch the store told; `None` while it is asked for the next.
+    known_epoch: Option<i64>,
     bind_at: Option<u64>,
     streak: u32,
     bound_at: u64,
@@ -185,6 +187,7 @@ impl Device {
             beat_interval_s: None,
             key: None,
             epoch: 0,
+            known_epoch: None,
             bind_at: None,
             streak: 0,
             bound_at: 0,

@@ -129,6 +129,14 @@ pub enum Message {
         /// The generation that lost it.
         generation: u64,
     },
+    /// Another process bound the device under this epoch. Dropped: what the shard tells of the device is answered
+    /// [`Outcome::Fenced`], which says the same.
+    BoundElsewhere {
+        /// The device.
+        device_id: DeviceId,
+        /// A binding of an older epoch is over.
+        epoch: i64,
+    },
     /// A third party answered what a swiped card may do. Dropped: the device is not answered, and the holder swipes again.
     CardAnswer {
         /// The device.

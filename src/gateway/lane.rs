@@ -102,6 +102,11 @@ impl Outgoing {
     pub(super) fn row(&self) -> Option<i64> {
         if let Self::Command(command) = self { Some(command.id) } else { None }
     }
+
+    /// Row and epoch of its claim.
+    pub(super) fn claim(&self) -> Option<(i64, i64)> {
+        if let Self::Command(command) = self { Some((command.id, command.epoch)) } else { None }
+    }
 }
 
 /// How a reply names its command.
@@ -194,9 +199,11 @@ impl Lane {
     /// Queues something that must be written before `deadline` (monotonic ms).
     pub(super) fn push(&mut self, what: Outgoing, deadline: u64) -> Pushed {
         if let Some(row) = what.row() {
-            let known = |other: &Outgoing| other.row() == Some(row);
-            if self.waiting.iter().any(|waiting| known(&waiting.what)) || self.in_flight.iter().any(|f| known(&f.what))
-            {
+            let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.what);
+            let in_flight = self.in_flight.iter_mut().map(|in_flight| &mut in_flight.what);
+            if let Some(known) = waiting.chain(in_flight).find(|known| known.row() == Some(row)) {
+                // Claimed again: what becomes of it is told under the newer claim.
+                *known = what;
                 return Pushed::Known;
             }
         }

@@ -30,15 +30,21 @@ use crate::{
     model::{
         Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, CommandBody, CommandState, DeviceCall,
         DeviceDetails, DeviceId, EventType, Firmware, HostValues, Order, OrderNo, OrderStatus, OtaTask, PortStatus,
-        Priority, Protocol,
+        Priority, Protocol, ServerId,
     },
 };
 
+mod counters;
+mod delivery;
 mod ota;
 pub mod payload;
+pub mod postgres;
+mod sql;
 pub mod sqlite;
 
+pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
+pub use sql::{Applied, Limits};
 
 /// A durable change. Every variant says what happens if it is dropped unanswered and who tries again.
 #[derive(Debug)]
@@ -517,6 +523,8 @@ pub struct Bound {
     pub details: Box<DeviceDetails>,
     /// BKV/GN: the network list, where there is one.
     pub network: Option<Box<NetworkList>>,
+    /// Another instance that had the device until now.
+    pub superseded: Option<ServerId>,
 }
 
 impl Bound {
@@ -541,6 +549,7 @@ impl Bound {
             commands: Vec::new(),
             details: Box::default(),
             network: None,
+            superseded: None,
         }
     }
 }
@@ -582,6 +591,9 @@ pub struct OrderJob {
     pub device_id: Option<DeviceId>,
     /// Epoch of the device's live binding on this instance, as in [`NewOrder::epoch`].
     pub epoch: Option<i64>,
+    /// Of what a shard saw or decided: the newest epoch it knows. Where the device has a newer one, the job is void
+    /// ([`Outcome::Fenced`]). `None`: a third party asks, or the shard's own bind is under way.
+    pub fence: Option<i64>,
     /// The device's number for this order, where the event carries one (stored once).
     pub business_no: Option<u16>,
     /// More exact reason for a failure: the device's code or text, e.g. `device_refused_01`.
@@ -727,6 +739,8 @@ pub struct DeviceEvent {
     pub data: serde_json::Value,
     /// The order it belongs to (`charging.progress`): its key, without a place in its sequence.
     pub order_no: Option<OrderNo>,
+    /// Of what only the owner may declare (online, offline), as [`OrderJob::fence`].
+    pub fence: Option<i64>,
     /// When, Unix ms.
     pub at: i64,
 }
@@ -743,8 +757,12 @@ pub struct DeviceReport {
 /// A command's row moves on.
 #[derive(Clone, Debug)]
 pub struct CommandUpdate {
+    /// The device it is for.
+    pub device_id: DeviceId,
     /// Row of `outbound_queue`.
     pub id: i64,
+    /// Epoch of the claim it is told under; where the row was claimed again for a newer one, it changes nothing.
+    pub epoch: i64,
     /// New state; an update that would go backwards changes nothing.
     pub state: CommandState,
     /// For a start's first write: recorded in the order as well.
@@ -837,6 +855,14 @@ pub enum Outcome {
         /// What was claimed.
         commands: Vec<Command>,
     },
+    /// Of [`Job::Claim`], [`Job::Order`] and [`Job::Device`] of a shard whose epoch is not the device's newest: nothing was
+    /// changed, and the device is somebody else's.
+    Fenced {
+        /// The device.
+        device_id: DeviceId,
+        /// Its epoch now.
+        epoch: i64,
+    },
     /// Of [`Job::Backstop`]: orders it changed, whose owners (if any) are told.
     Backstop(Vec<OrderOutcome>),
     /// Of [`Job::Prune`].
@@ -915,23 +941,42 @@ impl fmt::Debug for Reply {
     }
 }
 
+/// A command that waits for its device's owner to claim it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Row of `outbound_queue`.
+    pub id: i64,
+    /// The device.
+    pub device_id: DeviceId,
+    /// Order of sending.
+    pub priority: Priority,
+    /// When it was queued, Unix ms.
+    pub at: i64,
+    /// The instance that has the device, as its row says; `None`: nobody, or there is but one instance.
+    pub owner: Option<ServerId>,
+}
+
 /// Who is told what was committed. Called by the store's delivery thread, after the commit.
+///
+/// `owner` is the instance that has the device, where it is another one than this.
 pub trait Notify: Send + Sync {
     /// An outcome for a shard.
     fn shard(&self, shard: crate::gateway::ShardId, outcome: Outcome);
     /// An order changed at the request of somebody other than its owner shard (any job not answered to a shard): the owner is
     /// sent a copy and the claimed commands. Called after the answer was given.
-    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]);
-    /// Commands were queued for a device that had no live epoch at the time.
-    fn commands_queued(&self, device_id: DeviceId);
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], owner: Option<&ServerId>);
+    /// A command was queued without a claim: for a device that another instance has, or that had no live epoch at the time.
+    fn commands_queued(&self, queued: &Queued);
+    /// A bind here took a device from another instance, which must let go of it.
+    fn superseded(&self, _device_id: DeviceId, _epoch: i64, _owner: &ServerId) {}
     /// An update was created, or ended at the request of somebody other than its shard. Called after the answer was given.
-    fn ota_changed(&self, _task: &OtaTask) {}
+    fn ota_changed(&self, _task: &OtaTask, _owner: Option<&ServerId>) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
     /// Settings of a device changed. Called after the answer was given.
-    fn settings_changed(&self, _settings: &SettingsOutcome) {}
+    fn settings_changed(&self, _settings: &SettingsOutcome, _owner: Option<&ServerId>) {}
     /// The network list of a gateway changed. Called after the answer was given.
-    fn network_changed(&self, _told: &NetworkTold) {}
+    fn network_changed(&self, _told: &NetworkTold, _owner: Option<&ServerId>) {}
 }
 
 /// A port as stored.

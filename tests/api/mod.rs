@@ -29,9 +29,9 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
-    model::{Command, DeviceId, Order, OrderNumbers, Protocol},
+    model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Bound, Job, NetworkTold, Notify, Outcome, Reader, Reply, SettingsOutcome, Store, StoreError,
+        Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
         sqlite::{Options, SqliteStore},
     },
     telemetry::{Health, Metrics},
@@ -65,13 +65,13 @@ pub(crate) struct Told {
 
 impl Notify for Told {
     fn shard(&self, _: ShardId, _: Outcome) {}
-    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
-    fn commands_queued(&self, _: DeviceId) {}
+    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64], _: Option<&ServerId>) {}
+    fn commands_queued(&self, _: &Queued) {}
     fn events_committed(&self, _: i64) {}
-    fn settings_changed(&self, settings: &SettingsOutcome) {
+    fn settings_changed(&self, settings: &SettingsOutcome, _: Option<&ServerId>) {
         self.settings.lock().push(settings.clone());
     }
-    fn network_changed(&self, told: &NetworkTold) {
+    fn network_changed(&self, told: &NetworkTold, _: Option<&ServerId>) {
         self.networks.lock().push(told.clone());
     }
 }

@@ -187,8 +187,8 @@ impl Gateway {
         let now = self.now();
         let applied = self.db.apply(now.unix_ms, jobs);
         assert!(applied.error.is_none(), "{:?}", applied.error);
-        for device_id in applied.queued {
-            self.core.message(now, Message::CommandsQueued(device_id), &mut self.effects);
+        for queued in applied.queued {
+            self.core.message(now, Message::CommandsQueued(queued.device_id), &mut self.effects);
         }
         applied.outcomes
     }

@@ -490,8 +490,8 @@ impl World {
         let now = self.now();
         let applied = self.db.as_mut().unwrap().apply(now.unix_ms, &jobs);
         assert!(applied.error.is_none(), "{:?}", applied.error);
-        for device_id in applied.queued {
-            self.core.message(now, Message::CommandsQueued(device_id), &mut self.effects);
+        for queued in applied.queued {
+            self.core.message(now, Message::CommandsQueued(queued.device_id), &mut self.effects);
         }
         applied.outcomes
     }
@@ -589,6 +589,7 @@ impl World {
             event,
             device_id: None,
             epoch,
+            fence: None,
             business_no: None,
             reason: None,
             at: now.unix_ms,

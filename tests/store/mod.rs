@@ -9,10 +9,10 @@ use std::{
 
 use chargegate::{
     gateway::{ShardId, card::CardRules, order::Event},
-    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
+    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Bound, Created, EventRecord, Job, NewOrder, Notify, OrderJob, OrderKey, OrderOutcome, Outcome, Reader,
-        Reply, Settled, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
+        Bind, Bound, Created, EventRecord, Job, NewOrder, Notify, OrderJob, OrderKey, OrderOutcome, Outcome, Queued,
+        Reader, Reply, Settled, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
         sqlite::{Options, SqliteStore},
     },
 };
@@ -43,10 +43,11 @@ impl Notify for Told {
     fn shard(&self, shard: ShardId, _: Outcome) {
         self.shards.lock().push(shard);
     }
-    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64]) {
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], _: Option<&ServerId>) {
         self.orders.lock().push((order.clone(), commands.to_vec(), withdrawn.to_vec()));
     }
-    fn commands_queued(&self, device_id: DeviceId) {
+    fn commands_queued(&self, queued: &Queued) {
+        let device_id = queued.device_id;
         self.queued.lock().push(device_id);
     }
     fn events_committed(&self, pos: i64) {
@@ -231,6 +232,7 @@ pub(crate) fn order_job(order_no: OrderNo, event: Event, at: i64) -> OrderJob {
         event,
         device_id: None,
         epoch: None,
+        fence: None,
         business_no: None,
         reason: None,
         at,

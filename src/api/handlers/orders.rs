@@ -158,6 +158,7 @@ fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
         event: wish.event(),
         device_id,
         epoch: entry.and_then(|entry| entry.live_epoch()),
+        fence: None,
         business_no: None,
         reason: None,
         at,

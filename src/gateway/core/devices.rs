@@ -47,7 +47,7 @@ impl Core {
         effects: &mut Effects,
     ) -> Option<Key> {
         let conn = self.conns.get_mut(key)?;
-        if self.draining || conn.strangers.contains(&device_id) {
+        if self.draining || conn.strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
             return None;
         }
         if conn.devices.len() + conn.strangers.len() >= DEVICES_MAX {
@@ -125,6 +125,34 @@ impl Core {
             self.detach(now, conn, device_key, effects);
         }
         self.drop_device(device_key);
+    }
+
+    /// Another process bound the device: what this one follows of it is that one's business from now on. False: a bind of this
+    /// shard is newer, or under way.
+    pub(super) fn bound_elsewhere(&mut self, now: Now, device_id: DeviceId, epoch: i64, effects: &mut Effects) -> bool {
+        let Some(device_key) = self.by_id.get(&device_id).copied() else { return true };
+        let Some(device) = self.devices.get(device_key) else { return true };
+        if !device.is_older_than(epoch) {
+            return false;
+        }
+        self.shared.metrics.events[ShardEvent::Takeover].inc();
+        let (entry, owner, conn) = (Arc::clone(&device.entry), device.owner, device.conn);
+        if let Some(conn_key) = conn {
+            if let Some(conn) = self.conns.get_mut(conn_key) {
+                conn.lose(device_id, now.mono_ms);
+            }
+            self.detach(now, conn_key, device_key, effects);
+        }
+        if entry.release(owner) {
+            // Online or not is for the new owner to say: nothing is told here.
+            entry.set_disconnected(now.unix_ms);
+            if entry.declare(false) {
+                self.shared.directory.count_online(-1);
+            }
+            self.shared.directory.forget(device_id);
+        }
+        self.drop_device(device_key);
+        true
     }
 
     /// Forgets a device that is not admitted: it is no device of this gateway, however often it speaks.

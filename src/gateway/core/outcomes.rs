@@ -55,6 +55,12 @@ impl Core {
             Outcome::Claimed { device_id, commands } => {
                 self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
             }
+            Outcome::Fenced { device_id, epoch } => {
+                if !self.bound_elsewhere(now, device_id, epoch, effects) {
+                    // What was void is told again under the epoch that comes.
+                    self.with_device(now, device_id, effects, |device, cx| device.retell(cx.now));
+                }
+            }
             Outcome::Failed { device_id, key, ticket, error } => {
                 self.shared.metrics.events[ShardEvent::JobFailed].inc();
                 log::debug!(target: "chargegate::store", error:% = error; "a job was not committed");

@@ -19,7 +19,7 @@ impl Device {
         }
         if self.entry.declared_online() && !self.entry.score(now.unix_ms).online() && self.entry.declare(false) {
             cx.shared.directory.count_online(-1);
-            cx.event(self.id, EventType::DeviceOffline, self.status_json(now));
+            cx.declare(self.id, EventType::DeviceOffline, self.status_json(now), self.fence());
             let offline: SmallVec<[_; 2]> = self
                 .tracks
                 .iter_mut()

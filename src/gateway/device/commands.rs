@@ -64,7 +64,9 @@ impl Device {
                 Pushed::Annihilated { order_no, start, stop } => {
                     for id in [start, stop].into_iter().flatten() {
                         cx.job(Job::Command(CommandUpdate {
+                            device_id: self.id,
                             id,
+                            epoch: self.epoch,
                             state: CommandState::Withdrawn,
                             order_no: None,
                             attempts: 0,
@@ -126,10 +128,12 @@ impl Device {
     fn pump_lane(&mut self, cx: &mut Cx<'_>) {
         let before = self.lane.waiting();
         while let Some(what) = self.lane.expired(cx.now.mono_ms) {
-            if let Some(id) = what.row() {
+            if let Some((id, epoch)) = what.claim() {
                 cx.shared.metrics.process().outbound_failed[OutboundFailure::Expired].inc();
                 let update = CommandUpdate {
+                    device_id: self.id,
                     id,
+                    epoch,
                     state: CommandState::Expired,
                     order_no: None,
                     attempts: 0,
@@ -169,7 +173,9 @@ impl Device {
                 track.start_written(cx.now);
             }
             let update = CommandUpdate {
+                device_id: self.id,
                 id: command.id,
+                epoch: command.epoch,
                 state: if done { CommandState::Acked } else { CommandState::Written },
                 order_no,
                 attempts: 1,
@@ -226,7 +232,9 @@ impl Device {
     pub(super) fn unsendable(&mut self, cx: &mut Cx<'_>, what: &Outgoing) {
         let Outgoing::Command(command) = what else { return };
         let update = CommandUpdate {
+            device_id: self.id,
             id: command.id,
+            epoch: command.epoch,
             state: CommandState::Dead,
             order_no: None,
             attempts: 0,
@@ -382,9 +390,10 @@ impl Device {
         if state == CommandState::Refused {
             cx.shared.metrics.process().outbound_failed[OutboundFailure::Refused].inc();
         }
-        if let Some(id) = in_flight.what.row() {
-            let at = cx.now.unix_ms;
-            let update = CommandUpdate { id, state, order_no: None, attempts: in_flight.writes, reason, result, at };
+        if let Some((id, epoch)) = in_flight.what.claim() {
+            let (at, attempts) = (cx.now.unix_ms, in_flight.writes);
+            let update =
+                CommandUpdate { device_id: self.id, id, epoch, state, order_no: None, attempts, reason, result, at };
             cx.job(Job::Command(update));
         }
     }

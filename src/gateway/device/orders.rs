@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use super::{About, BIND_RETRY_MS, Charging, Device, PortReport, UNKNOWN_ORDER_MS};
 use crate::{
     gateway::{
+        Now,
         core::Cx,
         order::Event,
         track::{Action, Actions, Track},
@@ -199,10 +200,12 @@ impl Device {
         if let Some(cell) = self.ports.iter().find(|cell| cell.port_no == order.port_no) {
             let holds = order.status.is_active() || order.device_end_pending;
             let held = cell.load().order_no;
-            if holds {
+            if holds && held != Some(order.order_no) {
                 cell.set_order(Some(order.order_no));
-            } else if held == Some(order.order_no) {
+                self.entry.mark();
+            } else if !holds && held == Some(order.order_no) {
                 cell.set_order(None);
+                self.entry.mark();
             }
         }
     }
@@ -222,11 +225,16 @@ impl Device {
         self.commands_claimed(cx, commands);
     }
 
+    /// What was told of its orders had no effect: it is told again, or judged afresh.
+    pub(in crate::gateway) fn retell(&mut self, now: Now) {
+        for track in &mut self.tracks {
+            track.retell(now);
+        }
+    }
+
     /// A job of this device was not committed: what it told is told again.
     pub(in crate::gateway) fn job_failed(&mut self, cx: &mut Cx<'_>) {
-        for track in &mut self.tracks {
-            track.retell(cx.now);
-        }
+        self.retell(cx.now);
         self.ota_job_failed(cx);
         if self.conn.is_some() && self.epoch == 0 && self.bind_at.is_none() {
             self.bind_at = Some(cx.now.mono_ms + BIND_RETRY_MS);
@@ -276,6 +284,7 @@ impl Device {
             event,
             device_id: Some(self.id),
             epoch: self.live_epoch(),
+            fence: self.fence(),
             business_no,
             reason,
             at: cx.now.unix_ms,

@@ -37,6 +37,7 @@ impl Device {
         self.conn = Some(conn);
         self.owner = owner;
         self.epoch = 0;
+        self.known_epoch = None;
         self.streak = 0;
         self.bound_at = cx.now.mono_ms;
         // Spread by the id, so that a fleet that came back at once is not asked at once.
@@ -152,6 +153,9 @@ impl Device {
     pub(in crate::gateway) fn registered(&mut self, cx: &mut Cx<'_>, bound: Bound) {
         // The answer to an earlier binding says nothing of this one.
         let current = bound.generation == self.owner.generation && self.entry.owner() == Some(self.owner);
+        if current {
+            self.known_epoch = Some(bound.epoch);
+        }
         if self.conn.is_none() || !current {
             return;
         }
@@ -202,7 +206,7 @@ impl Device {
     pub(super) fn declare_online(&mut self, cx: &mut Cx<'_>) {
         if self.epoch > 0 && self.entry.score(cx.now.unix_ms).online() && self.entry.declare(true) {
             cx.shared.directory.count_online(1);
-            cx.event(self.id, EventType::DeviceOnline, self.status_json(cx.now));
+            cx.declare(self.id, EventType::DeviceOnline, self.status_json(cx.now), self.fence());
         }
     }
 
@@ -248,6 +252,17 @@ impl Device {
 
     pub(in crate::gateway) fn live_epoch(&self) -> Option<i64> {
         self.is_live().then_some(self.epoch)
+    }
+
+    /// Under which what this shard saw or decided is told: void once another one bound the device.
+    pub(super) const fn fence(&self) -> Option<i64> {
+        self.known_epoch
+    }
+
+    /// Whether a binding under `epoch` is newer than what this shard knows. While its own bind is under way it is not: that one
+    /// is answered with an epoch of its own.
+    pub(in crate::gateway) fn is_older_than(&self, epoch: i64) -> bool {
+        self.known_epoch.is_some_and(|known| known < epoch)
     }
 
     /// Offline, unbound, and nothing to follow.

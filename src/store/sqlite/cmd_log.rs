@@ -9,12 +9,12 @@ use std::{
 use crossbeam::channel::Receiver;
 use rusqlite::Connection;
 
-use super::{
+use super::{db::BUSY_TIMEOUT, session::SqliteSession};
+use crate::store::{
+    CommandLogRow, StoreError,
     counters::{StoreCounters, add},
-    db::BUSY_TIMEOUT,
-    row::{run, scalar},
+    sql::conn::{Conn, run, scalar},
 };
-use crate::store::{CommandLogRow, StoreError};
 
 /// Rows per transaction.
 const ROWS_MAX: usize = 2000;
@@ -35,17 +35,19 @@ pub(super) fn path_beside(path: &Path) -> PathBuf {
     path.with_file_name(format!("{stem}-cmd_log.db"))
 }
 
-pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
-    let conn = Connection::open(path)?;
+pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
+    let session = SqliteSession::new(Connection::open(path)?);
+    let conn = session.raw();
     conn.busy_timeout(BUSY_TIMEOUT)?;
-    let version: i64 = scalar(&conn, "PRAGMA user_version", ())?.unwrap_or(0);
+    let version: i64 = scalar(Conn::Sqlite(&session), "PRAGMA user_version", ())?.unwrap_or(0);
     if version > SCHEMA_VERSION {
         return Err(StoreError::Corrupt(format!(
             "{} was written by a newer build: schema version {version}, this build knows {SCHEMA_VERSION}",
             path.display()
         )));
     }
-    let foreign = scalar::<i64>(&conn, "SELECT 1 FROM sqlite_schema WHERE name = 'cmd_log'", ())?.is_some();
+    let foreign =
+        scalar::<i64>(Conn::Sqlite(&session), "SELECT 1 FROM sqlite_schema WHERE name = 'cmd_log'", ())?.is_some();
     if version == 0 && foreign {
         return Err(StoreError::Corrupt(format!(
             "{} holds a table `cmd_log` that chargegate did not make",
@@ -73,11 +75,11 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
              COMMIT;",
         )?;
     }
-    Ok(conn)
+    Ok(session)
 }
 
 /// Writes until the queue is closed.
-pub(super) fn write(conn: &Connection, queue: &Receiver<LogMessage>, counters: &Arc<StoreCounters>) {
+pub(super) fn write(session: &SqliteSession, queue: &Receiver<LogMessage>, counters: &Arc<StoreCounters>) {
     let mut rows = Vec::new();
     while let Ok(message) = queue.recv() {
         let mut next = Some(message);
@@ -85,7 +87,7 @@ pub(super) fn write(conn: &Connection, queue: &Receiver<LogMessage>, counters: &
             match message {
                 LogMessage::Rows(more) => rows.extend(more),
                 LogMessage::Prune { before, rows_max } => {
-                    if let Err(error) = prune(conn, before, rows_max) {
+                    if let Err(error) = prune(session, before, rows_max) {
                         log::warn!("command log not pruned: {error}");
                     }
                 }
@@ -94,7 +96,7 @@ pub(super) fn write(conn: &Connection, queue: &Receiver<LogMessage>, counters: &
                 next = queue.try_recv().ok();
             }
         }
-        match insert(conn, &rows) {
+        match insert(session, &rows) {
             Ok(()) => add(&counters.log_rows, rows.len() as u64),
             Err(error) => {
                 add(&counters.log_dropped, rows.len() as u64);
@@ -105,25 +107,25 @@ pub(super) fn write(conn: &Connection, queue: &Receiver<LogMessage>, counters: &
     }
 }
 
-fn insert(conn: &Connection, rows: &[CommandLogRow]) -> Result<(), StoreError> {
+fn insert(session: &SqliteSession, rows: &[CommandLogRow]) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let transaction = conn.unchecked_transaction()?;
+    let transaction = session.raw().unchecked_transaction()?;
     for row in rows {
         run(
-            &transaction,
-            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            Conn::Sqlite(session),
+            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw) VALUES ($1, $2, $3, $4, $5, $6)",
             (row.at, row.device_id.to_string(), if row.up { "up" } else { "down" }, row.command, row.msg_id, &row.raw),
         )?;
     }
     Ok(transaction.commit()?)
 }
 
-fn prune(conn: &Connection, before: i64, rows_max: u32) -> Result<(), StoreError> {
+fn prune(session: &SqliteSession, before: i64, rows_max: u32) -> Result<(), StoreError> {
     run(
-        conn,
-        "DELETE FROM cmd_log WHERE id IN (SELECT id FROM cmd_log WHERE at < ?1 ORDER BY at LIMIT ?2)",
+        Conn::Sqlite(session),
+        "DELETE FROM cmd_log WHERE id IN (SELECT id FROM cmd_log WHERE at < $1 ORDER BY at LIMIT $2)",
         (before, rows_max),
     )?;
     Ok(())

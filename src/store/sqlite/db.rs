@@ -12,22 +12,24 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{
-    apply::{Applied, apply, apply_latest},
-    limits::Limits,
-    row::{one, scalar},
-};
+use super::session::SqliteSession;
 use crate::{
     gateway::card::CardRules,
     model::OrderNumbers,
-    store::{Job, Latest, StoreError},
+    store::{
+        Applied, Job, Latest, Limits, StoreError,
+        sql::{
+            apply::{Rules, apply, apply_latest},
+            conn::{Conn, one, scalar},
+        },
+    },
 };
 
 mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 19] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -37,6 +39,8 @@ const TABLES: [&str; 17] = [
     "outbound_queue",
     "events",
     "event_log",
+    "logged_events",
+    "all_events",
     "event_cursors",
     "event_delivery",
     "idempotency_keys",
@@ -55,7 +59,7 @@ const CACHE_KIB: i64 = 16 * 1024;
 /// The open database.
 #[derive(Debug)]
 pub struct Db {
-    conn: Connection,
+    session: SqliteSession,
     numbers: OrderNumbers,
     limits: Limits,
     cards: Arc<CardRules>,
@@ -70,16 +74,20 @@ impl Db {
     pub fn open(path: &Path, numbers: OrderNumbers) -> Result<Self, StoreError> {
         let lock = lock(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut conn = Connection::open_with_flags(path, flags)?;
+        let conn = Connection::open_with_flags(path, flags)?;
         conn.busy_timeout(BUSY_TIMEOUT)?;
-        check_schema(&conn, path)?;
+        let session = SqliteSession::new(conn);
+        check_schema(&session, path)?;
+        let mut conn = session.into_raw();
         set_up(&conn)?;
         embedded::migrations::runner()
             .run(&mut conn)
             .map_err(|error| StoreError::Statement(format!("migration of {}: {error}", path.display())))?;
         conn.pragma_update(None, "foreign_keys", true)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        let db = Self { conn, numbers, limits: Limits::default(), cards: Arc::default(), checkpointed: 0, _lock: lock };
+        let session = SqliteSession::new(conn);
+        let db =
+            Self { session, numbers, limits: Limits::default(), cards: Arc::default(), checkpointed: 0, _lock: lock };
         // Numbers go on behind those of the process before, also if the clock has stepped back since.
         db.numbers.next(db.newest()?.saturating_add(1));
         Ok(db)
@@ -106,53 +114,58 @@ impl Db {
 
     /// Applies jobs in one transaction, each in its own savepoint, and commits it. `now` is the store's clock, Unix ms.
     pub fn apply(&mut self, now: i64, jobs: &[Job]) -> Applied {
-        apply(&self.conn, &self.numbers, self.limits, &self.cards, now, jobs)
+        let rules = Rules { numbers: &self.numbers, limits: self.limits, cards: &self.cards, instance: None };
+        apply(self.conn(), rules, now, jobs)
     }
 
     /// Writes latest values in one transaction.
     pub fn apply_latest(&mut self, rows: &[Latest]) -> Result<(), StoreError> {
-        apply_latest(&self.conn, rows)
+        apply_latest(self.conn(), rows)
+    }
+
+    const fn conn(&self) -> Conn<'_> {
+        Conn::Sqlite(&self.session)
     }
 
     /// Row changes since the last checkpoint.
     pub fn changes(&self) -> u64 {
-        self.conn.total_changes().saturating_sub(self.checkpointed)
+        self.session.raw().total_changes().saturating_sub(self.checkpointed)
     }
 
     /// Moves what it can from the log into the database without waiting for readers; the log then starts over.
     pub fn checkpoint(&mut self) -> Result<(), StoreError> {
-        self.checkpointed = self.conn.total_changes();
-        let row = scalar::<i64>(&self.conn, "PRAGMA wal_checkpoint(PASSIVE)", ())?;
+        self.checkpointed = self.session.raw().total_changes();
+        let row = scalar::<i64>(self.conn(), "PRAGMA wal_checkpoint(PASSIVE)", ())?;
         debug_assert!(row.is_some(), "a checkpoint answers with a row");
         Ok(())
     }
 
     /// Writes and commits a page, to see whether the disk takes one.
     pub fn probe(&mut self) -> Result<(), StoreError> {
-        let version: i64 = scalar(&self.conn, "PRAGMA user_version", ())?.unwrap_or(0);
-        Ok(self.conn.pragma_update(None, "user_version", (version + 1) & 0xFFFF)?)
+        let version: i64 = scalar(self.conn(), "PRAGMA user_version", ())?.unwrap_or(0);
+        Ok(self.session.raw().pragma_update(None, "user_version", (version + 1) & 0xFFFF)?)
     }
 
     /// The latest time stored, Unix ms; 0 in an empty database.
     pub fn newest(&self) -> Result<i64, StoreError> {
-        let sql = "SELECT max(coalesce((SELECT at FROM events ORDER BY pos DESC LIMIT 1), 0), \
+        let sql = "SELECT greatest(coalesce((SELECT at FROM events ORDER BY pos DESC LIMIT 1), 0), \
                    coalesce((SELECT max(last_seen_at) FROM devices), 0))";
-        Ok(scalar(&self.conn, sql, ())?.unwrap_or(0))
+        Ok(scalar(self.conn(), sql, ())?.unwrap_or(0))
     }
 
     #[cfg(test)]
     pub(super) const fn connection(&self) -> &Connection {
-        &self.conn
+        self.session.raw()
     }
 }
 
 /// Opens a connection that only reads; the writer must have the database open.
-pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+pub(super) fn open_reader(path: &Path) -> Result<SqliteSession, StoreError> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    Ok(conn)
+    Ok(SqliteSession::new(conn))
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {
@@ -176,9 +189,10 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 /// Refuses what is not ours. Reads only.
-fn check_schema(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+fn check_schema(session: &SqliteSession, path: &Path) -> Result<(), StoreError> {
+    let conn = Conn::Sqlite(session);
     let exists = |name: &str| -> Result<bool, StoreError> {
-        Ok(scalar::<i64>(conn, "SELECT 1 FROM sqlite_schema WHERE name = ?1", [name])?.is_some())
+        Ok(scalar::<i64>(conn, "SELECT 1 FROM sqlite_schema WHERE name = $1", [name])?.is_some())
     };
     let refused = |why: String| Err(StoreError::Corrupt(format!("{} {why}", path.display())));
     if !exists("refinery_schema_history")? {
@@ -197,9 +211,9 @@ fn check_schema(conn: &Connection, path: &Path) -> Result<(), StoreError> {
     for step in embedded::migrations::runner().get_migrations() {
         let applied = one(
             conn,
-            "SELECT name, checksum FROM refinery_schema_history WHERE version = ?1",
+            "SELECT name, checksum FROM refinery_schema_history WHERE version = $1",
             [i64::from(step.version())],
-            |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+            |row| Ok((row.get::<String>(0)?, row.get::<String>(1)?)),
         )?;
         if applied.is_some_and(|(name, sum)| name != step.name() || sum != step.checksum().to_string()) {
             return refused(format!("was not made by chargegate: its schema version {} differs", step.version()));

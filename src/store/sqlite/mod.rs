@@ -16,31 +16,13 @@
 //! Absent: rules of the domain ([`crate::gateway::order`] and [`crate::gateway::settlement`] decide), retries (whoever submitted
 //! a job tries again).
 
-mod apply;
-mod call;
-mod card;
 mod cmd_log;
-mod command;
-mod counters;
 mod db;
-mod device;
-mod event;
-mod idempotency;
-mod limits;
-mod network;
-mod order;
-mod ota;
-mod params;
-mod read;
-mod row;
-mod settle;
+mod session;
 #[cfg(test)]
 mod tests;
-mod upkeep;
 mod writer;
 
-pub use apply::Applied;
-pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
 pub use db::Db;
-pub use limits::Limits;
+pub(in crate::store) use session::{SqliteSession, cell};
 pub use writer::{Options, SqliteStore};

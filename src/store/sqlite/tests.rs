@@ -15,10 +15,10 @@ use rusqlite::Connection;
 use super::*;
 use crate::{
     gateway::{OrderTimes, ShardId},
-    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol},
+    model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
-        Backstop, Bind, CommandLogRow, Created, Job, NewOrder, Notify, Outcome, Prune, Reply, Settlement,
-        SettlementEnd, SettlementKey, Store, StoreError,
+        Backstop, Bind, CommandLogRow, Created, Job, Limits, NewOrder, Notify, Outcome, Prune, Queued, Reply,
+        Settlement, SettlementEnd, SettlementKey, Store, StoreError,
     },
 };
 
@@ -130,7 +130,7 @@ fn a_full_disk_fails_the_whole_batch_and_leaves_nothing_behind() {
     assert!(matches!(applied.error, Some(StoreError::Unavailable(_))), "{applied:?}");
     assert!(applied.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed { .. })));
     assert!(matches!(applied.outcomes[1], Outcome::Failed { key: Some(_), .. }));
-    assert_eq!((applied.last_pos, applied.outcomes.len()), (None, 4));
+    assert_eq!((applied.last_event, applied.outcomes.len()), (None, 4));
 
     db.connection().pragma_update(None, "max_page_count", 1_000_000).unwrap();
     db.probe().unwrap();
@@ -163,8 +163,8 @@ impl Notify for Shards {
     fn shard(&self, shard: ShardId, outcome: Outcome) {
         self.0.lock().push((shard, outcome));
     }
-    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64]) {}
-    fn commands_queued(&self, _: DeviceId) {}
+    fn order_changed(&self, _: &Order, _: &[Command], _: &[i64], _: Option<&ServerId>) {}
+    fn commands_queued(&self, _: &Queued) {}
     fn events_committed(&self, _: i64) {}
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
@@ -13,26 +12,22 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bound
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    apply::Applied,
     cmd_log::{self, LogMessage},
-    counters::{StoreCounters, add, kind},
     db::{Db, open_reader},
-    limits::Limits,
-    read::SqliteReader,
 };
 use crate::{
     gateway::card::CardRules,
-    model::{Command, DeviceId, Order, OrderNumbers, OtaTask},
+    model::OrderNumbers,
     store::{
-        CommandLogRow, Created, Job, Latest, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome,
-        ReadCall, Reply, SettingsOutcome, Store, StoreError, StoreHealth,
+        CommandLogRow, Job, Latest, Notify, Outcome, ReadCall, Reply, Store, StoreError, StoreHealth,
+        counters::{StoreCounters, add, kind},
+        delivery::{DELIVERIES_MAX, Delivery, guarded},
+        sql::{Applied, Limits, conn::Conn, read::SqlReader},
     },
     telemetry::{Exposition, MetricSource},
 };
 
 const READERS: usize = 2;
-/// Batches whose outcomes wait to be handed out; behind it the writer waits for the delivery thread.
-const DELIVERIES_MAX: usize = 64;
 /// Hand-overs of latest values that may wait.
 const LATEST_MAX: usize = 64;
 /// Hand-overs of command-log rows that may wait.
@@ -137,7 +132,7 @@ impl SqliteStore {
         let (latest, latest_out) = bounded(LATEST_MAX);
         let (log, log_out) = bounded(LOG_MAX);
         let (reads, reads_out) = bounded::<ReadCall>(options.reads_max.max(1));
-        let (deliveries, deliveries_out) = bounded(DELIVERIES_MAX);
+        let (deliveries, deliveries_out) = bounded::<Delivery>(DELIVERIES_MAX);
         let (ending, ended) = bounded(1);
         let newest = db.newest()?;
         let mut writer = Writer {
@@ -161,7 +156,7 @@ impl SqliteStore {
         threads.start("store-writer", move || writer.run())?;
         threads.start("store-delivery", move || {
             while let Ok(delivery) = deliveries_out.recv() {
-                deliver(delivery, &*notify);
+                delivery.hand_out(&*notify);
             }
         })?;
         let log_counters = Arc::clone(&counters);
@@ -169,7 +164,7 @@ impl SqliteStore {
         for conn in readers {
             let calls = reads_out.clone();
             threads.start("store-reader", move || {
-                let mut reader = SqliteReader { conn };
+                let mut reader = SqlReader { conn: Conn::Sqlite(&conn) };
                 while let Ok(call) = calls.recv() {
                     guarded("a query", || call(Ok(&mut reader)));
                 }
@@ -317,13 +312,6 @@ impl Threads {
     }
 }
 
-/// Outcomes of one batch, on their way out.
-struct Delivery {
-    outcomes: Vec<(Reply, Outcome)>,
-    queued: Vec<DeviceId>,
-    last_pos: Option<i64>,
-}
-
 struct Writer {
     db: Db,
     clock: fn() -> i64,
@@ -406,7 +394,8 @@ impl Writer {
             }
         }
         let outcomes = replies.drain(..).zip(applied.outcomes).collect();
-        let delivery = Delivery { outcomes, queued: applied.queued, last_pos: applied.last_pos };
+        let delivery =
+            Delivery { outcomes, queued: applied.queued, owners: applied.owners, last_pos: applied.last_event };
         if self.deliveries.send(delivery).is_err() {
             log::error!("outcomes are not delivered: the delivery thread has ended");
         }
@@ -492,117 +481,5 @@ impl Writer {
         if reason.is_some() || !was_ready {
             *self.health.reason.lock() = reason;
         }
-    }
-}
-
-/// Hands outcomes out: the answer first, then who else must know.
-fn deliver(delivery: Delivery, notify: &dyn Notify) {
-    for (reply, outcome) in delivery.outcomes {
-        match reply {
-            Reply::Shard(shard) => notify.shard(shard, outcome),
-            Reply::Call(call) => {
-                let (changes, updates) = (changes(&outcome), updates(&outcome));
-                let record = RecordChange::of(&outcome);
-                guarded("a reply", || call(outcome));
-                tell(&changes, notify);
-                updates.iter().for_each(|task| notify.ota_changed(task));
-                match record {
-                    Some(RecordChange::Settings(settings)) => notify.settings_changed(&settings),
-                    Some(RecordChange::Network(told)) => notify.network_changed(&told),
-                    None => {}
-                }
-            }
-            Reply::None => {
-                tell(&changes(&outcome), notify);
-                updates(&outcome).iter().for_each(|task| notify.ota_changed(task));
-            }
-        }
-    }
-    for device_id in delivery.queued {
-        notify.commands_queued(device_id);
-    }
-    if let Some(pos) = delivery.last_pos {
-        notify.events_committed(pos);
-    }
-}
-
-/// A change of a device's record that its owner is told of.
-enum RecordChange {
-    Settings(Box<SettingsOutcome>),
-    Network(Box<NetworkTold>),
-}
-
-impl RecordChange {
-    fn of(outcome: &Outcome) -> Option<Self> {
-        match outcome {
-            Outcome::Settings(settings) => Some(Self::Settings(settings.clone())),
-            Outcome::Networked(Networked::Changed(told)) => Some(Self::Network(told.clone())),
-            _ => None,
-        }
-    }
-}
-
-/// Updates of devices that began or ended without their shard's doing.
-fn updates(outcome: &Outcome) -> Vec<OtaTask> {
-    let Outcome::Ota(outcome) = outcome else { return Vec::new() };
-    match &**outcome {
-        OtaOutcome::Created(task) | OtaOutcome::Cancelled(task) => vec![task.clone()],
-        OtaOutcome::Expired(tasks) => tasks.clone(),
-        _ => Vec::new(),
-    }
-}
-
-type Change = (Order, Vec<Command>, Vec<i64>);
-
-/// Orders that changed without their owner's doing.
-fn changes(outcome: &Outcome) -> Vec<Change> {
-    let of = |outcome: &OrderOutcome| {
-        let order = outcome.order.clone()?;
-        let changed = matches!(outcome.verdict, crate::gateway::order::Verdict::Step(_));
-        changed.then(|| (order, outcome.commands.clone(), outcome.withdrawn.clone()))
-    };
-    match outcome {
-        Outcome::Created(created) => match &**created {
-            Created::Order { order, command } => vec![(order.clone(), command.iter().cloned().collect(), Vec::new())],
-            Created::PortBusy { .. } | Created::TooLate | Created::CardRefused(_) => Vec::new(),
-        },
-        Outcome::Order(outcome) => of(outcome).into_iter().collect(),
-        Outcome::Backstop(outcomes) => outcomes.iter().filter_map(of).collect(),
-        Outcome::Settled(settled) => match &settled.order {
-            Some(order) if settled.stored => vec![(order.clone(), Vec::new(), settled.withdrawn.clone())],
-            _ => Vec::new(),
-        },
-        Outcome::Swiped(swiped) => match &swiped.order {
-            Some(order) if !swiped.repeated => {
-                vec![(order.clone(), swiped.command.iter().cloned().collect(), Vec::new())]
-            }
-            _ => Vec::new(),
-        },
-        Outcome::Bound(_)
-        | Outcome::Card(_)
-        | Outcome::Repeated(_)
-        | Outcome::Reported { .. }
-        | Outcome::Pruned { .. }
-        | Outcome::Claimed { .. }
-        | Outcome::Called(_)
-        | Outcome::Params(_)
-        | Outcome::Ota(_)
-        | Outcome::Settings(_)
-        | Outcome::Networked(_)
-        | Outcome::Done
-        | Outcome::Failed { .. } => Vec::new(),
-    }
-}
-
-fn tell(changes: &[Change], notify: &dyn Notify) {
-    for (order, commands, withdrawn) in changes {
-        notify.order_changed(order, commands, withdrawn);
-    }
-}
-
-/// Runs somebody else's code: its panic is theirs, the thread goes on.
-fn guarded(what: &str, body: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(body)).is_err() {
-        log::error!("{what} panicked");
     }
 }

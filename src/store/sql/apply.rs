@@ -5,29 +5,48 @@
 //! | the environment (disk, file, lock) | the transaction is rolled back, every job fails, nothing had an effect |
 //! | one job's data | its savepoint is rolled back; a settlement goes to quarantine, any other job fails alone |
 
-use rusqlite::{Connection, ErrorCode};
+use rustc_hash::FxHashMap;
 
-use super::{limits::Limits, row::run};
+use super::{
+    conn::{Conn, run, scalar},
+    limits::Limits,
+};
 use crate::{
     gateway::card::CardRules,
-    model::{DeviceId, OrderNumbers},
-    store::{Job, Latest, Outcome, SettlementKey, StoreError},
+    model::{DeviceId, OrderNumbers, ServerId},
+    store::{Job, Latest, Outcome, Queued, SettlementKey, StoreError},
 };
 
 /// The transaction, as every part of it sees it.
-pub(super) struct Tx<'a> {
-    pub(super) conn: &'a Connection,
+pub(in crate::store) struct Tx<'a> {
+    pub(super) conn: Conn<'a>,
     pub(super) numbers: &'a OrderNumbers,
     pub(super) limits: Limits,
     pub(super) cards: &'a CardRules,
+    pub(super) instance: Option<&'a ServerId>,
     /// The store's clock, Unix ms.
     pub(super) now: i64,
-    /// Devices that commands were queued for without a claim.
-    pub(super) queued: Vec<DeviceId>,
-    /// Position of the last event inserted.
-    pub(super) last_pos: Option<i64>,
+    /// Commands that were queued without a claim.
+    pub(super) queued: Vec<Queued>,
+    /// Instances that have devices of the batch, where it is another one than this.
+    pub(super) owners: FxHashMap<DeviceId, ServerId>,
+    /// Row of the last event inserted: with a single writer its position in the log.
+    pub(super) last_event: Option<i64>,
     /// Events pruned before an endpoint had them.
     pub(super) events_lost: u64,
+}
+
+/// What a store works by.
+#[derive(Clone, Copy)]
+pub(in crate::store) struct Rules<'a> {
+    /// Makes order numbers.
+    pub(in crate::store) numbers: &'a OrderNumbers,
+    /// Time limits.
+    pub(in crate::store) limits: Limits,
+    /// Tariffs.
+    pub(in crate::store) cards: &'a CardRules,
+    /// This instance, where there may be others.
+    pub(in crate::store) instance: Option<&'a ServerId>,
 }
 
 /// What a batch came to.
@@ -35,10 +54,12 @@ pub(super) struct Tx<'a> {
 pub struct Applied {
     /// One per job, in their order.
     pub outcomes: Vec<Outcome>,
-    /// Devices that commands were queued for.
-    pub queued: Vec<DeviceId>,
-    /// Position of the last event, if there were any.
-    pub last_pos: Option<i64>,
+    /// Commands that were queued without a claim.
+    pub queued: Vec<Queued>,
+    /// Instances that have devices of the batch, where it is another one than this.
+    pub owners: FxHashMap<DeviceId, ServerId>,
+    /// Row of the last event, if there were any.
+    pub last_event: Option<i64>,
     /// Events pruned before an endpoint had them.
     pub events_lost: u64,
     /// The commit did not happen: every outcome is [`Outcome::Failed`].
@@ -46,30 +67,33 @@ pub struct Applied {
 }
 
 /// Applies jobs in one transaction and commits it.
-pub(super) fn apply(
-    conn: &Connection,
-    numbers: &OrderNumbers,
-    limits: Limits,
-    cards: &CardRules,
+pub(in crate::store) fn apply(conn: Conn<'_>, rules: Rules<'_>, now: i64, jobs: &[Job]) -> Applied {
+    in_transaction(conn, || apply_open(conn, rules, now, jobs)).unwrap_or_else(|error| Applied::failed(jobs, error))
+}
+
+/// Applies jobs in the transaction that is open.
+pub(in crate::store) fn apply_open(
+    conn: Conn<'_>,
+    rules: Rules<'_>,
     now: i64,
     jobs: &[Job],
-) -> Applied {
-    let mut tx = Tx { conn, numbers, limits, cards, now, queued: Vec::new(), last_pos: None, events_lost: 0 };
-    let result = in_transaction(conn, || jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>());
-    match result {
-        Ok(outcomes) => {
-            Applied { outcomes, queued: tx.queued, last_pos: tx.last_pos, events_lost: tx.events_lost, error: None }
-        }
-        Err(error) => Applied {
-            outcomes: jobs.iter().map(|job| failed(job, &error)).collect(),
-            error: Some(error),
-            ..Applied::default()
-        },
+) -> Result<Applied, StoreError> {
+    let mut tx = Tx::new(conn, rules, now);
+    let outcomes = jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>()?;
+    let Tx { queued, owners, last_event, events_lost, .. } = tx;
+    Ok(Applied { outcomes, queued, owners, last_event, events_lost, error: None })
+}
+
+impl Applied {
+    /// Nothing was done.
+    pub(in crate::store) fn failed(jobs: &[Job], error: StoreError) -> Self {
+        let outcomes = jobs.iter().map(|job| failed(job, &error)).collect();
+        Self { outcomes, error: Some(error), ..Self::default() }
     }
 }
 
 /// Writes latest values in one transaction. A row that does not go in is left out.
-pub(super) fn apply_latest(conn: &Connection, rows: &[Latest]) -> Result<(), StoreError> {
+pub(in crate::store) fn apply_latest(conn: Conn<'_>, rows: &[Latest]) -> Result<(), StoreError> {
     in_transaction(conn, || {
         for row in rows {
             match super::device::write_latest(conn, row) {
@@ -82,15 +106,33 @@ pub(super) fn apply_latest(conn: &Connection, rows: &[Latest]) -> Result<(), Sto
     })
 }
 
-fn in_transaction<T>(conn: &Connection, body: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+fn in_transaction<T>(conn: Conn<'_>, body: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     // IMMEDIATE: fails here, if at all, and not at the first write.
     run(conn, "BEGIN IMMEDIATE", ())?;
     let result = body().and_then(|value| run(conn, "COMMIT", ()).map(|_| value));
     // Some errors roll back by themselves.
-    if result.is_err() && !conn.is_autocommit() {
+    if result.is_err() && conn.in_transaction() {
         run(conn, "ROLLBACK", ())?;
     }
     result
+}
+
+impl<'a> Tx<'a> {
+    pub(in crate::store) fn new(conn: Conn<'a>, rules: Rules<'a>, now: i64) -> Self {
+        let Rules { numbers, limits, cards, instance } = rules;
+        Self {
+            conn,
+            numbers,
+            limits,
+            cards,
+            instance,
+            now,
+            queued: Vec::new(),
+            owners: FxHashMap::default(),
+            last_event: None,
+            events_lost: 0,
+        }
+    }
 }
 
 impl Tx<'_> {
@@ -117,19 +159,27 @@ impl Tx<'_> {
         &mut self,
         body: impl FnOnce(&mut Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let before = (self.queued.len(), self.last_pos, self.events_lost);
-        run(self.conn, "SAVEPOINT job", ())?;
+        let before = (self.queued.len(), self.last_event, self.events_lost);
+        self.conn.savepoint()?;
         let result = body(self);
         if let Err(error) = &result {
-            if self.conn.is_autocommit() {
+            if !self.conn.in_transaction() {
                 return Err(StoreError::Unavailable(format!("the transaction was rolled back: {error}")));
             }
             self.queued.truncate(before.0);
-            (_, self.last_pos, self.events_lost) = before;
-            run(self.conn, "ROLLBACK TO job", ())?;
+            (_, self.last_event, self.events_lost) = before;
+            self.conn.roll_back_to_savepoint()?;
         }
-        run(self.conn, "RELEASE job", ())?;
+        self.conn.release_savepoint()?;
         result
+    }
+
+    /// The answer to a shard that lost the device to a newer epoch than the one it knows.
+    pub(super) fn fenced(&self, device_id: DeviceId, fence: Option<i64>) -> Result<Option<Outcome>, StoreError> {
+        let Some(fence) = fence else { return Ok(None) };
+        let epoch: Option<i64> =
+            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [device_id.to_string()])?;
+        Ok(epoch.filter(|epoch| *epoch > fence).map(|epoch| Outcome::Fenced { device_id, epoch }))
     }
 
     fn dispatch(&mut self, job: &Job) -> Result<Outcome, StoreError> {
@@ -138,19 +188,25 @@ impl Tx<'_> {
             Job::CreateOrder(new) => self.create_order_once(new)?,
             Job::Order(job) => self.order_job_once(job)?,
             Job::Settle(settlement) => Outcome::Settled(Box::new(self.settle(settlement)?)),
-            Job::Device(event) => {
-                self.report(event)?;
-                Outcome::Done
-            }
+            Job::Device(event) => match self.fenced(event.device_id, event.fence)? {
+                Some(fenced) => fenced,
+                None => {
+                    self.report(event)?;
+                    Outcome::Done
+                }
+            },
             Job::Report(report) => {
                 self.report(&report.event)?;
                 Outcome::Reported { device_id: report.event.device_id, ticket: report.ticket }
             }
             Job::Command(update) => self.update_command(update)?,
-            Job::Claim { device_id, epoch, at } => {
-                let commands = self.claim_live(*device_id, *epoch, *at)?;
-                Outcome::Claimed { device_id: *device_id, commands }
-            }
+            Job::Claim { device_id, epoch, at } => match self.fenced(*device_id, Some(*epoch))? {
+                Some(fenced) => fenced,
+                None => {
+                    let commands = self.claim_live(*device_id, *epoch, *at)?;
+                    Outcome::Claimed { device_id: *device_id, commands }
+                }
+            },
             Job::Backstop(backstop) => Outcome::Backstop(self.backstop(backstop)?),
             Job::Delivery(updates) => {
                 self.deliver(updates)?;
@@ -169,12 +225,13 @@ impl Tx<'_> {
 }
 
 /// The answer to a job that had no effect.
-pub(super) fn failed(job: &Job, error: &StoreError) -> Outcome {
+pub(in crate::store) fn failed(job: &Job, error: &StoreError) -> Outcome {
     let ticket = if let Job::Report(report) = job { Some(report.ticket) } else { None };
     Outcome::Failed { device_id: device_of(job), key: key_of(job), ticket, error: error.clone() }
 }
 
-fn device_of(job: &Job) -> Option<DeviceId> {
+/// The device whose jobs this one must stay among; `None`: it names none.
+pub(in crate::store) fn device_of(job: &Job) -> Option<DeviceId> {
     match job {
         Job::Bind(bind) => Some(bind.device_id),
         Job::CreateOrder(new) => Some(new.device_id),
@@ -196,7 +253,8 @@ fn device_of(job: &Job) -> Option<DeviceId> {
         },
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
-        Job::Command(_) | Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
+        Job::Command(update) => Some(update.device_id),
+        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
     }
 }
 
@@ -205,31 +263,6 @@ fn key_of(job: &Job) -> Option<SettlementKey> {
 }
 
 /// The job's kind, for logs and counters.
-pub(super) const fn name(job: &Job) -> &'static str {
-    super::counters::KINDS[super::counters::kind(job)]
-}
-
-impl From<rusqlite::Error> for StoreError {
-    /// The split decides who suffers: what the environment did fails a whole batch and is tried again, what a job's data did
-    /// fails that job alone.
-    fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::Error as E;
-        match &error {
-            E::SqliteFailure(failure, _) => match failure.code {
-                ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig => {
-                    Self::Statement(error.to_string())
-                }
-                ErrorCode::Unknown if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => {
-                    Self::Statement(error.to_string())
-                }
-                ErrorCode::ApiMisuse | ErrorCode::ParameterOutOfRange => Self::Statement(error.to_string()),
-                _ => Self::Unavailable(error.to_string()),
-            },
-            E::FromSqlConversionFailure(..)
-            | E::IntegralValueOutOfRange(..)
-            | E::InvalidColumnType(..)
-            | E::Utf8Error(..) => Self::Corrupt(error.to_string()),
-            _ => Self::Statement(error.to_string()),
-        }
-    }
+pub(in crate::store) const fn name(job: &Job) -> &'static str {
+    crate::store::counters::KINDS[crate::store::counters::kind(job)]
 }

@@ -11,12 +11,11 @@
 //! Every one of these goes through [`Tx::book`], which writes account and log together, inside the transaction of what caused
 //! it. [`card`] decides how much; the table's checks refuse what would go below zero.
 
-use rusqlite::Connection;
-
 use super::{
     apply::Tx,
+    conn::{Conn, all, insert, one, run, scalar},
     order::{Cause, Place, Totals},
-    row::{all, card as card_of, card_columns, one, order_no, run, scalar},
+    row::{card as card_of, card_columns, order_no},
     settle::NUMBER_TRIES_MAX,
 };
 use crate::{
@@ -38,8 +37,8 @@ const HOLDS_MAX: u32 = 200;
 const OFFLINE_CARD: u8 = 0;
 
 /// One card.
-pub(super) fn find_card(conn: &Connection, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
-    one(conn, concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = ?1"), [card_no.as_str()], card_of)
+pub(super) fn find_card(conn: Conn<'_>, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+    one(conn, concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = $1"), [card_no.as_str()], card_of)
 }
 
 /// A change of an account.
@@ -53,6 +52,16 @@ struct Entry<'a> {
 }
 
 impl Tx<'_> {
+    /// One card, whose account nobody else changes until this transaction ends: cards go from device to device.
+    fn lock_card(&self, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+        one(
+            self.conn,
+            concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = $1 FOR NO KEY UPDATE"),
+            [card_no.as_str()],
+            card_of,
+        )
+    }
+
     /// Writes a change of an account and its log row.
     fn book(&self, card: &mut Card, entry: &Entry<'_>) -> Result<(), StoreError> {
         card.balance_cent += entry.balance_change;
@@ -60,14 +69,14 @@ impl Tx<'_> {
         card.updated_at = entry.at;
         run(
             self.conn,
-            "UPDATE cards SET balance_cent = ?2, held_cent = ?3, sequence_no = ?4, updated_at = ?5 WHERE card_no = ?1",
+            "UPDATE cards SET balance_cent = $2, held_cent = $3, sequence_no = $4, updated_at = $5 WHERE card_no = $1",
             (card.card_no.as_str(), card.balance_cent, card.held_cent, card.sequence_no, card.updated_at),
         )?;
         run(
             self.conn,
             "INSERT INTO card_balance_logs \
              (card_no, kind, order_no, transaction_id, balance_change, held_change, balance_cent, held_cent, at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             (
                 card.card_no.as_str(),
                 entry.kind,
@@ -93,10 +102,11 @@ impl Tx<'_> {
     ) -> Result<CardTransaction, StoreError> {
         let at = transaction.at;
         transaction.balance_cent = card.balance_cent + transaction.amount_cent;
-        run(
+        transaction.id = insert(
             self.conn,
             "INSERT INTO card_transactions (card_no, kind, order_no, amount_cent, price_cent, unpaid_cent, balance_cent, \
-             reference, request_id, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             reference, request_id, at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "id",
             (
                 card.card_no.as_str(),
                 transaction.kind.as_str(),
@@ -110,7 +120,6 @@ impl Tx<'_> {
                 at,
             ),
         )?;
-        transaction.id = self.conn.last_insert_rowid();
         card.sequence_no += 1;
         let entry = Entry {
             kind: transaction.kind.as_str(),
@@ -143,7 +152,7 @@ impl Tx<'_> {
     }
 
     fn account(&self, card_no: &CardNo) -> Result<Card, StoreError> {
-        find_card(self.conn, card_no)?.ok_or_else(|| StoreError::Corrupt(format!("card {card_no} is gone")))
+        self.lock_card(card_no)?.ok_or_else(|| StoreError::Corrupt(format!("card {card_no} is gone")))
     }
 
     /// What a step of an order does to its card's account: a settlement charges it, an end that leaves nothing to settle gives
@@ -182,7 +191,7 @@ impl Tx<'_> {
         card.hold_open = false;
         run(
             self.conn,
-            "UPDATE orders SET hold_open = 0, price_cent = ?2, charged_cent = ?3 WHERE order_no = ?1",
+            "UPDATE orders SET hold_open = FALSE, price_cent = $2, charged_cent = $3 WHERE order_no = $1",
             (order.order_no.as_str(), price, charged),
         )?;
         let transaction = CardTransaction {
@@ -205,7 +214,7 @@ impl Tx<'_> {
     fn release(&self, order: &mut Order, at: i64) -> Result<(), StoreError> {
         let Some(card) = order.card.as_deref_mut().filter(|card| card.hold_open) else { return Ok(()) };
         card.hold_open = false;
-        run(self.conn, "UPDATE orders SET hold_open = 0 WHERE order_no = ?1", [order.order_no.as_str()])?;
+        run(self.conn, "UPDATE orders SET hold_open = FALSE WHERE order_no = $1", [order.order_no.as_str()])?;
         let mut account = self.account(&card.card_no)?;
         let entry = Entry {
             kind: "release",
@@ -223,17 +232,21 @@ impl Tx<'_> {
         let before = at.saturating_sub(self.cards.hold_after_end_ms);
         let orders = all(
             self.conn,
-            "SELECT order_no FROM orders WHERE hold_open = 1 AND end_time <= ?1 ORDER BY end_time LIMIT ?2",
+            "SELECT order_no FROM orders WHERE hold_open = TRUE AND end_time <= $1 ORDER BY end_time LIMIT $2",
             (before, HOLDS_MAX),
             |row| order_no(row, 0),
         )?;
         for order_no in orders {
-            let released = self.savepoint(|tx| match tx.find_order(order_no)? {
-                Some(mut order) => tx.release(&mut order, at),
-                None => Ok(()),
+            let released = self.savepoint(|tx| {
+                if !tx.lock_device_of(order_no)? {
+                    return Ok(false);
+                }
+                let Some(mut order) = tx.find_order(order_no)? else { return Ok(false) };
+                tx.release(&mut order, at).map(|()| true)
             });
             match released {
-                Ok(()) => log::info!("order {order_no} was not settled in time: the hold of its card is given back"),
+                Ok(false) => {}
+                Ok(true) => log::info!("order {order_no} was not settled in time: the hold of its card is given back"),
                 Err(error @ StoreError::Unavailable(_)) => return Err(error),
                 Err(error) => log::error!("the hold of order {order_no} cannot be given back: {error}"),
             }
@@ -247,7 +260,7 @@ impl Tx<'_> {
         card_no: &CardNo,
         new: &NewOrder,
     ) -> Result<Result<(OrderCard, CardStart), CardRefused>, StoreError> {
-        let Some(account) = find_card(self.conn, card_no)? else { return Ok(Err(CardRefused::NotFound)) };
+        let Some(account) = self.lock_card(card_no)? else { return Ok(Err(CardRefused::NotFound)) };
         Ok(card::requested(self.cards, &account, &new.spec, new.at).map(|(tariff, hold_cent)| {
             let paying = OrderCard {
                 card_no: account.card_no.clone(),
@@ -275,7 +288,7 @@ impl Tx<'_> {
             charged_cent: None,
         };
         if self.cards.mode == CardMode::Local
-            && let Some(account) = find_card(self.conn, card_no)?
+            && let Some(account) = self.lock_card(card_no)?
         {
             paying.hold_cent = Some(0);
             // A plan that covers the charge makes it free.
@@ -309,7 +322,7 @@ impl Tx<'_> {
                 None
             }
             None => {
-                let account = find_card(self.conn, &swipe.card_no)?;
+                let account = self.lock_card(&swipe.card_no)?;
                 if let Some(account) = &account {
                     swiped.state = card::standing(self.cards, account, swipe.at);
                     (swiped.rate, swiped.balance) = card::announced(self.cards, account);
@@ -357,7 +370,7 @@ impl Tx<'_> {
 
     fn device_exists(&self, device_id: DeviceId) -> Result<bool, StoreError> {
         let row: Option<i64> =
-            scalar(self.conn, "SELECT 1 FROM devices WHERE device_id = ?1", [device_id.to_string()])?;
+            scalar(self.conn, "SELECT 1 FROM devices WHERE device_id = $1", [device_id.to_string()])?;
         Ok(row.is_some())
     }
 
@@ -414,7 +427,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn card_job(&mut self, job: &CardJob) -> Result<CardOutcome, StoreError> {
-        let found = find_card(self.conn, &job.card_no)?;
+        let found = self.lock_card(&job.card_no)?;
         let mut card = match (&job.change, found) {
             (CardChange::Register { state, tariff, expires_at }, None) => {
                 let (card_no, at) = (job.card_no.clone(), job.at);
@@ -429,13 +442,14 @@ impl Tx<'_> {
                     created_at: at,
                     updated_at: at,
                 };
-                run(
+                let inserted = run(
                     self.conn,
                     "INSERT INTO cards (card_no, state, tariff, expires_at, created_at, updated_at) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
+                     VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT DO NOTHING",
                     (card.card_no.as_str(), card.state.code(), &card.tariff, card.expires_at, at),
                 )?;
-                return Ok(CardOutcome::Done { card, transaction: None });
+                let done = CardOutcome::Done { card, transaction: None };
+                return Ok(if inserted > 0 { done } else { CardOutcome::Exists });
             }
             (CardChange::Register { .. }, Some(_)) => return Ok(CardOutcome::Exists),
             (CardChange::Update { .. } | CardChange::Recharge { .. }, None) => return Ok(CardOutcome::NotFound),
@@ -469,7 +483,7 @@ impl Tx<'_> {
                 card.updated_at = job.at;
                 run(
                     self.conn,
-                    "UPDATE cards SET state = ?2, tariff = ?3, expires_at = ?4, updated_at = ?5 WHERE card_no = ?1",
+                    "UPDATE cards SET state = $2, tariff = $3, expires_at = $4, updated_at = $5 WHERE card_no = $1",
                     (card.card_no.as_str(), card.state.code(), &card.tariff, card.expires_at, card.updated_at),
                 )?;
                 None

@@ -1,11 +1,10 @@
 //! Network lists: rows of `gateway_sockets`, their ports, and the one command under way. [`crate::gateway::network`] decides,
 //! this writes.
 
-use rusqlite::{Connection, Row};
-
 use super::{
     apply::Tx,
-    row::{active, all, one, order_no, run},
+    conn::{Conn, Row, all, one, run},
+    row::{active, order_no},
 };
 use crate::{
     gateway::network::{Answer, Listed, NetworkList, Refresh, SocketState},
@@ -14,9 +13,9 @@ use crate::{
 };
 
 /// The list of a device; `None`: no such device.
-pub(super) fn find(conn: &Connection, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError> {
+pub(super) fn find(conn: Conn<'_>, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError> {
     let id = device_id.to_string();
-    let list = one(conn, "SELECT network_channel, network_refresh FROM devices WHERE device_id = ?1", [&id], |row| {
+    let list = one(conn, "SELECT network_channel, network_refresh FROM devices WHERE device_id = $1", [&id], |row| {
         let refresh = match row.get(1)? {
             0_u8 => Refresh::Done,
             1 => Refresh::Wanted,
@@ -28,7 +27,7 @@ pub(super) fn find(conn: &Connection, device_id: DeviceId) -> Result<Option<Netw
     list.sockets = all(
         conn,
         "SELECT socket, serial, uid, state, refused, confirmed_at, updated_at FROM gateway_sockets \
-         WHERE device_id = ?1 ORDER BY socket",
+         WHERE device_id = $1 ORDER BY socket",
         [&id],
         listed,
     )?;
@@ -36,7 +35,7 @@ pub(super) fn find(conn: &Connection, device_id: DeviceId) -> Result<Option<Netw
 }
 
 fn listed(row: &Row<'_>) -> Result<Listed, StoreError> {
-    let state = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+    let state = row.text(3)?;
     let state = SocketState::ALL.into_iter().find(|known| known.as_str() == state);
     Ok(Listed {
         socket: row.get(0)?,
@@ -106,7 +105,7 @@ impl Tx<'_> {
     fn sockets_with_ports(&self, device_id: DeviceId) -> Result<Vec<u8>, StoreError> {
         all(
             self.conn,
-            "SELECT DISTINCT max(socket, 1) FROM ports WHERE device_id = ?1 AND socket IS NOT NULL ORDER BY 1",
+            "SELECT DISTINCT greatest(socket, 1) FROM ports WHERE device_id = $1 AND socket IS NOT NULL ORDER BY 1",
             [device_id.to_string()],
             |row| Ok(row.get(0)?),
         )
@@ -117,12 +116,12 @@ impl Tx<'_> {
         let holders = all(
             self.conn,
             concat!(
-                "SELECT port_no, order_no FROM orders WHERE device_id = ?1 AND status IN ",
+                "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND status IN ",
                 active!(),
-                " UNION SELECT port_no, order_no FROM orders WHERE device_id = ?1 AND device_end_pending = 1 ORDER BY 1"
+                " UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1"
             ),
             [device_id.to_string()],
-            |row| Ok((row.get::<_, u16>(0)?, order_no(row, 1)?)),
+            |row| Ok((row.get::<u16>(0)?, order_no(row, 1)?)),
         )?;
         let socket_of = |port_no: u16| u8::try_from(port_no.div_ceil(2)).unwrap_or(0);
         let mut held = holders.into_iter().map(|(port_no, holder)| (socket_of(port_no), port_no, holder));
@@ -134,18 +133,18 @@ impl Tx<'_> {
         if (before.channel, before.refresh) != (list.channel, list.refresh) {
             run(
                 self.conn,
-                "UPDATE devices SET network_channel = ?2, network_refresh = ?3 WHERE device_id = ?1",
+                "UPDATE devices SET network_channel = $2, network_refresh = $3 WHERE device_id = $1",
                 (&id, list.channel, list.refresh as u8),
             )?;
         }
         for gone in before.sockets.iter().filter(|old| list.sockets.iter().all(|new| new.socket != old.socket)) {
-            run(self.conn, "DELETE FROM gateway_sockets WHERE device_id = ?1 AND socket = ?2", (&id, gone.socket))?;
+            run(self.conn, "DELETE FROM gateway_sockets WHERE device_id = $1 AND socket = $2", (&id, gone.socket))?;
         }
         for changed in list.sockets.iter().filter(|new| !before.sockets.contains(new)) {
             run(
                 self.conn,
                 "INSERT INTO gateway_sockets (device_id, socket, serial, uid, state, refused, confirmed_at, updated_at) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (device_id, socket) DO UPDATE SET \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (device_id, socket) DO UPDATE SET \
                  serial = excluded.serial, uid = excluded.uid, state = excluded.state, refused = excluded.refused, \
                  confirmed_at = excluded.confirmed_at, updated_at = excluded.updated_at",
                 (
@@ -167,11 +166,11 @@ impl Tx<'_> {
     fn set_ports(&self, device_id: DeviceId, wanted: &[u8], removed: &[u8]) -> Result<(), StoreError> {
         let id = device_id.to_string();
         if !wanted.is_empty() || !removed.is_empty() {
-            run(self.conn, "UPDATE devices SET networked = 1 WHERE device_id = ?1", [&id])?;
-            run(self.conn, "UPDATE ports SET socket = 1 WHERE device_id = ?1 AND socket = 0", [&id])?;
+            run(self.conn, "UPDATE devices SET networked = TRUE WHERE device_id = $1", [&id])?;
+            run(self.conn, "UPDATE ports SET socket = 1 WHERE device_id = $1 AND socket = 0", [&id])?;
         }
         for socket in removed {
-            run(self.conn, "DELETE FROM ports WHERE device_id = ?1 AND socket = ?2", (&id, socket))?;
+            run(self.conn, "DELETE FROM ports WHERE device_id = $1 AND socket = $2", (&id, socket))?;
         }
         for &socket in wanted {
             for hole in 0..=1 {
@@ -179,7 +178,7 @@ impl Tx<'_> {
                     self.conn,
                     "INSERT INTO ports (device_id, port_no, socket, hole, status, raw_status, power_dw, current_ma, \
                      voltage_dv, energy_wh, charged_seconds, updated_at) \
-                     VALUES (?1, ?2, ?3, ?4, 5, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING",
+                     VALUES ($1, $2, $3, $4, 5, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING",
                     (&id, port_of_socket(socket, hole), socket, hole),
                 )?;
             }
@@ -192,11 +191,11 @@ impl Tx<'_> {
         one(
             self.conn,
             "SELECT q.id, q.body, q.state = 'written' FROM devices d JOIN outbound_queue q ON q.id = d.network_command \
-             WHERE d.device_id = ?1 \
-             AND (q.state = 'written' OR (q.state IN ('queued', 'claimed') AND q.not_after > ?2))",
+             WHERE d.device_id = $1 \
+             AND (q.state = 'written' OR (q.state IN ('queued', 'claimed') AND q.not_after > $2))",
             (device_id.to_string(), at),
             |row| {
-                let body = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
+                let body = row.text(1)?;
                 let body = serde_json::from_str(body);
                 let body = body.map_err(|_| StoreError::Corrupt("the body of a network command".into()))?;
                 Ok(UnderWay { id: row.get(0)?, body, written: row.get(2)? })
@@ -218,8 +217,8 @@ impl Tx<'_> {
     fn end_network_command(&self, id: i64, state: CommandState, reason: &str, at: i64) -> Result<(), StoreError> {
         run(
             self.conn,
-            "UPDATE outbound_queue SET state = ?2, reason = ?3, updated_at = ?4 \
-             WHERE id = ?1 AND state IN ('queued', 'claimed', 'written')",
+            "UPDATE outbound_queue SET state = $2, reason = $3, updated_at = $4 \
+             WHERE id = $1 AND state IN ('queued', 'claimed', 'written')",
             (id, state.as_str(), reason, at),
         )?;
         Ok(())
@@ -240,8 +239,8 @@ impl Tx<'_> {
         let command = self.follow_up(device_id, DeviceCall::Gateway(call), epoch, at)?;
         run(
             self.conn,
-            "UPDATE devices SET network_command = (SELECT max(id) FROM outbound_queue WHERE device_id = ?1) \
-             WHERE device_id = ?1",
+            "UPDATE devices SET network_command = (SELECT max(id) FROM outbound_queue WHERE device_id = $1) \
+             WHERE device_id = $1",
             [device_id.to_string()],
         )?;
         Ok(command)
@@ -287,7 +286,7 @@ impl Tx<'_> {
         let device_id = ended.device_id;
         let current: Option<Option<i64>> = one(
             self.conn,
-            "SELECT network_command FROM devices WHERE device_id = ?1",
+            "SELECT network_command FROM devices WHERE device_id = $1",
             [device_id.to_string()],
             |row| Ok(row.get(0)?),
         )?;

@@ -1,14 +1,14 @@
 //! Devices and ports: binding, their events, and latest values.
 
-use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::{
     apply::Tx,
-    row::{active, all, details, device_columns, one, order, order_columns, port, port_columns, protocol, run},
+    conn::{Conn, all, one, run},
+    row::{active, details, device_columns, order, order_columns, port, port_columns, protocol, server_id},
 };
 use crate::{
-    model::{DeviceId, EventType, Protocol},
+    model::{DeviceId, EventType, Protocol, ServerId},
     store::{Bind, Bound, DeviceEvent, Latest, Settings, SettingsOutcome, StoreError},
     time::Rfc3339,
 };
@@ -33,23 +33,30 @@ impl Tx<'_> {
             commands: Vec::new(),
             details: Box::default(),
             network: None,
+            superseded: None,
         };
         if !bind.known_only {
             let inserted = run(
                 self.conn,
-                "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES (?1, ?2, ?3, ?4) \
+                "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES ($1, $2, $3, $4) \
                  ON CONFLICT DO NOTHING",
                 (&id, bind.protocol.as_str(), bind.printed_no, bind.at),
             )?;
             bound.first_seen = inserted > 0;
         }
+        let instance = self.instance.map(ServerId::as_str);
+        if instance.is_some() {
+            let sql = "SELECT owner FROM devices WHERE device_id = $1 FOR NO KEY UPDATE";
+            let previous = one(self.conn, sql, [&id], |row| server_id(row, 0))?.flatten();
+            bound.superseded = previous.filter(|owner| Some(owner) != self.instance);
+        }
         run(
             self.conn,
-            "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + ?2, \
-             protocol = coalesce(protocol_set, CASE WHEN protocol = 'gn' AND ?3 = 'bkv' THEN 'gn' ELSE ?3 END), \
-             printed_no = coalesce(?4, printed_no), connected_at = ?5, last_seen_at = max(coalesce(last_seen_at, 0), ?5) \
-             WHERE device_id = ?1",
-            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at),
+            "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + $2, \
+             protocol = coalesce(protocol_set, CASE WHEN protocol = 'gn' AND $3 = 'bkv' THEN 'gn' ELSE $3 END), \
+             printed_no = coalesce($4, printed_no), connected_at = $5, last_seen_at = greatest(coalesce(last_seen_at, 0), $5), \
+             owner = $6 WHERE device_id = $1",
+            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at, instance),
         )?;
         let row = one(
             self.conn,
@@ -57,11 +64,11 @@ impl Tx<'_> {
              networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = d.device_id), \
              name, extensions, fsk_frequency, imei, module_version, host_type, host, \
              EXISTS (SELECT 1 FROM ota_tasks t WHERE t.device_id = d.device_id AND t.state IN (0, 1, 2)) \
-             FROM devices d WHERE device_id = ?1",
+             FROM devices d WHERE device_id = $1",
             [&id],
             |row| {
-                let (epoch, msg_counter) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?);
-                let (networked, has_ota) = (row.get::<_, bool>(3)?, row.get::<_, bool>(11)?);
+                let (epoch, msg_counter) = (row.get::<i64>(0)?, row.get::<i64>(1)?);
+                let (networked, has_ota) = (row.get::<bool>(3)?, row.get::<bool>(11)?);
                 Ok((epoch, msg_counter, protocol(row, 2)?, networked, details(row, 4)?, has_ota))
             },
         )?;
@@ -80,7 +87,7 @@ impl Tx<'_> {
         }
         bound.ports = all(
             self.conn,
-            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = ?1 ORDER BY port_no"),
+            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = $1 ORDER BY port_no"),
             [&id],
             port,
         )?;
@@ -89,11 +96,11 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ?1 AND status IN ",
+                " FROM orders WHERE device_id = $1 AND status IN ",
                 active!(),
                 " UNION ALL SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ?1 AND device_end_pending = 1 AND status NOT IN ",
+                " FROM orders WHERE device_id = $1 AND device_end_pending = TRUE AND status NOT IN ",
                 active!(),
                 " ORDER BY port_no, created_at"
             ),
@@ -124,16 +131,16 @@ impl Tx<'_> {
         };
         let inserted = run(
             self.conn,
-            "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES (?1, ?2, ?3, ?4) \
+            "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES ($1, $2, $3, $4) \
              ON CONFLICT DO NOTHING",
             (&id, protocol.as_str(), printed_no, settings.at),
         )?;
         let protocol_set = settings.protocol.filter(|_| protocol != Protocol::Ap3000).map(Protocol::as_str);
         run(
             self.conn,
-            "UPDATE devices SET protocol_set = coalesce(?2, protocol_set), protocol = coalesce(?2, protocol), \
-             extensions = coalesce(?3, extensions), name = nullif(coalesce(?4, name), ''), \
-             fsk_frequency = nullif(coalesce(?5, fsk_frequency), 0) WHERE device_id = ?1",
+            "UPDATE devices SET protocol_set = coalesce($2, protocol_set), protocol = coalesce($2, protocol), \
+             extensions = coalesce($3, extensions), name = nullif(coalesce($4, name), ''), \
+             fsk_frequency = nullif(coalesce($5, fsk_frequency), 0) WHERE device_id = $1",
             (&id, protocol_set, settings.extensions, &settings.name, settings.fsk_frequency),
         )?;
         let Some(record) = find_device(self.conn, device_id)? else {
@@ -177,14 +184,14 @@ fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, 
 
 /// Writes a latest value. Values of devices without a row, or older than what is stored, are dropped: they are only the latest
 /// of something that has gone.
-pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), StoreError> {
+pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreError> {
     match latest {
         Latest::Device { device_id, last_seen_at, signal, firmware, iccid, networked, device_type } => run(
             conn,
-            "UPDATE devices SET last_seen_at = max(coalesce(last_seen_at, 0), ?2), signal = coalesce(?3, signal), \
-             firmware = coalesce(?4, firmware), iccid = coalesce(?5, iccid), networked = networked OR ?6, \
-             device_type = coalesce(?7, device_type) \
-             WHERE device_id = ?1",
+            "UPDATE devices SET last_seen_at = greatest(coalesce(last_seen_at, 0), $2), signal = coalesce($3, signal), \
+             firmware = coalesce($4, firmware), iccid = coalesce($5, iccid), networked = networked OR $6, \
+             device_type = coalesce($7, device_type) \
+             WHERE device_id = $1",
             (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type),
         )?,
         Latest::Port(port) => run(
@@ -192,10 +199,10 @@ pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), Sto
             concat!(
                 "INSERT INTO ports (",
                 port_columns!(),
-                ") SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 \
-                 WHERE EXISTS (SELECT 1 FROM devices WHERE device_id = ?1) \
+                ") SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 \
+                 WHERE EXISTS (SELECT 1 FROM devices WHERE device_id = $1) \
                  AND NOT EXISTS (SELECT 1 FROM gateway_sockets s \
-                 WHERE s.device_id = ?1 AND s.socket = ?3 AND s.state = 'removing') \
+                 WHERE s.device_id = $1 AND s.socket = $3 AND s.state = 'removing') \
                  ON CONFLICT (device_id, port_no) DO UPDATE SET socket = excluded.socket, hole = excluded.hole, \
                  status = excluded.status, raw_status = excluded.raw_status, power_dw = excluded.power_dw, \
                  current_ma = excluded.current_ma, voltage_dv = excluded.voltage_dv, energy_wh = excluded.energy_wh, \
@@ -220,14 +227,14 @@ pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), Sto
         // A settlement's totals are final: progress that was still under way must not overwrite them.
         Latest::Progress { order_no, duration_seconds, energy_wh, at } => run(
             conn,
-            "UPDATE orders SET duration_seconds = ?2, energy_wh = ?3, updated_at = max(updated_at, ?4) \
-             WHERE order_no = ?1 AND settled_at IS NULL",
+            "UPDATE orders SET duration_seconds = $2, energy_wh = $3, updated_at = greatest(updated_at, $4) \
+             WHERE order_no = $1 AND settled_at IS NULL",
             (order_no.as_str(), duration_seconds, energy_wh, at),
         )?,
         Latest::Host { device_id, imei, module_version, host_type, host } => run(
             conn,
-            "UPDATE devices SET imei = coalesce(?2, imei), module_version = coalesce(?3, module_version), \
-             host_type = coalesce(?4, host_type), host = coalesce(?5, host) WHERE device_id = ?1",
+            "UPDATE devices SET imei = coalesce($2, imei), module_version = coalesce($3, module_version), \
+             host_type = coalesce($4, host_type), host = coalesce($5, host) WHERE device_id = $1",
             (
                 device_id.to_string(),
                 imei,
@@ -242,12 +249,12 @@ pub(super) fn write_latest(conn: &Connection, latest: &Latest) -> Result<(), Sto
 
 /// One device's row.
 pub(super) fn find_device(
-    conn: &Connection,
+    conn: Conn<'_>,
     device_id: DeviceId,
 ) -> Result<Option<crate::store::DeviceRecord>, StoreError> {
     one(
         conn,
-        concat!("SELECT ", device_columns!(), " FROM devices WHERE device_id = ?1"),
+        concat!("SELECT ", device_columns!(), " FROM devices WHERE device_id = $1"),
         [device_id.to_string()],
         super::row::device,
     )

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, Row};
 use serde_json::Value;
 
 use super::{
     apply::Tx,
+    conn::{Conn, Row, all, run, scalar},
     event::json,
-    row::{all, run, scalar},
 };
 use crate::{
     gateway::params::{self, Group, Held},
@@ -19,11 +18,11 @@ use crate::{
 /// Groups brought forward per bind: an answer brings the next forward.
 const GROUPS_PER_BIND_MAX: usize = 8;
 
-pub(super) fn find(conn: &Connection, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
+pub(super) fn find(conn: Conn<'_>, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
     all(
         conn,
         "SELECT socket, name, desired, reported, refused, desired_at, reported_at FROM device_params \
-         WHERE device_id = ?1 ORDER BY socket, name",
+         WHERE device_id = $1 ORDER BY socket, name",
         [device_id.to_string()],
         record,
     )
@@ -31,7 +30,7 @@ pub(super) fn find(conn: &Connection, device_id: DeviceId) -> Result<Vec<ParamRe
 
 fn record(row: &Row<'_>) -> Result<ParamRecord, StoreError> {
     let value = |column: usize| {
-        let text = row.get_ref(column)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let text = row.text_or_null(column)?;
         text.map(|text| serde_json::from_str(text).map_err(|_| StoreError::Corrupt(format!("a parameter is `{text}`"))))
             .transpose()
     };
@@ -69,7 +68,7 @@ impl Tx<'_> {
     fn set_params(&mut self, wanted: &WantedParams) -> Result<Option<Vec<ParamRecord>>, StoreError> {
         let WantedParams { device_id, socket, at, .. } = *wanted;
         let id = device_id.to_string();
-        let known: Option<i64> = scalar(self.conn, "SELECT 1 FROM devices WHERE device_id = ?1", [&id])?;
+        let known: Option<i64> = scalar(self.conn, "SELECT 1 FROM devices WHERE device_id = $1", [&id])?;
         if known.is_none() {
             return Ok(None);
         }
@@ -77,7 +76,7 @@ impl Tx<'_> {
             // The same wish again is a new wish: what was refused before is tried once more.
             run(
                 self.conn,
-                "INSERT INTO device_params (device_id, socket, name, desired, desired_at) VALUES (?1, ?2, ?3, ?4, ?5) \
+                "INSERT INTO device_params (device_id, socket, name, desired, desired_at) VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT (device_id, socket, name) DO UPDATE SET desired = excluded.desired, \
                  desired_at = excluded.desired_at, set_at = NULL, refused = NULL",
                 (&id, socket, name, json(value)?, at),
@@ -110,10 +109,10 @@ impl Tx<'_> {
     ) -> Result<Option<Command>, StoreError> {
         let waiting = all(
             self.conn,
-            "SELECT body FROM outbound_queue WHERE device_id = ?1 AND kind IN ('set_params', 'query_params') \
-             AND state IN ('queued', 'claimed', 'written') AND not_after > ?2",
+            "SELECT body FROM outbound_queue WHERE device_id = $1 AND kind IN ('set_params', 'query_params') \
+             AND state IN ('queued', 'claimed', 'written') AND not_after > $2",
             (device_id.to_string(), at),
-            |row| Ok(row.get::<_, String>(0)?),
+            |row| Ok(row.get::<String>(0)?),
         )?;
         let of_group = |body: &String| {
             let body: Option<crate::model::CommandBody> = serde_json::from_str(body).ok();
@@ -132,7 +131,7 @@ impl Tx<'_> {
         }
         let reported: Option<String> = scalar(
             self.conn,
-            "SELECT reported FROM device_params WHERE device_id = ?1 AND socket = 0 AND name = 'heartbeat_interval_s' \
+            "SELECT reported FROM device_params WHERE device_id = $1 AND socket = 0 AND name = 'heartbeat_interval_s' \
              AND reported IS NOT NULL",
             [device_id.to_string()],
         )?;
@@ -148,8 +147,8 @@ impl Tx<'_> {
     ) -> Result<Vec<Command>, StoreError> {
         let pending: Vec<u8> = all(
             self.conn,
-            "SELECT DISTINCT socket FROM device_params WHERE device_id = ?1 AND desired IS NOT NULL \
-             AND refused IS NULL AND desired IS NOT reported ORDER BY socket",
+            "SELECT DISTINCT socket FROM device_params WHERE device_id = $1 AND desired IS NOT NULL \
+             AND refused IS NULL AND desired IS DISTINCT FROM reported ORDER BY socket",
             [device_id.to_string()],
             |row| Ok(row.get(0)?),
         )?;
@@ -193,9 +192,9 @@ impl Tx<'_> {
                     let readable = group.is_readable();
                     run(
                         self.conn,
-                        "UPDATE device_params SET set_at = ?5, reported = CASE WHEN ?6 THEN reported ELSE desired END, \
-                         reported_at = CASE WHEN ?6 THEN reported_at ELSE ?5 END \
-                         WHERE device_id = ?1 AND socket = ?2 AND name = ?3 AND desired = ?4",
+                        "UPDATE device_params SET set_at = $5, reported = CASE WHEN $6 THEN reported ELSE desired END, \
+                         reported_at = CASE WHEN $6 THEN reported_at ELSE $5 END \
+                         WHERE device_id = $1 AND socket = $2 AND name = $3 AND desired = $4",
                         (&id, socket, name, json(value)?, at, readable),
                     )?;
                 }
@@ -208,7 +207,7 @@ impl Tx<'_> {
                     run(
                         self.conn,
                         "UPDATE device_params SET refused = 'device_refused' \
-                         WHERE device_id = ?1 AND socket = ?2 AND name = ?3 AND desired = ?4 AND desired IS NOT reported",
+                         WHERE device_id = $1 AND socket = $2 AND name = $3 AND desired = $4 AND desired IS DISTINCT FROM reported",
                         (&id, socket, name, json(value)?),
                     )?;
                 }
@@ -222,9 +221,9 @@ impl Tx<'_> {
                     run(
                         self.conn,
                         "INSERT INTO device_params (device_id, socket, name, reported, reported_at) \
-                         VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (device_id, socket, name) DO UPDATE SET \
+                         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (device_id, socket, name) DO UPDATE SET \
                          reported = excluded.reported, reported_at = excluded.reported_at, \
-                         refused = CASE WHEN set_at IS NOT NULL AND desired IS NOT excluded.reported \
+                         refused = CASE WHEN set_at IS NOT NULL AND desired IS DISTINCT FROM excluded.reported \
                          THEN 'device_kept_another_value' ELSE refused END",
                         (&id, socket, param.name, json(value)?, at),
                     )?;
@@ -232,9 +231,9 @@ impl Tx<'_> {
                 // What the device does not report at all, it does not have.
                 run(
                     self.conn,
-                    "UPDATE device_params SET refused = 'device_does_not_report_it' WHERE device_id = ?1 AND socket = ?2 \
+                    "UPDATE device_params SET refused = 'device_does_not_report_it' WHERE device_id = $1 AND socket = $2 \
                      AND set_at IS NOT NULL AND desired IS NOT NULL AND refused IS NULL AND reported IS NULL \
-                     AND name IN (SELECT value FROM json_each(?3))",
+                     AND name IN (SELECT value FROM json_array_elements_text($3::json))",
                     (&id, socket, json(&group.params().map(|param| param.name).collect::<Vec<_>>())?),
                 )?;
             }

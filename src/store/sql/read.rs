@@ -1,15 +1,14 @@
 //! Queries, on connections that cannot write.
 
-use rusqlite::{Connection, params_from_iter, types::Value};
-
 use super::{
+    conn::{Arg, Conn, Row, Value, all, one, scalar},
     device::find_device,
     event::json,
     idempotency::earlier,
     ota,
     row::{
-        active, all, card, card_columns, command_record, command_record_columns, device, device_columns, device_id,
-        event, event_columns, one, order, order_columns, port, port_columns, scalar, transaction, transaction_columns,
+        active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
+        event_columns, order, order_columns, port, port_columns, transaction, transaction_columns,
     },
 };
 use crate::{
@@ -21,29 +20,30 @@ use crate::{
     },
 };
 
-pub(super) struct SqliteReader {
-    pub(super) conn: Connection,
+/// Queries on one connection.
+pub(in crate::store) struct SqlReader<'a> {
+    pub(in crate::store) conn: Conn<'a>,
 }
 
 /// `WHERE` from optional conditions, and its values.
 #[derive(Default)]
 struct Filter {
     sql: String,
-    values: Vec<Value>,
+    values: Vec<Value<'static>>,
 }
 
 impl Filter {
     /// `condition` names its value as `?`.
-    fn and(&mut self, condition: &str, value: Option<impl Into<Value>>) {
+    fn and(&mut self, condition: &str, value: Option<impl Arg>) {
         if let Some(value) = value {
             self.sql.push_str(if self.sql.is_empty() { " WHERE " } else { " AND " });
-            self.sql.push_str(condition);
-            self.values.push(value.into());
+            self.values.push(value.value().into_owned());
+            self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
     }
 }
 
-impl SqliteReader {
+impl SqlReader<'_> {
     fn page<T>(
         &self,
         columns: &str,
@@ -51,14 +51,14 @@ impl SqliteReader {
         order: &str,
         filter: &Filter,
         (page, size): (u32, u32),
-        read: impl FnMut(&rusqlite::Row<'_>) -> Result<T, StoreError>,
+        read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Page<T>, StoreError> {
         let count = format!("SELECT count(*) FROM {table}{}", filter.sql);
-        let total: Option<i64> = scalar(&self.conn, &count, params_from_iter(&filter.values))?;
+        let total: Option<i64> = scalar(self.conn, &count, filter.values.as_slice())?;
         let total = total.unwrap_or(0).unsigned_abs();
         let offset = u64::from(page.saturating_sub(1)) * u64::from(size);
         let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
-        let rows = all(&self.conn, &sql, params_from_iter(&filter.values), read)?;
+        let rows = all(self.conn, &sql, filter.values.as_slice(), read)?;
         Ok(Page { rows, total })
     }
 
@@ -69,12 +69,12 @@ impl SqliteReader {
         limit: u32,
     ) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
         all(
-            &self.conn,
+            self.conn,
             concat!(
                 "SELECT ",
                 event_columns!(),
-                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN events e ON e.pos = d.pos \
-                 WHERE d.endpoint = ?1 AND d.state = ?2 ORDER BY d.pos LIMIT ?3"
+                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN logged_events e ON e.pos = d.pos \
+                 WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3"
             ),
             (endpoint, state, limit),
             |row| {
@@ -97,11 +97,11 @@ fn id_list(ids: Option<&Vec<DeviceId>>) -> Result<Option<String>, StoreError> {
     ids.map(json).transpose()
 }
 
-impl Reader for SqliteReader {
+impl Reader for SqlReader<'_> {
     fn order(&mut self, order_no: OrderNo) -> Result<Option<Order>, StoreError> {
         one(
-            &self.conn,
-            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = ?1"),
+            self.conn,
+            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = $1"),
             [order_no.as_str()],
             order,
         )
@@ -117,11 +117,11 @@ impl Reader for SqliteReader {
 
     fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
         all(
-            &self.conn,
+            self.conn,
             concat!(
                 "SELECT ",
                 event_columns!(),
-                " FROM events e WHERE e.key = ?1 AND e.sequence_no > 0 ORDER BY e.sequence_no"
+                " FROM all_events e WHERE e.key = $1 AND e.sequence_no > 0 ORDER BY e.sequence_no"
             ),
             [order_no.as_str()],
             event,
@@ -129,13 +129,13 @@ impl Reader for SqliteReader {
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
-        find_device(&self.conn, device_id)
+        find_device(self.conn, device_id)
     }
 
     fn ports(&mut self, device_id: DeviceId) -> Result<Vec<PortRecord>, StoreError> {
         all(
-            &self.conn,
-            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = ?1 ORDER BY port_no"),
+            self.conn,
+            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = $1 ORDER BY port_no"),
             [device_id.to_string()],
             port,
         )
@@ -143,11 +143,11 @@ impl Reader for SqliteReader {
 
     fn active_orders(&mut self, device_id: DeviceId) -> Result<Vec<Order>, StoreError> {
         all(
-            &self.conn,
+            self.conn,
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ?1 AND status IN ",
+                " FROM orders WHERE device_id = $1 AND status IN ",
                 active!(),
                 " ORDER BY port_no"
             ),
@@ -160,22 +160,25 @@ impl Reader for SqliteReader {
         let mut sql = Filter::default();
         sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
         sql.and("printed_no = ?", filter.printed_no.map(i64::from));
-        sql.and("device_id IN (SELECT value FROM json_each(?))", id_list(filter.among.as_ref())?);
-        sql.and("device_id NOT IN (SELECT value FROM json_each(?))", id_list(filter.except.as_ref())?);
+        sql.and("device_id IN (SELECT value FROM json_array_elements_text(?::json))", id_list(filter.among.as_ref())?);
+        sql.and(
+            "device_id NOT IN (SELECT value FROM json_array_elements_text(?::json))",
+            id_list(filter.except.as_ref())?,
+        );
         self.page(device_columns!(), "devices", "device_id", &sql, (page, size), device)
     }
 
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         all(
-            &self.conn,
-            concat!("SELECT ", event_columns!(), " FROM events e WHERE e.pos > ?1 ORDER BY e.pos LIMIT ?2"),
+            self.conn,
+            concat!("SELECT ", event_columns!(), " FROM logged_events e WHERE e.pos > $1 ORDER BY e.pos LIMIT $2"),
             (pos, limit),
             event,
         )
     }
 
     fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError> {
-        scalar(&self.conn, "SELECT pos FROM event_cursors WHERE endpoint = ?1", [endpoint])
+        scalar(self.conn, "SELECT pos FROM event_cursors WHERE endpoint = $1", [endpoint])
     }
 
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
@@ -187,15 +190,15 @@ impl Reader for SqliteReader {
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
-        Ok(scalar(&self.conn, "SELECT coalesce(max(pos), 0) FROM events", ())?.unwrap_or(0))
+        Ok(scalar(self.conn, "SELECT coalesce(max(pos), 0) FROM event_log", ())?.unwrap_or(0))
     }
 
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
-        earlier(&self.conn, asked)
+        earlier(self.conn, asked)
     }
 
     fn card(&mut self, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
-        super::card::find_card(&self.conn, card_no)
+        super::card::find_card(self.conn, card_no)
     }
 
     fn cards(&mut self, filter: &CardFilter, page: u32, size: u32) -> Result<Page<Card>, StoreError> {
@@ -217,8 +220,8 @@ impl Reader for SqliteReader {
 
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError> {
         one(
-            &self.conn,
-            concat!("SELECT ", command_record_columns!(), " FROM outbound_queue WHERE id = ?1 AND device_id = ?2"),
+            self.conn,
+            concat!("SELECT ", command_record_columns!(), " FROM outbound_queue WHERE id = $1 AND device_id = $2"),
             (id, device_id.to_string()),
             command_record,
         )
@@ -231,15 +234,15 @@ impl Reader for SqliteReader {
     }
 
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
-        super::params::find(&self.conn, device_id)
+        super::params::find(self.conn, device_id)
     }
 
     fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError> {
-        super::network::find(&self.conn, device_id)
+        super::network::find(self.conn, device_id)
     }
 
     fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
-        ota::find_firmware(&self.conn, key)
+        ota::find_firmware(self.conn, key)
     }
 
     fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
@@ -248,7 +251,7 @@ impl Reader for SqliteReader {
     }
 
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError> {
-        ota::find_task(&self.conn, id)
+        ota::find_task(self.conn, id)
     }
 
     fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError> {
@@ -259,14 +262,14 @@ impl Reader for SqliteReader {
     }
 
     fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError> {
-        ota::open_task(&self.conn, device_id)
+        ota::open_task(self.conn, device_id)
     }
 
     fn devices_with_open_ota(&mut self, after: Option<DeviceId>, limit: u32) -> Result<Vec<DeviceId>, StoreError> {
         let after = after.map(|device_id| device_id.to_string()).unwrap_or_default();
         all(
-            &self.conn,
-            "SELECT device_id FROM ota_tasks WHERE state IN (0, 1, 2) AND device_id > ?1 ORDER BY device_id LIMIT ?2",
+            self.conn,
+            "SELECT device_id FROM ota_tasks WHERE state IN (0, 1, 2) AND device_id > $1 ORDER BY device_id LIMIT $2",
             (after, limit),
             |row| device_id(row, 0),
         )
@@ -274,8 +277,8 @@ impl Reader for SqliteReader {
 
     fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {
         all(
-            &self.conn,
-            "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT ?1",
+            self.conn,
+            "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT $1",
             [limit],
             |row| device_id(row, 0),
         )

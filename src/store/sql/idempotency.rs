@@ -2,11 +2,9 @@
 //!
 //! Only effects are stored. A refusal had none, so the same key may try again, with another body too.
 
-use rusqlite::Connection;
-
 use super::{
     apply::Tx,
-    row::{one, run},
+    conn::{Conn, one},
 };
 use crate::{
     gateway::order::Verdict,
@@ -17,10 +15,10 @@ use crate::{
 };
 
 /// What a request of this key, method and path was answered.
-pub(super) fn earlier(conn: &Connection, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
+pub(super) fn earlier(conn: Conn<'_>, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {
     one(
         conn,
-        "SELECT body_hash = ?4, status, response FROM idempotency_keys WHERE api_key = ?1 AND route = ?2 AND key = ?3",
+        "SELECT body_hash = $4, status, response FROM idempotency_keys WHERE api_key = $1 AND route = $2 AND key = $3",
         (&*asked.api_key, &asked.route, &asked.key, asked.body_hash),
         |row| {
             Ok(if row.get(0)? { Earlier::Answer { status: row.get(1)?, body: row.get(2)? } } else { Earlier::Mismatch })
@@ -45,6 +43,11 @@ impl Tx<'_> {
     pub(super) fn order_job_once(&mut self, job: &OrderJob) -> Result<Outcome, StoreError> {
         if let Some(earlier) = self.earlier(job.idempotency.as_ref())? {
             return Ok(Outcome::Repeated(earlier));
+        }
+        if let Some(device_id) = job.device_id
+            && let Some(fenced) = self.fenced(device_id, job.fence)?
+        {
+            return Ok(fenced);
         }
         let outcome = self.order_job(job)?;
         let accepted = outcome.order.as_ref().filter(|_| !matches!(outcome.verdict, Verdict::Refused));
@@ -81,10 +84,6 @@ impl Tx<'_> {
         Ok(Outcome::Settings(Box::new(outcome)))
     }
 
-    pub(super) fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
-        asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
-    }
-
     /// Keeps the answer 202.
     pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
         self.answered_with(asked, payload::ACCEPTED, body)
@@ -98,12 +97,6 @@ impl Tx<'_> {
         body: serde_json::Result<Vec<u8>>,
     ) -> Result<(), StoreError> {
         let body = body.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
-        run(
-            self.conn,
-            "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, status, body, self.now),
-        )?;
-        Ok(())
+        self.insert_answer(asked, status, body)
     }
 }

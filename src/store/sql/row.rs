@@ -5,12 +5,11 @@
 
 use std::str::FromStr;
 
-use rusqlite::{Connection, Params, Row, types::FromSql};
-
+use super::conn::Row;
 use crate::{
     model::{
-        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, DeviceDetails, DeviceId, Order, OrderCard,
-        OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol, TransactionKind,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, DeviceDetails, DeviceId, Order, OrderCard, OrderNo,
+        OrderStatus, Origin, PortStatus, Protocol, ServerId, TransactionKind,
     },
     pricing::Tariff,
     store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
@@ -23,12 +22,6 @@ macro_rules! order_columns {
          duration_seconds, energy_wh, amount_cent, end_reason, end_reason_raw, failure_reason, start_written_at, \
          stop_acked, settled_at, settlement_match, device_end_pending, sequence_no, request_id, created_at, status_at, \
          updated_at, card_no, tariff, hold_cent, hold_open, price_cent, charged_cent"
-    };
-}
-/// Columns in the order [`command`] reads them.
-macro_rules! command_columns {
-    () => {
-        "id, device_id, order_no, body, priority, msg_id, epoch, not_after, maybe_written, attempts_max"
     };
 }
 /// Columns in the order [`port`] reads them.
@@ -63,9 +56,7 @@ macro_rules! transaction_columns {
         "id, card_no, kind, order_no, amount_cent, price_cent, unpaid_cent, balance_cent, reference, at"
     };
 }
-pub(super) use {
-    card_columns, command_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns,
-};
+pub(super) use {card_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns};
 
 /// Statuses that hold a port, as the indexes name them.
 macro_rules! active {
@@ -75,51 +66,9 @@ macro_rules! active {
 }
 pub(super) use active;
 
-/// The first row, if there is one.
-pub(super) fn one<T>(
-    conn: &Connection,
-    sql: &str,
-    params: impl Params,
-    read: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
-) -> Result<Option<T>, StoreError> {
-    let mut statement = conn.prepare_cached(sql)?;
-    let mut rows = statement.query(params)?;
-    rows.next()?.map(read).transpose()
-}
-
-/// All rows.
-pub(super) fn all<T>(
-    conn: &Connection,
-    sql: &str,
-    params: impl Params,
-    mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
-) -> Result<Vec<T>, StoreError> {
-    let mut statement = conn.prepare_cached(sql)?;
-    let mut rows = statement.query(params)?;
-    let mut values = Vec::new();
-    while let Some(row) = rows.next()? {
-        values.push(read(row)?);
-    }
-    Ok(values)
-}
-
-/// Runs a statement and gives the rows it changed.
-pub(super) fn run(conn: &Connection, sql: &str, params: impl Params) -> Result<usize, StoreError> {
-    Ok(conn.prepare_cached(sql)?.execute(params)?)
-}
-
-/// The first column of the first row.
-pub(super) fn scalar<T: FromSql>(conn: &Connection, sql: &str, params: impl Params) -> Result<Option<T>, StoreError> {
-    one(conn, sql, params, |row| Ok(row.get(0)?))
-}
-
 fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Result<T, StoreError> {
-    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
-    text.parse().map_err(|_| corrupt(row, column, text))
-}
-
-pub(super) fn corrupt(row: &Row<'_>, column: usize, value: &str) -> StoreError {
-    StoreError::Corrupt(format!("{} is `{value}`", row.as_ref().column_name(column).unwrap_or("a column")))
+    let text = row.text(column)?;
+    text.parse().map_err(|_| row.corrupt(column, text))
 }
 
 pub(super) fn device_id(row: &Row<'_>, column: usize) -> Result<DeviceId, StoreError> {
@@ -127,34 +76,39 @@ pub(super) fn device_id(row: &Row<'_>, column: usize) -> Result<DeviceId, StoreE
 }
 
 pub(super) fn order_no(row: &Row<'_>, column: usize) -> Result<OrderNo, StoreError> {
-    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
-    OrderNo::parse(text).ok_or_else(|| corrupt(row, column, text))
+    let text = row.text(column)?;
+    OrderNo::parse(text).ok_or_else(|| row.corrupt(column, text))
 }
 
-fn order_no_or_none(row: &Row<'_>, column: usize) -> Result<Option<OrderNo>, StoreError> {
-    let text = row.get_ref(column)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-    text.map(|text| OrderNo::parse(text).ok_or_else(|| corrupt(row, column, text))).transpose()
+pub(super) fn order_no_or_none(row: &Row<'_>, column: usize) -> Result<Option<OrderNo>, StoreError> {
+    let text = row.text_or_null(column)?;
+    text.map(|text| OrderNo::parse(text).ok_or_else(|| row.corrupt(column, text))).transpose()
+}
+
+/// An instance, where there is one.
+pub(super) fn server_id(row: &Row<'_>, column: usize) -> Result<Option<ServerId>, StoreError> {
+    Ok(row.text_or_null(column)?.map(ServerId::new))
 }
 
 pub(super) fn protocol(row: &Row<'_>, column: usize) -> Result<Protocol, StoreError> {
-    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
-    Protocol::from_word(text).ok_or_else(|| corrupt(row, column, text))
+    let text = row.text(column)?;
+    Protocol::from_word(text).ok_or_else(|| row.corrupt(column, text))
 }
 
 pub(super) fn order(row: &Row<'_>) -> Result<Order, StoreError> {
     let status: u8 = row.get(3)?;
-    let spec = row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?;
-    let origin = row.get_ref(5)?.as_str().map_err(rusqlite::Error::from)?;
+    let spec = row.text(4)?;
+    let origin = row.text(5)?;
     Ok(Order {
         order_no: order_no(row, 0)?,
         device_id: device_id(row, 1)?,
         port_no: row.get(2)?,
-        status: OrderStatus::from_code(status).ok_or_else(|| corrupt(row, 3, "out of range"))?,
-        spec: serde_json::from_str::<ChargeSpec>(spec).map_err(|_| corrupt(row, 4, spec))?,
+        status: OrderStatus::from_code(status).ok_or_else(|| row.corrupt(3, "out of range"))?,
+        spec: serde_json::from_str::<ChargeSpec>(spec).map_err(|_| row.corrupt(4, spec))?,
         origin: match origin {
             "api" => Origin::Api,
             "device" => Origin::Device,
-            _ => return Err(corrupt(row, 5, origin)),
+            _ => return Err(row.corrupt(5, origin)),
         },
         device_ref: row.get(6)?,
         business_no: row.get(7)?,
@@ -181,11 +135,11 @@ pub(super) fn order(row: &Row<'_>) -> Result<Order, StoreError> {
 }
 
 fn order_card(row: &Row<'_>) -> Result<Option<Box<OrderCard>>, StoreError> {
-    if row.get_ref(26)?.as_str_or_null().map_err(rusqlite::Error::from)?.is_none() {
+    if row.text_or_null(26)?.is_none() {
         return Ok(None);
     }
-    let tariff = row.get_ref(27)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-    let tariff = tariff.map(|text| serde_json::from_str::<Tariff>(text).map_err(|_| corrupt(row, 27, text)));
+    let tariff = row.text_or_null(27)?;
+    let tariff = tariff.map(|text| serde_json::from_str::<Tariff>(text).map_err(|_| row.corrupt(27, text)));
     Ok(Some(Box::new(OrderCard {
         card_no: card_no(row, 26)?,
         tariff: tariff.transpose()?,
@@ -197,14 +151,14 @@ fn order_card(row: &Row<'_>) -> Result<Option<Box<OrderCard>>, StoreError> {
 }
 
 fn card_no(row: &Row<'_>, column: usize) -> Result<CardNo, StoreError> {
-    let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
-    CardNo::parse(text).ok_or_else(|| corrupt(row, column, "no card number"))
+    let text = row.text(column)?;
+    CardNo::parse(text).ok_or_else(|| row.corrupt(column, "no card number"))
 }
 
 pub(super) fn card(row: &Row<'_>) -> Result<Card, StoreError> {
     Ok(Card {
         card_no: card_no(row, 0)?,
-        state: CardState::from_code(row.get(1)?).ok_or_else(|| corrupt(row, 1, "out of range"))?,
+        state: CardState::from_code(row.get(1)?).ok_or_else(|| row.corrupt(1, "out of range"))?,
         tariff: row.get(2)?,
         expires_at: row.get(3)?,
         balance_cent: row.get(4)?,
@@ -216,11 +170,11 @@ pub(super) fn card(row: &Row<'_>) -> Result<Card, StoreError> {
 }
 
 pub(super) fn transaction(row: &Row<'_>) -> Result<CardTransaction, StoreError> {
-    let kind = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
+    let kind = row.text(2)?;
     Ok(CardTransaction {
         id: row.get(0)?,
         card_no: card_no(row, 1)?,
-        kind: TransactionKind::from_word(kind).ok_or_else(|| corrupt(row, 2, kind))?,
+        kind: TransactionKind::from_word(kind).ok_or_else(|| row.corrupt(2, kind))?,
         order_no: order_no_or_none(row, 3)?,
         amount_cent: row.get(4)?,
         price_cent: row.get(5)?,
@@ -228,22 +182,6 @@ pub(super) fn transaction(row: &Row<'_>) -> Result<CardTransaction, StoreError> 
         balance_cent: row.get(7)?,
         reference: row.get(8)?,
         at: row.get(9)?,
-    })
-}
-
-pub(super) fn command(row: &Row<'_>) -> Result<Command, StoreError> {
-    let body = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
-    Ok(Command {
-        id: row.get(0)?,
-        device_id: device_id(row, 1)?,
-        order_no: order_no_or_none(row, 2)?,
-        body: serde_json::from_str(body).map_err(|_| corrupt(row, 3, body))?,
-        priority: Priority::from_code(row.get(4)?).ok_or_else(|| corrupt(row, 4, "unknown"))?,
-        msg_id: row.get(5)?,
-        epoch: row.get(6)?,
-        not_after: row.get(7)?,
-        maybe_written: row.get(8)?,
-        attempts_max: row.get(9)?,
     })
 }
 
@@ -257,12 +195,12 @@ macro_rules! command_record_columns {
 pub(super) use command_record_columns;
 
 pub(super) fn command_record(row: &Row<'_>) -> Result<CommandRecord, StoreError> {
-    let body = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+    let body = row.text(3)?;
     Ok(CommandRecord {
         id: row.get(0)?,
         device_id: device_id(row, 1)?,
         order_no: order_no_or_none(row, 2)?,
-        body: serde_json::from_str(body).map_err(|_| corrupt(row, 3, body))?,
+        body: serde_json::from_str(body).map_err(|_| row.corrupt(3, body))?,
         state: row.get(4)?,
         attempts: row.get(5)?,
         reason: row.get(6)?,
@@ -310,8 +248,8 @@ pub(super) fn device(row: &Row<'_>) -> Result<DeviceRecord, StoreError> {
 
 /// The details of a device from column `first` on, in the order of [`device_columns`].
 pub(super) fn details(row: &Row<'_>, first: usize) -> Result<DeviceDetails, StoreError> {
-    let host = row.get_ref(first + 6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-    let host = host.map(|text| serde_json::from_str(text).map_err(|_| corrupt(row, first + 6, text))).transpose()?;
+    let host = row.text_or_null(first + 6)?;
+    let host = host.map(|text| serde_json::from_str(text).map_err(|_| row.corrupt(first + 6, text))).transpose()?;
     Ok(DeviceDetails {
         name: row.get(first)?,
         extensions: row.get(first + 1)?,

@@ -7,8 +7,10 @@
 
 use super::{
     apply::Tx,
+    conn::{one, run, scalar},
     order::{Cause, Totals},
-    row::{active, one, order, order_columns, run, scalar},
+    row::{active, order, order_columns},
+    rows::SettlementRow,
 };
 use crate::{
     gateway::{
@@ -51,9 +53,7 @@ impl Tx<'_> {
         order_ref: [u8; 16],
     ) -> Result<Settled, StoreError> {
         let key = key_bytes(settlement);
-        let replay = one(self.conn, "SELECT order_no FROM settlements WHERE key = ?1", [&key], |row| {
-            super::row::order_no(row, 0)
-        })?;
+        let replay = self.settled_as(&key)?;
         if let Some(order_no) = replay {
             return Ok(replayed(settlement, self.find_order(order_no)?));
         }
@@ -106,7 +106,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND business_no = ?3 AND status IN ",
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND business_no = $3 AND status IN ",
                     active!()
                 ),
                 (&device_id, settlement.port_no, business_no),
@@ -122,7 +122,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no = ?3 \
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND created_at >= $4 AND business_no = $3 \
                      AND settled_at IS NOT NULL ORDER BY created_at DESC, order_no DESC LIMIT 1"
                 ),
                 place,
@@ -136,7 +136,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no = ?3 \
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND created_at >= $4 AND business_no = $3 \
                      AND settled_at IS NULL ORDER BY created_at DESC, order_no DESC LIMIT 1"
                 ),
                 place,
@@ -154,10 +154,10 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ?1 AND port_no = ?2 AND created_at >= ?4 AND business_no IS NULL \
+                " FROM orders WHERE device_id = $1 AND port_no = $2 AND created_at >= $4 AND business_no IS NULL \
                  AND settled_at IS NULL AND coalesce(start_written_at, (SELECT min(q.created_at) \
                  FROM outbound_queue q WHERE q.order_no = orders.order_no AND q.kind = 'start' AND q.epoch IS NOT NULL \
-                 AND coalesce(q.reason, '') NOT IN ('not_written_in_time', 'stopped_before_start'))) <= ?3 \
+                 AND coalesce(q.reason, '') NOT IN ('not_written_in_time', 'stopped_before_start'))) <= $3 \
                  ORDER BY created_at DESC, order_no DESC LIMIT 1"
             ),
             (
@@ -174,8 +174,8 @@ impl Tx<'_> {
     fn is_known_orphan(&self, settlement: &Settlement, business_no: u16) -> Result<bool, StoreError> {
         let id: Option<i64> = scalar(
             self.conn,
-            "SELECT id FROM settlements WHERE device_id = ?1 AND port_no = ?2 AND at >= ?6 AND order_no IS NULL \
-             AND business_no = ?3 AND duration_seconds = ?4 AND energy_wh = ?5",
+            "SELECT id FROM settlements WHERE device_id = $1 AND port_no = $2 AND at >= $6 AND order_no IS NULL \
+             AND business_no = $3 AND duration_seconds = $4 AND energy_wh = $5",
             (
                 settlement.device_id.to_string(),
                 settlement.port_no,
@@ -259,7 +259,7 @@ impl Tx<'_> {
             updated_at: at,
         };
         let mut tries = 1;
-        while self.insert_order(&order)? == 0 {
+        while !self.insert_order(&order)? {
             // Another part of the process may have been given the same salt; money is not refused for a number.
             if tries == NUMBER_TRIES_MAX {
                 return Err(StoreError::Statement(format!("order number {} is taken", order.order_no)));
@@ -289,25 +289,18 @@ impl Tx<'_> {
             SettlementKey::Ap3000 { .. } => None,
             SettlementKey::Bkv { business_no, .. } => Some(business_no),
         };
-        run(
-            self.conn,
-            "INSERT INTO settlements \
-             (key, device_id, port_no, order_no, business_no, duration_seconds, energy_wh, amount_cent, raw, at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            (
-                key,
-                settlement.device_id.to_string(),
-                settlement.port_no,
-                order.map(|order| order.order_no.as_str()),
-                business_no,
-                settlement.duration_seconds,
-                settlement.energy_wh,
-                settlement.amount_cent,
-                &settlement.raw,
-                settlement.at,
-            ),
-        )?;
-        Ok(())
+        self.insert_settlement_row(&SettlementRow {
+            key,
+            device_id: settlement.device_id,
+            port_no: settlement.port_no,
+            order_no: order.map(|order| order.order_no),
+            business_no,
+            duration_seconds: settlement.duration_seconds,
+            energy_wh: settlement.energy_wh,
+            amount_cent: settlement.amount_cent,
+            raw: &settlement.raw,
+            at: settlement.at,
+        })
     }
 
     /// Keeps a settlement that could not be applied, once, and raises an alarm.
@@ -315,7 +308,7 @@ impl Tx<'_> {
         let error = error.to_string();
         let inserted = run(
             self.conn,
-            "INSERT INTO settlement_quarantine (device_id, port_no, raw, error, at) VALUES (?1, ?2, ?3, ?4, ?5) \
+            "INSERT INTO settlement_quarantine (device_id, port_no, raw, error, at) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT DO NOTHING",
             (settlement.device_id.to_string(), settlement.port_no, &settlement.raw, &error, settlement.at),
         )?;

@@ -2,11 +2,10 @@
 //!
 //! A task's row decides: who pushes learns from each answer whether it still may.
 
-use rusqlite::Connection;
-
 use super::{
     apply::Tx,
-    row::{all, corrupt, device_id, one, run, scalar},
+    conn::{Conn, Row, all, one, run, scalar},
+    row::device_id,
 };
 use crate::{
     model::{DeviceId, EventType, Firmware, FtpSource, OtaMethod, OtaState, OtaTask, ota_progress},
@@ -44,7 +43,7 @@ macro_rules! task_tables {
 }
 pub(super) use {firmware_columns, task_columns, task_tables};
 
-pub(super) fn firmware(row: &rusqlite::Row<'_>) -> Result<Firmware, StoreError> {
+pub(super) fn firmware(row: &Row<'_>) -> Result<Firmware, StoreError> {
     Ok(Firmware {
         id: row.get(0)?,
         sha256: row.get(1)?,
@@ -56,13 +55,13 @@ pub(super) fn firmware(row: &rusqlite::Row<'_>) -> Result<Firmware, StoreError> 
     })
 }
 
-pub(super) fn task(row: &rusqlite::Row<'_>) -> Result<OtaTask, StoreError> {
+pub(super) fn task(row: &Row<'_>) -> Result<OtaTask, StoreError> {
     let method: String = row.get(9)?;
     let host: Option<String> = row.get(10)?;
     let ftp = match host {
         None => None,
         Some(host) => Some(FtpSource {
-            host: host.parse().map_err(|_| corrupt(row, 10, &host))?,
+            host: host.parse().map_err(|_| row.corrupt(10, &host))?,
             port: row.get(11)?,
             file: row.get(12)?,
         }),
@@ -70,12 +69,12 @@ pub(super) fn task(row: &rusqlite::Row<'_>) -> Result<OtaTask, StoreError> {
     Ok(OtaTask {
         id: row.get(7)?,
         device_id: device_id(row, 8)?,
-        method: OtaMethod::from_word(&method).ok_or_else(|| corrupt(row, 9, &method))?,
-        firmware: if row.get::<_, Option<i64>>(0)?.is_some() { Some(firmware(row)?) } else { None },
+        method: OtaMethod::from_word(&method).ok_or_else(|| row.corrupt(9, &method))?,
+        firmware: if row.get::<Option<i64>>(0)?.is_some() { Some(firmware(row)?) } else { None },
         ftp,
         verification: row.get(13)?,
         force: row.get(14)?,
-        state: OtaState::from_code(row.get(15)?).ok_or_else(|| corrupt(row, 15, "out of range"))?,
+        state: OtaState::from_code(row.get(15)?).ok_or_else(|| row.corrupt(15, "out of range"))?,
         reason: row.get(16)?,
         packets_total: row.get(17)?,
         packets_acked: row.get(18)?,
@@ -88,17 +87,17 @@ pub(super) fn task(row: &rusqlite::Row<'_>) -> Result<OtaTask, StoreError> {
 }
 
 /// One image.
-pub(super) fn find_firmware(conn: &Connection, key: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
+pub(super) fn find_firmware(conn: Conn<'_>, key: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
     match key {
         FirmwareKey::Id(id) => one(
             conn,
-            concat!("SELECT ", firmware_columns!(), " FROM firmware f WHERE f.firmware_id = ?1"),
+            concat!("SELECT ", firmware_columns!(), " FROM firmware f WHERE f.firmware_id = $1"),
             [id],
             firmware,
         ),
         FirmwareKey::Sha256(sha256) => one(
             conn,
-            concat!("SELECT ", firmware_columns!(), " FROM firmware f WHERE f.sha256 = ?1"),
+            concat!("SELECT ", firmware_columns!(), " FROM firmware f WHERE f.sha256 = $1"),
             [sha256],
             firmware,
         ),
@@ -106,12 +105,12 @@ pub(super) fn find_firmware(conn: &Connection, key: FirmwareKey) -> Result<Optio
 }
 
 /// One task.
-pub(super) fn find_task(conn: &Connection, id: i64) -> Result<Option<OtaTask>, StoreError> {
-    one(conn, concat!("SELECT ", task_columns!(), " FROM ", task_tables!(), " WHERE t.task_id = ?1"), [id], task)
+pub(super) fn find_task(conn: Conn<'_>, id: i64) -> Result<Option<OtaTask>, StoreError> {
+    one(conn, concat!("SELECT ", task_columns!(), " FROM ", task_tables!(), " WHERE t.task_id = $1"), [id], task)
 }
 
 /// The open task of a device.
-pub(super) fn open_task(conn: &Connection, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError> {
+pub(super) fn open_task(conn: Conn<'_>, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError> {
     one(
         conn,
         concat!(
@@ -119,7 +118,7 @@ pub(super) fn open_task(conn: &Connection, device_id: DeviceId) -> Result<Option
             task_columns!(),
             " FROM ",
             task_tables!(),
-            " WHERE t.device_id = ?1 AND t.state IN (0, 1, 2)"
+            " WHERE t.device_id = $1 AND t.state IN (0, 1, 2)"
         ),
         [device_id.to_string()],
         task,
@@ -148,7 +147,7 @@ impl Tx<'_> {
         let added = run(
             self.conn,
             "INSERT INTO firmware (sha256, size, name, version, device_type, created_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
             (new.sha256, new.size, &new.name, new.version, new.device_type, new.at),
         )?;
         let firmware = find_firmware(self.conn, FirmwareKey::Sha256(new.sha256))?;
@@ -169,7 +168,7 @@ impl Tx<'_> {
 
     fn create_task(&mut self, new: &NewOtaTask) -> Result<OtaOutcome, StoreError> {
         let id = new.device_id.to_string();
-        if scalar::<i64>(self.conn, "SELECT 1 FROM devices WHERE device_id = ?1", [&id])?.is_none() {
+        if scalar::<i64>(self.conn, "SELECT 1 FROM devices WHERE device_id = $1", [&id])?.is_none() {
             return Ok(OtaOutcome::NoDevice);
         }
         let ftp = new.ftp.as_ref();
@@ -177,7 +176,7 @@ impl Tx<'_> {
             self.conn,
             "INSERT INTO ota_tasks (device_id, method, firmware_id, ftp_host, ftp_port, ftp_file, verification, force, \
              state, packets_total, created_at, updated_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, ?9, ?10, ?10) ON CONFLICT DO NOTHING",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10, $10) ON CONFLICT DO NOTHING",
             (
                 &id,
                 new.method.as_str(),
@@ -215,6 +214,12 @@ impl Tx<'_> {
         if task.state.is_final() {
             return Ok(task.state);
         }
+        // What the device said stays true; what a shard decided without it is for the owner to decide. The driver has no epoch.
+        let decided = matches!(update.step, OtaStep::Sent { .. } | OtaStep::Failed(_));
+        let fence = Some(update.epoch).filter(|epoch| decided && *epoch > 0);
+        if self.fenced(task.device_id, fence)?.is_some() {
+            return Ok(task.state);
+        }
         match &update.step {
             OtaStep::Sent { firmware_before } => self.sent(&mut task, firmware_before.as_deref(), at)?,
             OtaStep::Acked(packets) if *packets >= task.packets_total => {
@@ -229,7 +234,7 @@ impl Tx<'_> {
     }
 
     fn sent(&mut self, task: &mut OtaTask, firmware_before: Option<&str>, at: i64) -> Result<(), StoreError> {
-        let stalls: Option<u32> = scalar(self.conn, "SELECT stalls FROM ota_tasks WHERE task_id = ?1", [task.id])?;
+        let stalls: Option<u32> = scalar(self.conn, "SELECT stalls FROM ota_tasks WHERE task_id = $1", [task.id])?;
         if stalls.unwrap_or(0) >= STALLS_MAX {
             return self.end_task(task, OtaState::Failed, Some("no_progress"), at);
         }
@@ -242,8 +247,8 @@ impl Tx<'_> {
         task.updated_at = at;
         run(
             self.conn,
-            "UPDATE ota_tasks SET state = ?2, sent_at = ?3, firmware_before = ?4, updated_at = ?5, stalls = stalls + 1 \
-             WHERE task_id = ?1",
+            "UPDATE ota_tasks SET state = $2, sent_at = $3, firmware_before = $4, updated_at = $5, stalls = stalls + 1 \
+             WHERE task_id = $1",
             (task.id, task.state.code(), task.sent_at, &task.firmware_before, at),
         )?;
         if was_pending { self.tell_task(task, at) } else { Ok(()) }
@@ -251,7 +256,7 @@ impl Tx<'_> {
 
     fn acked(&mut self, task: &mut OtaTask, packets: u16, update: &OtaUpdate) -> Result<(), StoreError> {
         let epoch: Option<i64> =
-            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = ?1", [task.device_id.to_string()])?;
+            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [task.device_id.to_string()])?;
         // An older binding's word is behind what the newer one has sent since.
         if epoch != Some(update.epoch) {
             return Ok(());
@@ -264,9 +269,9 @@ impl Tx<'_> {
         }
         run(
             self.conn,
-            "UPDATE ota_tasks SET state = ?2, packets_acked = ?3, updated_at = ?4, \
-             stalls = CASE WHEN ?3 > packets_best THEN 0 ELSE stalls END, packets_best = max(packets_best, ?3) \
-             WHERE task_id = ?1",
+            "UPDATE ota_tasks SET state = $2, packets_acked = $3, updated_at = $4, \
+             stalls = CASE WHEN $3 > packets_best THEN 0 ELSE stalls END, packets_best = greatest(packets_best, $3) \
+             WHERE task_id = $1",
             (task.id, task.state.code(), packets, update.at),
         )?;
         let percent = ota_progress(packets, task.packets_total) / PERCENT_PER_EVENT;
@@ -286,8 +291,8 @@ impl Tx<'_> {
         task.updated_at = at;
         run(
             self.conn,
-            "UPDATE ota_tasks SET state = ?2, reason = ?3, packets_acked = ?4, ended_at = ?5, updated_at = ?5 \
-             WHERE task_id = ?1",
+            "UPDATE ota_tasks SET state = $2, reason = $3, packets_acked = $4, ended_at = $5, updated_at = $5 \
+             WHERE task_id = $1",
             (task.id, state.code(), reason, task.packets_acked, at),
         )?;
         self.tell_task(task, at)
@@ -301,13 +306,17 @@ impl Tx<'_> {
                 task_columns!(),
                 " FROM ",
                 task_tables!(),
-                " WHERE t.state IN (0, 1, 2) AND (t.created_at < ?1 OR t.method = 'ftp' AND t.sent_at < ?2) LIMIT ?3"
+                " WHERE t.state IN (0, 1, 2) AND (t.created_at < $1 OR t.method = 'ftp' AND t.sent_at < $2) LIMIT $3"
             ),
             (created_before, ftp_sent_before, EXPIRED_MAX),
             task,
         )?;
         let mut ended = Vec::with_capacity(due.len());
-        for mut task in due {
+        for task in due {
+            if !self.lock_device(task.device_id)? {
+                continue;
+            }
+            let Some(mut task) = find_task(self.conn, task.id)?.filter(|task| !task.state.is_final()) else { continue };
             let reason = if task.method == OtaMethod::Ftp && task.sent_at.is_some() { "no_change" } else { "expired" };
             self.end_task(&mut task, OtaState::Failed, Some(reason), at)?;
             ended.push(task);

@@ -1,0 +1,31 @@
+//! The transactions and queries of the store, written once for both databases.
+//!
+//! `conn` hides which database it is; `apply` runs a batch of jobs in one transaction; `order`, `settle`, `command`, `call`,
+//! `card`, `params`, `network`, `ota`, `device` and `event` are what jobs do to their tables; `idempotency` makes them happen once;
+//! `upkeep` is the backstop and pruning; `read` answers queries.
+//!
+//! Absent: connections, threads, retries (they are the databases' own modules) and rules of the domain
+//! ([`crate::gateway::order`] and [`crate::gateway::settlement`] decide).
+
+pub(super) mod apply;
+mod call;
+mod card;
+mod command;
+pub(super) mod conn;
+mod device;
+mod event;
+mod idempotency;
+mod limits;
+mod network;
+mod order;
+mod ota;
+mod params;
+pub(super) mod read;
+mod row;
+mod rows;
+mod settle;
+pub(super) mod stage;
+mod upkeep;
+
+pub use apply::Applied;
+pub use limits::Limits;

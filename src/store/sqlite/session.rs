@@ -1,0 +1,140 @@
+//! The SQLite side of [`crate::store::sql::conn`]: statements, values and rows.
+
+use std::cell::RefCell;
+
+use rusqlite::{
+    CachedStatement, Connection, ErrorCode, ToSql, params_from_iter,
+    types::{ToSqlOutput, ValueRef},
+};
+use rustc_hash::FxHashMap;
+
+use crate::store::{
+    StoreError,
+    sql::conn::{Cell, Row, Value, sqlite_text},
+};
+
+/// A connection with the statements it has seen, in its own dialect.
+#[derive(Debug)]
+pub(in crate::store) struct SqliteSession {
+    conn: Connection,
+    texts: RefCell<FxHashMap<Box<str>, Box<str>>>,
+}
+
+/// Statements whose text is made of a filter differ; beyond this many they are not remembered.
+const TEXTS_MAX: usize = 512;
+
+impl SqliteSession {
+    pub(super) fn new(conn: Connection) -> Self {
+        Self { conn, texts: RefCell::default() }
+    }
+
+    pub(super) fn into_raw(self) -> Connection {
+        self.conn
+    }
+
+    /// The connection itself, for what only SQLite has.
+    pub(super) const fn raw(&self) -> &Connection {
+        &self.conn
+    }
+
+    pub(in crate::store) fn in_transaction(&self) -> bool {
+        !self.conn.is_autocommit()
+    }
+
+    pub(in crate::store) fn one<T>(
+        &self,
+        sql: &str,
+        values: &[Value<'_>],
+        read: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        rows.next()?.map(|row| read(&Row::Sqlite(row))).transpose()
+    }
+
+    pub(in crate::store) fn all<T>(
+        &self,
+        sql: &str,
+        values: &[Value<'_>],
+        mut read: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            all.push(read(&Row::Sqlite(row))?);
+        }
+        Ok(all)
+    }
+
+    pub(in crate::store) fn run(&self, sql: &str, values: &[Value<'_>]) -> Result<usize, StoreError> {
+        Ok(self.prepare(sql)?.execute(params_from_iter(values))?)
+    }
+
+    pub(in crate::store) fn insert(&self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
+        self.run(sql, values)?;
+        Ok(self.conn.last_insert_rowid())
+    }
+
+    fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
+        if let Some(text) = self.texts.borrow().get(sql) {
+            return Ok(self.conn.prepare_cached(text)?);
+        }
+        let text = sqlite_text(sql);
+        let statement = self.conn.prepare_cached(&text)?;
+        let mut texts = self.texts.borrow_mut();
+        if texts.len() < TEXTS_MAX {
+            texts.insert(sql.into(), text.into());
+        }
+        Ok(statement)
+    }
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Value::Null => ValueRef::Null,
+            Value::Int(value) => ValueRef::Integer(*value),
+            Value::Bool(value) => ValueRef::Integer(i64::from(*value)),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Bytes(bytes) => ValueRef::Blob(bytes),
+            Value::Array(_) => return Err(rusqlite::Error::ToSqlConversionFailure("SQLite has no arrays".into())),
+        }))
+    }
+}
+
+/// A column of a row.
+pub(in crate::store) fn cell<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> Result<Cell<'a>, StoreError> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Null => Cell::Null,
+        ValueRef::Integer(value) => Cell::Int(value),
+        ValueRef::Text(text) => Cell::Text(std::str::from_utf8(text).map_err(rusqlite::Error::from)?),
+        ValueRef::Blob(bytes) => Cell::Bytes(bytes),
+        ValueRef::Real(value) => return Err(StoreError::Corrupt(format!("a column is {value}, no integer"))),
+    })
+}
+
+impl From<rusqlite::Error> for StoreError {
+    /// The split decides who suffers: what the environment did fails a whole batch and is tried again, what a job's data did
+    /// fails that job alone.
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::Error as E;
+        match &error {
+            E::SqliteFailure(failure, _) => match failure.code {
+                ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig => {
+                    Self::Statement(error.to_string())
+                }
+                ErrorCode::Unknown if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => {
+                    Self::Statement(error.to_string())
+                }
+                ErrorCode::ApiMisuse | ErrorCode::ParameterOutOfRange => Self::Statement(error.to_string()),
+                _ => Self::Unavailable(error.to_string()),
+            },
+            E::FromSqlConversionFailure(..)
+            | E::IntegralValueOutOfRange(..)
+            | E::InvalidColumnType(..)
+            | E::Utf8Error(..) => Self::Corrupt(error.to_string()),
+            _ => Self::Statement(error.to_string()),
+        }
+    }
+}
