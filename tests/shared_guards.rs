@@ -1,7 +1,8 @@
 //! A nonce counts once and a rate holds at all instances together; without Redis, replays do not pass.
 //!
-//! Two authenticators with a link each stand for two instances.
+//! Two authenticators with a link each stand for two instances; two APIs show that requests go on when the answer is there.
 
+mod api;
 mod services;
 
 use std::sync::{Arc, mpsc};
@@ -12,7 +13,9 @@ use chargegate::api::auth::{Attempt, Authenticator};
 use chargegate::api::error::ErrorCode;
 use chargegate::cluster::{Guards, Link, link::LinkSettings};
 use chargegate::config::{ApiKey, Scope, Secret};
+use chargegate::model::Protocol;
 use chargegate::signature::SignedRequest;
+use serde_json::json;
 use services::{Persistence, Redis};
 use sha2::{Digest, Sha256};
 
@@ -213,5 +216,44 @@ fn an_emptied_redis_is_told_again_of_the_nonces_in_use() {
     assert!(two.link.wait_up(PATIENCE));
     for number in [0, 1_500, 2_999] {
         assert_eq!(two.signed("signing", &format!("n{number}")), Err(ErrorCode::Unauthorized));
+    }
+}
+
+#[test]
+fn requests_go_on_when_the_others_have_answered() {
+    const ROUTES: [(&str, &str); 3] = [("GET", "/orders"), ("GET", "/devices/40aace04/status"), ("GET", "/cards")];
+    let mut redis = Redis::start(Persistence::None);
+    let rig = |redis: &Redis| {
+        let link = Link::open(LinkSettings::new(redis.url())).unwrap();
+        let keys = [
+            ApiKey { rate_per_s: 1_000, ..api::key("limited", [Scope::Read, Scope::Control]) },
+            ApiKey { rate_per_s: 1, ..api::key("slow", [Scope::Read]) },
+        ];
+        let rig = api::Rig::beside(keys, Some(Arc::new(Guards::new(Arc::clone(&link)))));
+        let epoch = rig.bind("40aace04".parse().unwrap(), Protocol::Ap3000, None).epoch;
+        rig.entry("40aace04".parse().unwrap(), Protocol::Ap3000, epoch);
+        (rig, link)
+    };
+    let ((one, link), (two, _)) = (rig(&redis), rig(&redis));
+    let send = |rig: &api::Rig, (method, path): (&str, &str), key| {
+        rig.send(method, &format!("/api/v1/third{path}"), Some(key), None)
+    };
+    for route in ROUTES {
+        send(&one, route, "key-limited").data(200);
+        send(&one, route, "key-all").data(200);
+    }
+    let firsts = ["a", "a", "b"].map(|once| {
+        let card = json!({"card_no": "2056062429"});
+        one.send_once("/api/v1/third/cards", "key-limited", once, Some(&card)).status
+    });
+    assert_eq!(firsts, [201, 201, 409], "idempotency keys are seen to afterwards");
+    // The key's one request of this second is taken by whoever is first; the status comes from memory for other keys.
+    let refused = (0..200).map(|_| [send(&one, ROUTES[1], "key-slow"), send(&two, ROUTES[1], "key-slow")]);
+    let mut refused = refused.flatten().filter(|answer| answer.status != 200);
+    refused.next().expect("above the rate").error(429, "RATE_LIMITED");
+    redis.kill9();
+    eventually("the link notices", || !link.is_up());
+    for route in ROUTES {
+        send(&one, route, "key-limited").data(200);
     }
 }
