@@ -18,7 +18,7 @@ use std::{
 
 use chargegate::{
     api::{
-        auth::Authenticator,
+        auth::{Authenticator, Shared},
         guard::{self, GuardConfig, GuardHandle},
         handlers::Api,
         overload::{Backlog, Limits},
@@ -106,6 +106,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// It knows [`ALL`] and these keys.
     pub(crate) fn new(keys: impl IntoIterator<Item = ApiKey>) -> Self {
+        Self::beside(keys, None)
+    }
+
+    /// The same beside other instances, with which it shares nonces and rates.
+    pub(crate) fn beside(keys: impl IntoIterator<Item = ApiKey>, others: Option<Arc<dyn Shared>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let told = Arc::new(Told::default());
         let notify = Arc::clone(&told) as Arc<dyn Notify>;
@@ -114,6 +119,8 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
+        let auth = Authenticator::new(keys, Duration::from_secs(300));
+        let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
         let api = Arc::new(Api {
             directory: Arc::new(Directory::default()),
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -126,7 +133,7 @@ impl Rig {
             in_progress: Arc::default(),
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
-            auth: Authenticator::new(keys, Duration::from_secs(300)),
+            auth,
             instance: "gateway-1".to_owned(),
             cards: Arc::default(),
             store_timeout: PATIENCE,
