@@ -21,6 +21,7 @@ use chargegate::{
         auth::Authenticator,
         guard::{self, GuardConfig, GuardHandle},
         handlers::Api,
+        live::Whereabouts,
         overload::{Backlog, Limits},
         server::{Server, ServerConfig},
     },
@@ -114,8 +115,9 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
+        let directory = Arc::new(Directory::default());
         let api = Arc::new(Api {
-            directory: Arc::new(Directory::default()),
+            directory: Arc::clone(&directory),
             store: Arc::clone(&store) as Arc<dyn Store>,
             numbers: Arc::new(OrderNumbers::new(*b"THD", 1)),
             backlog: Backlog::new(
@@ -127,7 +129,7 @@ impl Rig {
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
             auth: Authenticator::new(keys, Duration::from_secs(300)),
-            instance: "gateway-1".to_owned(),
+            whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), None),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
