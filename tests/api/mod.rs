@@ -25,6 +25,7 @@ use chargegate::{
         overload::{Backlog, Limits},
         server::{Server, ServerConfig},
     },
+    cluster::sessions::Sessions,
     config::{self, ApiKey, Scope, Scopes},
     gateway::{
         ShardId,
@@ -107,6 +108,14 @@ pub(crate) struct Rig {
 impl Rig {
     /// It knows [`ALL`] and these keys.
     pub(crate) fn new(keys: impl IntoIterator<Item = ApiKey>) -> Self {
+        Self::among_others(keys, |_| None)
+    }
+
+    /// The same, as one of several instances: `mirror` is made of its directory.
+    pub(crate) fn among_others(
+        keys: impl IntoIterator<Item = ApiKey>,
+        mirror: impl FnOnce(&Arc<Directory>) -> Option<Arc<Sessions>>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let told = Arc::new(Told::default());
         let notify = Arc::clone(&told) as Arc<dyn Notify>;
@@ -115,7 +124,8 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
-        let directory = Arc::new(Directory::default());
+        let directory = Arc::new(Directory::default().with_changes());
+        let mirror = mirror(&directory);
         let api = Arc::new(Api {
             directory: Arc::clone(&directory),
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -129,7 +139,7 @@ impl Rig {
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
             auth: Authenticator::new(keys, Duration::from_secs(300)),
-            whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), None),
+            whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
