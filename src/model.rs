@@ -537,6 +537,14 @@ impl CommandState {
             Self::Dead => "dead",
         }
     }
+
+    /// Reads the word in the store.
+    pub fn from_word(word: &str) -> Option<Self> {
+        use CommandState as S;
+        [S::Queued, S::Claimed, S::Written, S::Acked, S::Refused, S::Expired, S::Withdrawn, S::Dead]
+            .into_iter()
+            .find(|state| state.as_str() == word)
+    }
 }
 
 /// Event types sent to third parties.

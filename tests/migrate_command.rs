@@ -1,5 +1,7 @@
 //! `chargegate migrate` run as the real binary: it makes and updates its own database and leaves every other alone.
 
+mod services;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -68,15 +70,95 @@ fn a_foreign_database_is_refused() {
     assert_refused(&dir, "error: ");
 }
 
+fn clustered(url: &str) -> [(&str, &str); 2] {
+    [("CHARGEGATE_STORE_URL", url), ("CHARGEGATE_QUEUE_URL", "redis://127.0.0.1")]
+}
+
+fn client(url: &str) -> postgres::Client {
+    postgres::Client::connect(url, postgres::NoTls).unwrap()
+}
+
+/// Everything in the schema, and what is in `mine`.
+fn contents(url: &str) -> Vec<String> {
+    let mut client = client(url);
+    let sql = "SELECT c.relname || ' ' || c.relkind::text FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace \
+               UNION ALL SELECT 'row ' || id::text FROM mine ORDER BY 1";
+    client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+}
+
 #[test]
-fn clustered_stores_are_refused_as_by_serve() {
+fn a_new_postgresql_database_is_made_and_a_current_one_left() {
     let dir = TempDir::new().unwrap();
-    let output =
-        migrate(dir.path(), &[("CHARGEGATE_STORE_URL", "postgres://u:p@h/d"), ("CHARGEGATE_QUEUE_URL", "redis://h")]);
-    assert_eq!(output.status.code(), Some(2));
-    assert_eq!(
-        text(&output.stderr),
-        "error: store.url and queue.url name PostgreSQL and Redis, which this build does not support\n"
+    let url = services::postgres().database("migrate");
+    let name = url.rsplit_once('@').unwrap().1;
+    let newest = chargegate::store::postgres::schema_version();
+    for before in [0, newest] {
+        let output = migrate(dir.path(), &clustered(&url));
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), format!("{name}: schema version {before} before, {newest} after\n"));
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing of the embedded store is made");
+}
+
+#[test]
+fn several_instances_migrate_one_database_once() {
+    let url = services::postgres().database("migrate");
+    let dir = TempDir::new().unwrap();
+    let outputs: Vec<Output> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| migrate(dir.path(), &clustered(&url)))).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    for output in &outputs {
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    let made = outputs.iter().filter(|output| text(&output.stdout).contains("version 0 before")).count();
+    assert_eq!(made, 1, "the others found it made");
+    let steps: i64 = client(&url).query_one("SELECT count(*) FROM refinery_schema_history", &[]).unwrap().get(0);
+    assert_eq!(steps, chargegate::store::postgres::schema_version());
+}
+
+#[test]
+fn a_postgresql_database_of_somebody_else_is_refused_and_not_changed() {
+    let dir = TempDir::new().unwrap();
+    let url = services::postgres().database("migrate");
+    client(&url).batch_execute("CREATE TABLE mine (id int); CREATE TABLE orders (id int)").unwrap();
+    client(&url).batch_execute("INSERT INTO mine VALUES (1)").unwrap();
+    let before = contents(&url);
+    let output = migrate(dir.path(), &clustered(&url));
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""));
+    let error = text(&output.stderr);
+    assert!(error.contains("holds a table `orders` that chargegate did not make"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_eq!(contents(&url), before);
+}
+
+#[test]
+fn a_postgresql_database_of_a_newer_build_is_refused_and_not_changed() {
+    let dir = TempDir::new().unwrap();
+    let url = services::postgres().database("migrate");
+    assert_eq!(migrate(dir.path(), &clustered(&url)).status.code(), Some(0));
+    let newer = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum) VALUES (9999, 'x', '', '0')";
+    client(&url).batch_execute(newer).unwrap();
+    client(&url).batch_execute("CREATE TABLE mine (id int)").unwrap();
+    let before = contents(&url);
+    let output = migrate(dir.path(), &clustered(&url));
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.contains("was written by a newer build: schema version 9999"), "{error}");
+    assert_eq!(contents(&url), before);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_apart() {
+    let dir = TempDir::new().unwrap();
+    // Bound, so that nobody else answers there; nothing listens.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let output = migrate(dir.path(), &clustered(&format!("postgres://u:hunter2@127.0.0.1:{port}/d")));
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(3), ""));
+    let error = text(&output.stderr);
+    assert!(
+        error.starts_with(&format!("error: store unavailable: cannot connect to PostgreSQL at 127.0.0.1:{port}/d: "))
     );
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert!(error.lines().count() == 1 && !error.contains("hunter2"), "{error}");
 }

@@ -190,7 +190,7 @@ CREATE TABLE outbound_queue (
     updated_at    BIGINT NOT NULL
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX outbound_state ON outbound_queue (state, not_before);
-CREATE INDEX outbound_waiting ON outbound_queue (device_id) WHERE state IN ('queued', 'claimed');
+CREATE INDEX outbound_unfinished ON outbound_queue (device_id) WHERE state IN ('queued', 'claimed', 'written');
 CREATE INDEX outbound_order ON outbound_queue (order_no) WHERE order_no IS NOT NULL;
 CREATE INDEX outbound_device ON outbound_queue (device_id, id DESC);
 
@@ -214,6 +214,14 @@ CREATE TABLE event_log (
     pos BIGINT PRIMARY KEY,
     id  BIGINT NOT NULL UNIQUE
 );
+
+-- Events as queries name them: those that have a position in the log, and all of them, 0 where there is none yet.
+CREATE VIEW logged_events AS
+    SELECT l.pos, e.event_id, e.event_type, e.key, e.device_id, e.order_no, e.sequence_no, e.at, e.data
+    FROM event_log l JOIN events e ON e.id = l.id;
+CREATE VIEW all_events AS
+    SELECT coalesce(l.pos, 0) AS pos, e.event_id, e.event_type, e.key, e.device_id, e.order_no, e.sequence_no, e.at, e.data
+    FROM events e LEFT JOIN event_log l ON l.id = e.id;
 
 -- One row: what the sequencer's next leader starts from. Every event with an id up to `watermark` has its position or was
 -- never committed; `pos` is the last one given, also behind pruning.
@@ -367,6 +375,13 @@ CREATE TABLE ota_tasks (
 -- A device has one open task; this index alone decides which.
 CREATE UNIQUE INDEX ota_tasks_open ON ota_tasks (device_id) WHERE state IN (0, 1, 2);
 CREATE INDEX ota_tasks_device ON ota_tasks (device_id, task_id DESC);
+
+-- What each lane of each instance committed last: where a connection is lost during a COMMIT, this row says what became of it.
+-- The transaction's own number would not: one that was lost in a crash of the server is given to somebody else.
+CREATE TABLE store_lanes (
+    lane  TEXT PRIMARY KEY,
+    batch BIGINT NOT NULL
+) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 1000);
 
 -- The running processes. `beat` is the database's clock: what it says of an instance needs no other clock.
 CREATE TABLE instances (

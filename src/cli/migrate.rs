@@ -1,41 +1,49 @@
-//! `migrate`: brings the embedded database's schema up to date without serving, and says what it did.
+//! `migrate`: brings the database's schema up to date without serving, and says what it did.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use chargegate::config::StoreUrl;
+use chargegate::boot::EXIT_UNREACHABLE;
+use chargegate::config::{Config, StoreUrl};
 use chargegate::model::OrderNumbers;
 use chargegate::store::sqlite::Db;
+use chargegate::store::{StoreError, postgres};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::{ConfigFile, embedded_only, print};
+use super::{ConfigFile, print};
 
 pub(super) fn run(file: ConfigFile) -> ExitCode {
     let config = match file.load() {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if let Err(code) = embedded_only(&config) {
-        return code;
-    }
-    let StoreUrl::Sqlite(path) = &config.store.url else { unreachable!("the mode is embedded") };
-    match migrate(path, *config.orders.prefix.as_bytes()) {
-        Ok((before, after)) => {
-            print(|out| writeln!(out, "{}: schema version {before} before, {after} after", path.display()))
+    match migrate(&config) {
+        Ok((name, before, after)) => {
+            print(|out| writeln!(out, "{name}: schema version {before} before, {after} after"))
         }
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            // A file that is in use or cannot be made is this command's failure; a server that is not there is another matter.
+            let server = matches!(config.store.url, StoreUrl::Postgres(_));
+            match error.downcast_ref() {
+                Some(StoreError::Unavailable(_)) if server => ExitCode::from(EXIT_UNREACHABLE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-/// Gives the schema version before and after; 0 stands for no schema.
-fn migrate(path: &Path, prefix: [u8; 3]) -> anyhow::Result<(i64, i64)> {
-    let before = schema_version(path)?;
-    // Opening migrates. No order number is made here, so that the salt does not matter.
-    drop(Db::open(path, OrderNumbers::new(prefix, 0))?);
-    Ok((before, schema_version(path)?))
+/// Gives the database's name, and its schema version before and after; 0 stands for no schema.
+fn migrate(config: &Config) -> anyhow::Result<(String, i64, i64)> {
+    match &config.store.url {
+        StoreUrl::Sqlite(path) => {
+            let before = schema_version(path)?;
+            // Opening migrates. No order number is made here, so that the salt does not matter.
+            drop(Db::open(path, OrderNumbers::new(*config.orders.prefix.as_bytes(), 0))?);
+            Ok((path.display().to_string(), before, schema_version(path)?))
+        }
+        StoreUrl::Postgres(url) => Ok(postgres::migrate(url, postgres::Timeouts::from(&config.store))?),
+    }
 }
 
 /// The version in a database file, read without changing it. A file that is not there has none.

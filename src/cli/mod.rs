@@ -37,7 +37,7 @@ enum Command {
     Serve(Serve),
     /// Check the configuration: print "ok", or all errors and exit with 2.
     CheckConfig(check_config::CheckConfig),
-    /// Bring the schema of the embedded database up to date.
+    /// Bring the schema of the database up to date.
     Migrate(ConfigFile),
     /// Say what stands in captured bytes.
     Decode(decode::Decode),

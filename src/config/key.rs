@@ -250,12 +250,14 @@ impl Kind {
             Self::Choice(words) => text().filter(|text| words.contains(&text.as_str())).map(Value::Text),
             Self::Path => text().map(Value::Text),
             Self::StoreUrl => {
-                let has_target = |text: &String| {
-                    ["sqlite:", "postgres://", "postgresql://"]
-                        .iter()
-                        .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+                let usable = |text: &String| match text.strip_prefix("sqlite:") {
+                    Some(path) => !path.is_empty(),
+                    None => {
+                        let postgres = ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme));
+                        postgres && crate::store::postgres::check_url(text).is_ok()
+                    }
                 };
-                text().filter(has_target).map(Value::Text)
+                text().filter(usable).map(Value::Text)
             }
             Self::QueueUrl => {
                 let has_target = |text: &String| {

@@ -180,6 +180,16 @@ settings! {
         flush_rows_max: u32 = 500, Int(1, 10_000), Restart;
         /// Whether cmd_log also gets heartbeats and time requests: several rows a minute and device.
         cmd_log_heartbeats: bool = false, Bool, Restart;
+        /// PostgreSQL: transactions under way at a time. Each device has one of them; each holds a connection.
+        lanes: u32 = 4, Int(1, 32), Restart;
+        /// PostgreSQL: connections that answer queries.
+        readers: u32 = 2, Int(1, 64), Restart;
+        /// PostgreSQL: longest time for making a connection.
+        connect_timeout: Duration = "5s", span(100 * MS, 5 * MIN), Restart;
+        /// PostgreSQL: longest time of one statement. A server that does not answer for 5 s more is given up and connected anew.
+        statement_timeout: Duration = "10s", span(SEC, 10 * MIN), Restart;
+        /// PostgreSQL: longest wait for a row that another instance changes.
+        lock_timeout: Duration = "5s", span(100 * MS, 10 * MIN), Restart;
     }
 
     /// How long finished rows are kept.

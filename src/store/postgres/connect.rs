@@ -61,6 +61,12 @@ impl Default for Timeouts {
     }
 }
 
+impl From<&crate::config::Store> for Timeouts {
+    fn from(config: &crate::config::Store) -> Self {
+        Self { connect: config.connect_timeout, statement: config.statement_timeout, lock: config.lock_timeout }
+    }
+}
+
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {

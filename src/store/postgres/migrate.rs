@@ -14,7 +14,7 @@ mod embedded {
 
 const HISTORY: &str = "refinery_schema_history";
 /// Everything the migrations make.
-const TABLES: [&str; 21] = [
+const TABLES: [&str; 24] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -25,6 +25,8 @@ const TABLES: [&str; 21] = [
     "events",
     "event_log",
     "event_sequencer",
+    "logged_events",
+    "all_events",
     "event_cursors",
     "event_delivery",
     "idempotency_keys",
@@ -35,6 +37,7 @@ const TABLES: [&str; 21] = [
     "firmware",
     "ota_tasks",
     "instances",
+    "store_lanes",
     "cmd_log",
 ];
 

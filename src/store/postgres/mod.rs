@@ -7,6 +7,7 @@ mod tls;
 mod watch;
 
 pub use connect::Timeouts;
+pub(in crate::store) use session::{PgSession, cell};
 
 use crate::store::StoreError;
 

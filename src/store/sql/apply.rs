@@ -8,7 +8,7 @@
 use rustc_hash::FxHashMap;
 
 use super::{
-    conn::{Conn, run, scalar},
+    conn::{Conn, run},
     limits::Limits,
 };
 use crate::{
@@ -68,22 +68,33 @@ pub struct Applied {
 
 /// Applies jobs in one transaction and commits it.
 pub(in crate::store) fn apply(conn: Conn<'_>, rules: Rules<'_>, now: i64, jobs: &[Job]) -> Applied {
+    in_transaction(conn, || apply_open(conn, rules, now, jobs)).unwrap_or_else(|error| Applied::failed(jobs, error))
+}
+
+/// Applies jobs in the transaction that is open.
+pub(in crate::store) fn apply_open(
+    conn: Conn<'_>,
+    rules: Rules<'_>,
+    now: i64,
+    jobs: &[Job],
+) -> Result<Applied, StoreError> {
     let mut tx = Tx::new(conn, rules, now);
-    let result = in_transaction(conn, || jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>());
-    match result {
-        Ok(outcomes) => Applied {
-            outcomes,
-            queued: tx.queued,
-            owners: tx.owners,
-            last_event: tx.last_event,
-            events_lost: tx.events_lost,
-            error: None,
-        },
-        Err(error) => Applied {
-            outcomes: jobs.iter().map(|job| failed(job, &error)).collect(),
-            error: Some(error),
-            ..Applied::default()
-        },
+    if conn.is_shared() {
+        tx.lock_batch(jobs)?;
+    }
+    if conn.is_staged() {
+        tx.prefetch(jobs)?;
+    }
+    let outcomes = jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>()?;
+    let Tx { queued, owners, last_event, events_lost, .. } = tx;
+    Ok(Applied { outcomes, queued, owners, last_event, events_lost, error: None })
+}
+
+impl Applied {
+    /// Nothing was done.
+    pub(in crate::store) fn failed(jobs: &[Job], error: StoreError) -> Self {
+        let outcomes = jobs.iter().map(|job| failed(job, &error)).collect();
+        Self { outcomes, error: Some(error), ..Self::default() }
     }
 }
 
@@ -155,7 +166,7 @@ impl Tx<'_> {
         body: impl FnOnce(&mut Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let before = (self.queued.len(), self.last_event, self.events_lost);
-        run(self.conn, "SAVEPOINT job", ())?;
+        self.conn.savepoint()?;
         let result = body(self);
         if let Err(error) = &result {
             if !self.conn.in_transaction() {
@@ -163,17 +174,16 @@ impl Tx<'_> {
             }
             self.queued.truncate(before.0);
             (_, self.last_event, self.events_lost) = before;
-            run(self.conn, "ROLLBACK TO job", ())?;
+            self.conn.roll_back_to_savepoint()?;
         }
-        run(self.conn, "RELEASE job", ())?;
+        self.conn.release_savepoint()?;
         result
     }
 
     /// The answer to a shard that lost the device to a newer epoch than the one it knows.
     pub(super) fn fenced(&self, device_id: DeviceId, fence: Option<i64>) -> Result<Option<Outcome>, StoreError> {
         let Some(fence) = fence else { return Ok(None) };
-        let epoch: Option<i64> =
-            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [device_id.to_string()])?;
+        let epoch = self.counters(device_id)?.map(|counters| counters.session_epoch);
         Ok(epoch.filter(|epoch| *epoch > fence).map(|epoch| Outcome::Fenced { device_id, epoch }))
     }
 
@@ -225,7 +235,8 @@ pub(in crate::store) fn failed(job: &Job, error: &StoreError) -> Outcome {
     Outcome::Failed { device_id: device_of(job), key: key_of(job), ticket, error: error.clone() }
 }
 
-fn device_of(job: &Job) -> Option<DeviceId> {
+/// The device whose jobs this one must stay among; `None`: it names none.
+pub(in crate::store) fn device_of(job: &Job) -> Option<DeviceId> {
     match job {
         Job::Bind(bind) => Some(bind.device_id),
         Job::CreateOrder(new) => Some(new.device_id),

@@ -52,6 +52,16 @@ struct Entry<'a> {
 }
 
 impl Tx<'_> {
+    /// One card, whose account nobody else changes until this transaction ends: cards go from device to device.
+    fn lock_card(&self, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+        one(
+            self.conn,
+            concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = $1 FOR NO KEY UPDATE"),
+            [card_no.as_str()],
+            card_of,
+        )
+    }
+
     /// Writes a change of an account and its log row.
     fn book(&self, card: &mut Card, entry: &Entry<'_>) -> Result<(), StoreError> {
         card.balance_cent += entry.balance_change;
@@ -142,7 +152,7 @@ impl Tx<'_> {
     }
 
     fn account(&self, card_no: &CardNo) -> Result<Card, StoreError> {
-        find_card(self.conn, card_no)?.ok_or_else(|| StoreError::Corrupt(format!("card {card_no} is gone")))
+        self.lock_card(card_no)?.ok_or_else(|| StoreError::Corrupt(format!("card {card_no} is gone")))
     }
 
     /// What a step of an order does to its card's account: a settlement charges it, an end that leaves nothing to settle gives
@@ -227,12 +237,16 @@ impl Tx<'_> {
             |row| order_no(row, 0),
         )?;
         for order_no in orders {
-            let released = self.savepoint(|tx| match tx.find_order(order_no)? {
-                Some(mut order) => tx.release(&mut order, at),
-                None => Ok(()),
+            let released = self.savepoint(|tx| {
+                if !tx.lock_device_of(order_no)? {
+                    return Ok(false);
+                }
+                let Some(mut order) = tx.find_order(order_no)? else { return Ok(false) };
+                tx.release(&mut order, at).map(|()| true)
             });
             match released {
-                Ok(()) => log::info!("order {order_no} was not settled in time: the hold of its card is given back"),
+                Ok(false) => {}
+                Ok(true) => log::info!("order {order_no} was not settled in time: the hold of its card is given back"),
                 Err(error @ StoreError::Unavailable(_)) => return Err(error),
                 Err(error) => log::error!("the hold of order {order_no} cannot be given back: {error}"),
             }
@@ -246,7 +260,7 @@ impl Tx<'_> {
         card_no: &CardNo,
         new: &NewOrder,
     ) -> Result<Result<(OrderCard, CardStart), CardRefused>, StoreError> {
-        let Some(account) = find_card(self.conn, card_no)? else { return Ok(Err(CardRefused::NotFound)) };
+        let Some(account) = self.lock_card(card_no)? else { return Ok(Err(CardRefused::NotFound)) };
         Ok(card::requested(self.cards, &account, &new.spec, new.at).map(|(tariff, hold_cent)| {
             let paying = OrderCard {
                 card_no: account.card_no.clone(),
@@ -274,7 +288,7 @@ impl Tx<'_> {
             charged_cent: None,
         };
         if self.cards.mode == CardMode::Local
-            && let Some(account) = find_card(self.conn, card_no)?
+            && let Some(account) = self.lock_card(card_no)?
         {
             paying.hold_cent = Some(0);
             // A plan that covers the charge makes it free.
@@ -308,7 +322,7 @@ impl Tx<'_> {
                 None
             }
             None => {
-                let account = find_card(self.conn, &swipe.card_no)?;
+                let account = self.lock_card(&swipe.card_no)?;
                 if let Some(account) = &account {
                     swiped.state = card::standing(self.cards, account, swipe.at);
                     (swiped.rate, swiped.balance) = card::announced(self.cards, account);
@@ -413,7 +427,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn card_job(&mut self, job: &CardJob) -> Result<CardOutcome, StoreError> {
-        let found = find_card(self.conn, &job.card_no)?;
+        let found = self.lock_card(&job.card_no)?;
         let mut card = match (&job.change, found) {
             (CardChange::Register { state, tariff, expires_at }, None) => {
                 let (card_no, at) = (job.card_no.clone(), job.at);
@@ -428,13 +442,14 @@ impl Tx<'_> {
                     created_at: at,
                     updated_at: at,
                 };
-                run(
+                let inserted = run(
                     self.conn,
                     "INSERT INTO cards (card_no, state, tariff, expires_at, created_at, updated_at) \
-                     VALUES ($1, $2, $3, $4, $5, $5)",
+                     VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT DO NOTHING",
                     (card.card_no.as_str(), card.state.code(), &card.tariff, card.expires_at, at),
                 )?;
-                return Ok(CardOutcome::Done { card, transaction: None });
+                let done = CardOutcome::Done { card, transaction: None };
+                return Ok(if inserted > 0 { done } else { CardOutcome::Exists });
             }
             (CardChange::Register { .. }, Some(_)) => return Ok(CardOutcome::Exists),
             (CardChange::Update { .. } | CardChange::Recharge { .. }, None) => return Ok(CardOutcome::NotFound),

@@ -8,23 +8,28 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use crate::store::{StoreError, sqlite::SqliteSession};
+use super::stage::{Bulk, Stage};
+use crate::store::{StoreError, postgres::PgSession, sqlite::SqliteSession};
 
 /// A connection that statements are run on, within whatever transaction it has open.
 #[derive(Clone, Copy)]
 pub(in crate::store) enum Conn<'a> {
     /// The embedded database.
     Sqlite(&'a SqliteSession),
+    /// The database that instances share.
+    Postgres(&'a PgSession),
 }
 
 /// A value of a statement.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::store) enum Value<'a> {
     Null,
     Int(i64),
     Bool(bool),
     Text(Cow<'a, str>),
     Bytes(Cow<'a, [u8]>),
+    /// Values of one column, for statements that write many rows; PostgreSQL only.
+    Array(Vec<Value<'a>>),
 }
 
 impl Value<'_> {
@@ -36,6 +41,7 @@ impl Value<'_> {
             Self::Bool(value) => Value::Bool(value),
             Self::Text(value) => Value::Text(Cow::Owned(value.into_owned())),
             Self::Bytes(value) => Value::Bytes(Cow::Owned(value.into_owned())),
+            Self::Array(values) => Value::Array(values.into_iter().map(Value::into_owned).collect()),
         }
     }
 }
@@ -53,6 +59,7 @@ pub(in crate::store) enum Cell<'a> {
 /// A row of an answer.
 pub(in crate::store) enum Row<'a> {
     Sqlite(&'a rusqlite::Row<'a>),
+    Postgres(&'a postgres::Row),
 }
 
 impl Row<'_> {
@@ -84,12 +91,14 @@ impl Row<'_> {
     fn cell(&self, column: usize) -> Result<Cell<'_>, StoreError> {
         match self {
             Self::Sqlite(row) => crate::store::sqlite::cell(row, column),
+            Self::Postgres(row) => crate::store::postgres::cell(row, column),
         }
     }
 
     fn column_name(&self, column: usize) -> &str {
         match self {
             Self::Sqlite(row) => row.as_ref().column_name(column).unwrap_or("a column"),
+            Self::Postgres(row) => row.columns().get(column).map_or("a column", postgres::Column::name),
         }
     }
 }
@@ -280,6 +289,7 @@ pub(in crate::store) fn one<T>(
 ) -> Result<Option<T>, StoreError> {
     match conn {
         Conn::Sqlite(session) => session.one(sql, &args.values(), read),
+        Conn::Postgres(session) => session.one(sql, &args.values(), read),
     }
 }
 
@@ -292,6 +302,7 @@ pub(in crate::store) fn all<T>(
 ) -> Result<Vec<T>, StoreError> {
     match conn {
         Conn::Sqlite(session) => session.all(sql, &args.values(), read),
+        Conn::Postgres(session) => session.all(sql, &args.values(), read),
     }
 }
 
@@ -299,6 +310,7 @@ pub(in crate::store) fn all<T>(
 pub(in crate::store) fn run(conn: Conn<'_>, sql: &str, args: impl Args) -> Result<usize, StoreError> {
     match conn {
         Conn::Sqlite(session) => session.run(sql, &args.values()),
+        Conn::Postgres(session) => session.run(sql, &args.values()),
     }
 }
 
@@ -307,7 +319,25 @@ pub(in crate::store) fn insert(conn: Conn<'_>, sql: &str, id: &str, args: impl A
     match conn {
         // A RETURNING clause costs SQLite more than the statement.
         Conn::Sqlite(session) => session.insert(sql, &args.values()).inspect(|_| debug_assert!(!id.is_empty())),
+        Conn::Postgres(session) => session.insert(sql, id, &args.values()),
     }
+}
+
+/// Makes a write that can wait: at once, or with others of its kind where there is a stage.
+pub(in crate::store) fn write<const N: usize>(
+    conn: Conn<'_>,
+    bulk: &'static Bulk,
+    values: [Value<'_>; N],
+) -> Result<(), StoreError> {
+    if conn.is_staged() {
+        let row = values.map(Value::into_owned).to_vec();
+        conn.staged(|stage| {
+            stage.push(bulk, row);
+            Some(())
+        });
+        return Ok(());
+    }
+    run(conn, bulk.each, values).map(drop)
 }
 
 /// The first column of the first row.
@@ -316,21 +346,79 @@ pub(in crate::store) fn scalar<T: Column>(conn: Conn<'_>, sql: &str, args: impl 
 }
 
 impl Conn<'_> {
+    /// Asks the stage; `None`: there is none, or it does not know.
+    pub(in crate::store) fn staged<T>(self, ask: impl FnOnce(&mut Stage) -> Option<T>) -> Option<T> {
+        match self {
+            Conn::Sqlite(_) => None,
+            Conn::Postgres(session) => session.staged(ask),
+        }
+    }
+
+    /// Whether others write to the database at the same time.
+    pub(in crate::store) const fn is_shared(self) -> bool {
+        match self {
+            Conn::Sqlite(_) => false,
+            Conn::Postgres(_) => true,
+        }
+    }
+
+    /// Whether writes wait in a stage.
+    pub(in crate::store) fn is_staged(self) -> bool {
+        match self {
+            Conn::Sqlite(_) => false,
+            Conn::Postgres(session) => session.is_staged(),
+        }
+    }
+
+    /// The number of the next command; `None`: the database numbers rows as they come.
+    pub(in crate::store) fn next_command_id(self) -> Result<Option<i64>, StoreError> {
+        match self {
+            Conn::Sqlite(_) => Ok(None),
+            Conn::Postgres(session) => session.next_command_id(),
+        }
+    }
+
     /// Whether a transaction is open; some errors end it by themselves.
     pub(in crate::store) fn in_transaction(self) -> bool {
         match self {
             Conn::Sqlite(session) => session.in_transaction(),
+            Conn::Postgres(session) => session.in_transaction(),
+        }
+    }
+
+    /// Begins a savepoint; the innermost is meant by what follows.
+    pub(in crate::store) fn savepoint(self) -> Result<(), StoreError> {
+        match self {
+            Conn::Sqlite(_) => run(self, "SAVEPOINT job", ()).map(|_| ()),
+            Conn::Postgres(session) => session.savepoint(),
+        }
+    }
+
+    /// Takes back what was done since the savepoint, which stays.
+    pub(in crate::store) fn roll_back_to_savepoint(self) -> Result<(), StoreError> {
+        match self {
+            Conn::Sqlite(_) => run(self, "ROLLBACK TO job", ()).map(|_| ()),
+            Conn::Postgres(session) => session.roll_back_to_savepoint(),
+        }
+    }
+
+    /// Ends the savepoint; what was done stands.
+    pub(in crate::store) fn release_savepoint(self) -> Result<(), StoreError> {
+        match self {
+            Conn::Sqlite(_) => run(self, "RELEASE job", ()).map(|_| ()),
+            Conn::Postgres(session) => session.release_savepoint(),
         }
     }
 }
 
 /// A statement as SQLite reads it.
 pub(in crate::store) fn sqlite_text(sql: &str) -> String {
-    const REPLACED: [(&str, &str); 8] = [
+    const REPLACED: [(&str, &str); 9] = [
         // The scalar functions of several arguments; the aggregates have one.
         ("greatest(", "max("),
         ("least(", "min("),
         // One writer: nobody else can change what was read.
+        (" FOR NO KEY UPDATE OF d SKIP LOCKED", ""),
         (" FOR NO KEY UPDATE", ""),
         (" FOR UPDATE", ""),
         // Flags are integers, and partial indexes say so.

@@ -312,7 +312,11 @@ impl Tx<'_> {
             task,
         )?;
         let mut ended = Vec::with_capacity(due.len());
-        for mut task in due {
+        for task in due {
+            if !self.lock_device(task.device_id)? {
+                continue;
+            }
+            let Some(mut task) = find_task(self.conn, task.id)?.filter(|task| !task.state.is_final()) else { continue };
             let reason = if task.method == OtaMethod::Ftp && task.sent_at.is_some() { "no_change" } else { "expired" };
             self.end_task(&mut task, OtaState::Failed, Some(reason), at)?;
             ended.push(task);

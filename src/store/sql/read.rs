@@ -73,7 +73,7 @@ impl SqlReader<'_> {
             concat!(
                 "SELECT ",
                 event_columns!(),
-                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN events e ON e.pos = d.pos \
+                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN logged_events e ON e.pos = d.pos \
                  WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3"
             ),
             (endpoint, state, limit),
@@ -121,7 +121,7 @@ impl Reader for SqlReader<'_> {
             concat!(
                 "SELECT ",
                 event_columns!(),
-                " FROM events e WHERE e.key = $1 AND e.sequence_no > 0 ORDER BY e.sequence_no"
+                " FROM all_events e WHERE e.key = $1 AND e.sequence_no > 0 ORDER BY e.sequence_no"
             ),
             [order_no.as_str()],
             event,
@@ -171,7 +171,7 @@ impl Reader for SqlReader<'_> {
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         all(
             self.conn,
-            concat!("SELECT ", event_columns!(), " FROM events e WHERE e.pos > $1 ORDER BY e.pos LIMIT $2"),
+            concat!("SELECT ", event_columns!(), " FROM logged_events e WHERE e.pos > $1 ORDER BY e.pos LIMIT $2"),
             (pos, limit),
             event,
         )
@@ -190,7 +190,7 @@ impl Reader for SqlReader<'_> {
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
-        Ok(scalar(self.conn, "SELECT coalesce(max(pos), 0) FROM events", ())?.unwrap_or(0))
+        Ok(scalar(self.conn, "SELECT coalesce(max(pos), 0) FROM event_log", ())?.unwrap_or(0))
     }
 
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {

@@ -2,14 +2,14 @@
 
 use super::{
     apply::Tx,
-    conn::{Args, all, run},
+    conn::{Args, Conn, Row, all, one, run},
     limits::{Limits, signed},
     order::Cause,
-    row::order_no,
+    row::{device_id, order_no, server_id},
 };
 use crate::{
     gateway::order::{Event, Verdict},
-    model::OrderNo,
+    model::{DeviceId, OrderNo, ServerId},
     store::{Backstop, DeliveryUpdate, OrderOutcome, ParkedDelivery, Prune, StoreError},
 };
 
@@ -72,6 +72,9 @@ impl Tx<'_> {
         for order_no in orders {
             // A savepoint each: one row that cannot be changed must not keep the others from their ends.
             let outcome = self.savepoint(|tx| {
+                if !tx.lock_device_of(*order_no)? {
+                    return Ok(None);
+                }
                 let Some(mut order) = tx.find_order(*order_no)? else { return Ok(None) };
                 let cause = Cause { event, at, epoch: None, reason: None, totals: None };
                 tx.handle(&mut order, None, &cause).map(Some)
@@ -90,22 +93,76 @@ impl Tx<'_> {
     /// Ends rows whose owner never told: unwritten ones behind their `not_after`, written ones after a long silence.
     fn expire_commands(&mut self, at: i64) -> Result<(), StoreError> {
         for (state, before) in [("queued", at), ("claimed", at - self.limits.backstop_delay)] {
-            run(
+            let late = all(
                 self.conn,
-                "UPDATE outbound_queue SET state = 'expired', reason = 'not_after', updated_at = $2 WHERE id IN \
-                 (SELECT id FROM outbound_queue WHERE state = $1 AND not_after < $3 ORDER BY not_before LIMIT $4)",
-                (state, at, before, ROWS_MAX),
+                "SELECT q.id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
+                 WHERE q.state = $1 AND q.not_after < $2 ORDER BY q.not_before LIMIT $3 FOR NO KEY UPDATE OF d SKIP LOCKED",
+                (state, before, ROWS_MAX),
+                |row| row.get::<i64>(0),
             )?;
+            for id in late {
+                run(
+                    self.conn,
+                    "UPDATE outbound_queue SET state = 'expired', reason = 'not_after', updated_at = $3 \
+                     WHERE id = $1 AND state = $2",
+                    (id, state, at),
+                )?;
+            }
         }
-        let dead = all(
+        let silent = all(
             self.conn,
-            "UPDATE outbound_queue SET state = 'dead', reason = 'no_answer', updated_at = $1 WHERE id IN \
-             (SELECT id FROM outbound_queue WHERE state = 'written' AND not_after < $2 AND updated_at < $2 LIMIT $3) \
-             RETURNING id",
-            (at, at - WRITTEN_MS, ROWS_MAX),
-            |row| Ok(row.get::<i64>(0)?),
+            "SELECT q.id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
+             WHERE q.state = 'written' AND q.not_after < $1 AND q.updated_at < $1 LIMIT $2 \
+             FOR NO KEY UPDATE OF d SKIP LOCKED",
+            (at - WRITTEN_MS, ROWS_MAX),
+            |row| row.get::<i64>(0),
         )?;
-        dead.into_iter().try_for_each(|id| self.command_dead(id, at))
+        for id in silent {
+            let dead = run(
+                self.conn,
+                "UPDATE outbound_queue SET state = 'dead', reason = 'no_answer', updated_at = $2 \
+                 WHERE id = $1 AND state = 'written'",
+                (id, at),
+            )?;
+            if dead > 0
+                && let Some(row) = self.find_command(id)?
+            {
+                self.command_dead(&row, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the lock of a device, unless somebody has it: what is under way for the device need not be waited for, and the next
+    /// call looks again. False: not taken, or there is no such device. Notes which instance has the device.
+    pub(super) fn lock_device(&mut self, device_id: DeviceId) -> Result<bool, StoreError> {
+        let found = one(
+            self.conn,
+            "SELECT d.device_id, d.owner FROM devices d WHERE d.device_id = $1 FOR NO KEY UPDATE OF d SKIP LOCKED",
+            [device_id.to_string()],
+            locked,
+        )?;
+        Ok(self.note_owner(found))
+    }
+
+    /// As [`Tx::lock_device`], for the device of an order.
+    pub(super) fn lock_device_of(&mut self, order_no: OrderNo) -> Result<bool, StoreError> {
+        let found = one(
+            self.conn,
+            "SELECT d.device_id, d.owner FROM devices d \
+             WHERE d.device_id = (SELECT device_id FROM orders WHERE order_no = $1) FOR NO KEY UPDATE OF d SKIP LOCKED",
+            [order_no.as_str()],
+            locked,
+        )?;
+        Ok(self.note_owner(found))
+    }
+
+    fn note_owner(&mut self, locked: Option<(DeviceId, Option<ServerId>)>) -> bool {
+        let Some((device_id, owner)) = locked else { return false };
+        if let Some(owner) = owner.filter(|owner| Some(owner) != self.instance) {
+            self.owners.insert(device_id, owner);
+        }
+        true
     }
 
     pub(super) fn deliver(&self, updates: &[DeliveryUpdate]) -> Result<(), StoreError> {
@@ -143,19 +200,10 @@ impl Tx<'_> {
     /// Events go even if an endpoint has not had them yet; those are counted.
     pub(super) fn prune(&mut self, prune: &Prune) -> Result<bool, StoreError> {
         let rows_max = prune.rows_max;
-        // `at` rises with `pos` but for clock corrections, so the first young row ends the search.
-        let events = all(
-            self.conn,
-            "DELETE FROM events WHERE pos IN (SELECT pos FROM events WHERE pos < \
-             coalesce((SELECT pos FROM events WHERE at >= $1 ORDER BY pos LIMIT 1), (SELECT max(pos) FROM events)) \
-             ORDER BY pos LIMIT $2) \
-             RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)",
-            (prune.events_before, rows_max),
-            |row| Ok(row.get::<bool>(0)?),
-        )?;
+        let events = all(self.conn, old_events(self.conn), (prune.events_before, rows_max), |row| row.get::<bool>(0))?;
         self.events_lost += events.iter().filter(|undelivered| **undelivered).count() as u64;
         if !events.is_empty() {
-            run(self.conn, "DELETE FROM event_delivery WHERE pos < coalesce((SELECT min(pos) FROM events), 0)", ())?;
+            run(self.conn, "DELETE FROM event_delivery WHERE pos < coalesce((SELECT min(pos) FROM event_log), 0)", ())?;
         }
         let commands = run(
             self.conn,
@@ -172,5 +220,31 @@ impl Tx<'_> {
         )?;
         let rows_max = usize::try_from(rows_max).unwrap_or(usize::MAX);
         Ok([events.len(), commands, answers].into_iter().any(|rows| rows >= rows_max))
+    }
+}
+
+fn locked(row: &Row<'_>) -> Result<(DeviceId, Option<ServerId>), StoreError> {
+    Ok((device_id(row, 0)?, server_id(row, 1)?))
+}
+
+/// Deletes events older than `$1`, `$2` at most, and says of each whether an endpoint has not had it yet. The newest stays: where
+/// rows make positions, none is given twice.
+const fn old_events(conn: Conn<'_>) -> &'static str {
+    match conn {
+        // `at` rises with `pos` but for clock corrections, so the first young row ends the search.
+        Conn::Sqlite(_) => {
+            "DELETE FROM events WHERE pos IN (SELECT pos FROM events WHERE pos < \
+             coalesce((SELECT pos FROM events WHERE at >= $1 ORDER BY pos LIMIT 1), (SELECT max(pos) FROM events)) \
+             ORDER BY pos LIMIT $2) \
+             RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)"
+        }
+        Conn::Postgres(_) => {
+            "WITH oldest AS (SELECT l.pos, l.id, e.at FROM event_log l JOIN events e ON e.id = l.id \
+             WHERE l.pos < (SELECT max(pos) FROM event_log) ORDER BY l.pos LIMIT $2), \
+             old AS (SELECT pos, id FROM oldest WHERE at < $1), \
+             unlogged AS (DELETE FROM event_log l USING old WHERE l.pos = old.pos), \
+             gone AS (DELETE FROM events e USING old WHERE e.id = old.id) \
+             SELECT pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors) FROM old"
+        }
     }
 }

@@ -29,7 +29,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 19] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -39,6 +39,8 @@ const TABLES: [&str; 17] = [
     "outbound_queue",
     "events",
     "event_log",
+    "logged_events",
+    "all_events",
     "event_cursors",
     "event_delivery",
     "idempotency_keys",
