@@ -211,7 +211,7 @@ impl Tx<'_> {
                  AND NOT o.stop_acked AND NOT ($5 AND EXISTS (SELECT 1 FROM orders other \
                  WHERE other.device_id = o.device_id AND other.port_no = o.port_no AND other.status IN ",
                 active!(),
-                ")))) ELSE 1 END)) RETURNING ",
+                ")))) ELSE TRUE END)) RETURNING ",
                 command_columns!()
             ),
             // A start that is not claimed in time is not claimed at all: the owner times the order out.
@@ -254,7 +254,7 @@ impl Tx<'_> {
     ) -> Result<Vec<i64>, StoreError> {
         let rows = all(
             self.conn,
-            "SELECT id, epoch IS NOT NULL FROM outbound_queue WHERE order_no = $1 AND ($2 IS NULL OR kind = $2) \
+            "SELECT id, epoch IS NOT NULL FROM outbound_queue WHERE order_no = $1 AND (kind = $2 OR $2 IS NULL) \
              AND state IN ('queued', 'claimed')",
             (order_no.as_str(), kind),
             |row| Ok((row.get::<i64>(0)?, row.get::<bool>(1)?)),

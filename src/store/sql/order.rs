@@ -92,8 +92,8 @@ impl Tx<'_> {
             concat!(
                 "INSERT INTO orders (",
                 order_columns!(),
-                ", duration_max_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, NULL, 0, $17, \
-                 $18, 0, $19, $20, $21, $21, $21, $23, $24, $25, $26, NULL, NULL, $22) ON CONFLICT DO NOTHING"
+                ", duration_max_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, NULL, FALSE, $17, \
+                 $18, FALSE, $19, $20, $21, $21, $21, $23, $24, $25, $26, NULL, NULL, $22) ON CONFLICT DO NOTHING"
             ),
             args![
                 order.order_no.as_str(),
