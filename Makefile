@@ -8,12 +8,17 @@ FUZZ_LONG := $(or $(FUZZ_SECONDS),300)
 # Size of `make soak`.
 DEVICES ?= 1000
 HOURS ?= 24
+# `make crash-test`: how many seeds, the first of them, and the mode (embedded, clustered-1, clustered-3; none: those of `make test`).
+RUNS ?= 100
+SEED ?= 1
+MODE ?=
 
-.PHONY: help run test lint fmt bench soak fuzz-smoke fuzz demo
+.PHONY: help run test crash-test lint fmt bench soak fuzz-smoke fuzz demo
 
 help:
 	@echo "run         build, and serve with the embedded store in ./data"
 	@echo "test        all tests; installs PostgreSQL and Redis where they are missing (Debian)"
+	@echo "crash-test  $(RUNS) seeds of kill -9 in a storm, each about a minute, then the store is compared with what was acknowledged"
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
 	@echo "bench       benchmarks"
@@ -28,6 +33,10 @@ run:
 test:
 	scripts/install-services
 	$(CARGO) test --workspace
+
+crash-test:
+	scripts/install-services
+	RUNS=$(RUNS) SEED=$(SEED) $(if $(MODE),MODE=$(MODE)) $(CARGO) test --release --test crash_suite what_was_acknowledged -- --nocapture
 
 lint:
 	$(CARGO) fmt --all --check

@@ -13,6 +13,8 @@
 //! | [`shard`] | sockets, one engine per core, mailboxes | any decision about a device |
 //! | [`store`] | what is durable, and who is told after a commit | rules: it writes what [`gateway::order`] decides |
 //! | [`api`] | HTTP, keys, answers | devices: it reads the directory and submits jobs |
+//! | [`queue`] | order of waiting commands: their ids | what a command is |
+//! | [`cluster`] | Redis: what instances tell and share | what is durable |
 //! | [`webhook`] | delivery of the event log | the meaning of an event |
 //! | [`router`] | the way from a commit to shards and webhooks | anything that waits |
 //! | [`job`] | periodic work | state that matters after a crash |
@@ -26,6 +28,7 @@
 
 pub mod api;
 pub mod boot;
+pub mod cluster;
 pub mod config;
 pub mod gateway;
 pub mod job;
@@ -33,6 +36,7 @@ pub mod model;
 pub mod ota;
 pub mod pricing;
 pub mod protocol;
+pub mod queue;
 pub mod router;
 pub mod shard;
 pub mod signature;

@@ -537,6 +537,22 @@ impl CommandState {
             Self::Dead => "dead",
         }
     }
+
+    /// Reads the word in the store.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [
+            Self::Queued,
+            Self::Claimed,
+            Self::Written,
+            Self::Acked,
+            Self::Refused,
+            Self::Expired,
+            Self::Withdrawn,
+            Self::Dead,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == word)
+    }
 }
 
 /// Event types sent to third parties.

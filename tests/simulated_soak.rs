@@ -23,7 +23,7 @@ use chargegate::{
 };
 use chargegate_loadtest::device::{Ap3000Device, Behaviour, BkvDevice};
 use sim::World;
-use witness::{Draws, Record, Shared, Witness, audit};
+use witness::{Draws, Record, Shared, Witness, audit, books::Books};
 
 const DEVICES: u32 = 40;
 const SEEDS: [u64; 3] = [1, 2, 3];
@@ -187,9 +187,10 @@ impl Soak {
         let faults: Vec<_> = self.seen.iter().flat_map(|seen| seen.lock().faults.clone()).collect();
         assert!(faults.is_empty(), "{faults:#?}");
         let records: Vec<Record> = self.seen.iter().flat_map(|seen| seen.lock().acknowledged.clone()).collect();
-        audit::records_are_stored_once(sql, &records);
-        audit::events_are_gapless(sql);
-        let digest = audit::orders_live_one_after_the_other(sql);
+        let books = Books::Sqlite(sql);
+        audit::records_are_stored_once(&books, &records);
+        audit::events_are_gapless(&books);
+        let digest = audit::orders_live_one_after_the_other(&books);
         nothing_runs_on(sql, &records);
         digest
     }

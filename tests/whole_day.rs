@@ -39,7 +39,7 @@ use chargegate_loadtest::device::{
 };
 use serde_json::{Value, json};
 use sim::World;
-use witness::{Draws, Record, audit};
+use witness::{Draws, Record, audit, books::Books};
 
 const HOUR: u64 = 60 * MINUTE;
 /// Longest charge and longest absence, one after the other, and the time a device keeps a record to itself.
@@ -448,9 +448,10 @@ impl Day {
                 records.push(record(peer.id, &entry));
             }
         }
-        audit::records_are_stored_once(sql, &records);
-        audit::events_are_gapless(sql);
-        audit::orders_live_one_after_the_other(sql);
+        let books = Books::Sqlite(sql);
+        audit::records_are_stored_once(&books, &records);
+        audit::events_are_gapless(&books);
+        audit::orders_live_one_after_the_other(&books);
         // What devices say they charged for is what is stored, device by device.
         let mut statement = sql
             .prepare("SELECT device_id, sum(amount_cent) FROM settlements WHERE amount_cent IS NOT NULL GROUP BY 1")

@@ -190,7 +190,7 @@ CREATE TABLE outbound_queue (
     updated_at    BIGINT NOT NULL
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX outbound_state ON outbound_queue (state, not_before);
-CREATE INDEX outbound_waiting ON outbound_queue (device_id) WHERE state IN ('queued', 'claimed');
+CREATE INDEX outbound_unfinished ON outbound_queue (device_id) WHERE state IN ('queued', 'claimed', 'written');
 CREATE INDEX outbound_order ON outbound_queue (order_no) WHERE order_no IS NOT NULL;
 CREATE INDEX outbound_device ON outbound_queue (device_id, id DESC);
 

@@ -18,6 +18,7 @@ use std::{
     },
 };
 
+use crossbeam::queue::ArrayQueue;
 use parking_lot::RwLock;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
@@ -29,6 +30,8 @@ use crate::{
 
 const STRIPES: usize = 64;
 const NO_SHARD: u16 = u16::MAX;
+/// Changed devices that may wait to be looked at.
+const CHANGES_MAX: usize = 65_536;
 
 type Stripe = RwLock<FxHashMap<DeviceId, Arc<Entry>>>;
 
@@ -39,6 +42,7 @@ pub struct Directory {
     online: AtomicI64,
     timeout_ms: i64,
     penalty_ms: i64,
+    changes: Option<Arc<Changes>>,
 }
 
 impl Default for Directory {
@@ -52,7 +56,24 @@ impl Directory {
     /// `penalty_ms`: how long a TCP close or an ACK timeout counts against the score.
     pub fn new(timeout_ms: i64, penalty_ms: i64) -> Self {
         let stripes = (0..STRIPES).map(|_| RwLock::default()).collect();
-        Self { stripes, online: AtomicI64::new(0), timeout_ms, penalty_ms }
+        Self { stripes, online: AtomicI64::new(0), timeout_ms, penalty_ms, changes: None }
+    }
+
+    /// The same, with a list of the devices whose state changed in a way that others are to see soon.
+    #[must_use]
+    pub fn with_changes(mut self) -> Self {
+        self.changes = Some(Arc::new(Changes::new(CHANGES_MAX)));
+        self
+    }
+
+    /// The list, where there is one.
+    pub const fn changes(&self) -> Option<&Arc<Changes>> {
+        self.changes.as_ref()
+    }
+
+    /// How long a TCP close or an ACK timeout counts against the score, ms.
+    pub const fn penalty_ms(&self) -> i64 {
+        self.penalty_ms
     }
 
     fn stripe(&self, device_id: DeviceId) -> &Stripe {
@@ -78,9 +99,10 @@ impl Directory {
         accepted: u64,
     ) -> Result<Taken, NewerConnection> {
         let mut stripe = self.stripe(device_id).write();
-        let entry = stripe
-            .entry(device_id)
-            .or_insert_with(|| Arc::new(Entry::new(device_id, protocol, self.timeout_ms, self.penalty_ms)));
+        let entry = stripe.entry(device_id).or_insert_with(|| {
+            let changes = self.changes.clone();
+            Arc::new(Entry { changes, ..Entry::new(device_id, protocol, self.timeout_ms, self.penalty_ms) })
+        });
         if entry.connected() && entry.accepted.load(Ordering::Relaxed) > accepted {
             return Err(NewerConnection);
         }
@@ -113,6 +135,31 @@ impl Directory {
     /// Counts a device that came online (1) or went offline (−1).
     pub fn count_online(&self, change: i64) {
         self.online.fetch_add(change, Ordering::Relaxed);
+    }
+}
+
+/// Devices whose connection, ports or orders changed, each once until it is looked at. Anybody adds, one reads; no lock and no
+/// system call.
+#[derive(Debug)]
+pub struct Changes {
+    devices: ArrayQueue<DeviceId>,
+    /// Some found no room.
+    overflow: AtomicBool,
+}
+
+impl Changes {
+    fn new(devices_max: usize) -> Self {
+        Self { devices: ArrayQueue::new(devices_max), overflow: AtomicBool::new(false) }
+    }
+
+    /// Takes the next device. Its entry is [unmarked](Entry::unmark) before it is read.
+    pub fn pop(&self) -> Option<DeviceId> {
+        self.devices.pop()
+    }
+
+    /// Whether changes were left out since the last call: all entries are to be looked at.
+    pub fn take_overflow(&self) -> bool {
+        self.overflow.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -180,6 +227,9 @@ pub struct Entry {
     told: RwLock<Option<Box<Told>>>,
     waiting: AtomicU32,
     ports: RwLock<Arc<[PortCell]>>,
+    changes: Option<Arc<Changes>>,
+    /// It is in `changes`, or found no room there.
+    marked: AtomicBool,
 }
 
 impl Entry {
@@ -207,7 +257,24 @@ impl Entry {
             told: RwLock::new(None),
             waiting: AtomicU32::new(0),
             ports: RwLock::new(Arc::new([])),
+            changes: None,
+            marked: AtomicBool::new(false),
         }
+    }
+
+    /// Others are to see soon what changed.
+    pub fn mark(&self) {
+        if let Some(changes) = &self.changes
+            && !self.marked.swap(true, Ordering::AcqRel)
+            && changes.devices.push(self.device_id).is_err()
+        {
+            changes.overflow.store(true, Ordering::Release);
+        }
+    }
+
+    /// What changes from here on is marked again; whether something had.
+    pub fn unmark(&self) -> bool {
+        self.marked.swap(false, Ordering::AcqRel)
     }
 
     /// The device.
@@ -259,9 +326,20 @@ impl Entry {
         (self.connected() && epoch > 0).then_some(epoch)
     }
 
+    /// Epoch of the last binding here, also when its socket is gone; 0 while the store has not answered the bind.
+    pub fn epoch(&self) -> i64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
     /// Set by the owner when the store answered the bind.
     pub fn set_epoch(&self, epoch: i64) {
         self.epoch.store(epoch, Ordering::Release);
+        self.mark();
+    }
+
+    /// Place of the connection that is, or was last, bound in the order of accepting; tells connections of one process apart.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Whether a socket is bound.
@@ -277,6 +355,11 @@ impl Entry {
     /// The device counts as offline when nothing comes for this long.
     pub fn set_timeout(&self, timeout_ms: i64) {
         self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+    }
+
+    /// Silence after which it counts as offline, ms.
+    pub fn timeout_ms(&self) -> i64 {
+        self.timeout_ms.load(Ordering::Relaxed)
     }
 
     /// When the device is offline if nothing more comes, Unix ms.
@@ -298,6 +381,7 @@ impl Entry {
     pub fn set_disconnected(&self, at: i64) {
         self.connected.store(false, Ordering::Release);
         self.last_tcp_down.store(at, Ordering::Relaxed);
+        self.mark();
     }
 
     /// Bytes or a frame came at `at` (Unix ms).
@@ -308,6 +392,17 @@ impl Entry {
     /// A command's ACK timed out at `at` (Unix ms).
     pub fn ack_timed_out(&self, at: i64) {
         self.last_ack_timeout.store(at, Ordering::Relaxed);
+        self.mark();
+    }
+
+    /// Unix ms when a socket that carried it last went down; 0: never in this process.
+    pub fn last_tcp_down(&self) -> i64 {
+        self.last_tcp_down.load(Ordering::Relaxed)
+    }
+
+    /// Unix ms when an ACK timed out last; 0: never in this process.
+    pub fn last_ack_timeout(&self) -> i64 {
+        self.last_ack_timeout.load(Ordering::Relaxed)
     }
 
     /// Unix ms of the last inbound bytes; 0: never in this process.
@@ -322,13 +417,13 @@ impl Entry {
 
     /// The score and its parts at `at` (Unix ms).
     pub fn score(&self, at: i64) -> Score {
-        let recent = |then: i64| then != 0 && at.saturating_sub(then) < self.penalty_ms;
-        let seen = self.last_seen();
-        Score {
-            alive: seen != 0 && at.saturating_sub(seen) < self.timeout_ms.load(Ordering::Relaxed),
-            tcp_down: recent(self.last_tcp_down.load(Ordering::Relaxed)),
-            ack_timeout: recent(self.last_ack_timeout.load(Ordering::Relaxed)),
-        }
+        let clocks = Clocks {
+            last_seen: self.last_seen(),
+            last_tcp_down: self.last_tcp_down(),
+            last_ack_timeout: self.last_ack_timeout(),
+            timeout_ms: self.timeout_ms(),
+        };
+        clocks.score(at, self.penalty_ms)
     }
 
     /// BKV/GN: whether the device addresses sockets ≥ 1.
@@ -487,6 +582,31 @@ impl Entry {
     /// Replaces the list of ports (rare: ports come into being by registration, network list or first report).
     pub fn set_ports(&self, ports: Vec<PortCell>) {
         *self.ports.write() = ports.into();
+        self.mark();
+    }
+}
+
+/// What the score is made of. Times are Unix ms; 0: never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clocks {
+    /// Last inbound bytes.
+    pub last_seen: i64,
+    /// A socket that carried the device went down.
+    pub last_tcp_down: i64,
+    /// An ACK timed out.
+    pub last_ack_timeout: i64,
+    /// Silence after which it counts as offline, ms.
+    pub timeout_ms: i64,
+}
+
+impl Clocks {
+    /// The score at `at` (Unix ms); a TCP close or an ACK timeout counts for `penalty_ms`.
+    pub const fn score(&self, at: i64, penalty_ms: i64) -> Score {
+        Score {
+            alive: self.last_seen != 0 && at.saturating_sub(self.last_seen) < self.timeout_ms,
+            tcp_down: self.last_tcp_down != 0 && at.saturating_sub(self.last_tcp_down) < penalty_ms,
+            ack_timeout: self.last_ack_timeout != 0 && at.saturating_sub(self.last_ack_timeout) < penalty_ms,
+        }
     }
 }
 

@@ -61,7 +61,7 @@ impl Exposition<'_> {
     }
 
     /// The samples of one histogram in seconds; the family is started by the caller.
-    pub(super) fn histogram(&mut self, name: &str, labels: &[(&str, &str)], merged: &Merged) {
+    pub fn histogram(&mut self, name: &str, labels: &[(&str, &str)], merged: &Merged) {
         let mut counts = [0_u64; BOUNDS_US.len()];
         for step in merged.latencies_us.iter_recorded() {
             // Bounds ascend: a value counts in its own bucket here, and the sums below make them cumulative.

@@ -159,6 +159,38 @@ labels! {
         /// 500 and above.
         ServerError = "5xx",
     }
+
+    /// What Redis is asked for.
+    RedisOp {
+        /// Whether it is there.
+        Ping = "ping",
+        /// Order of waiting commands.
+        Queue = "queue",
+        /// Wake-ups between instances.
+        Note = "note",
+        /// Mirror of sessions.
+        Session = "session",
+        /// Nonces and rates that instances share.
+        Guard = "guard",
+    }
+
+    /// Why Redis did not answer.
+    RedisFailure {
+        /// It was known not to be there; nothing was sent.
+        Down = "down",
+        /// Too many jobs wait; nothing was sent.
+        Full = "full",
+        /// The job's time was up before its turn; nothing was sent.
+        Late = "late",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// The connection failed.
+        Lost = "lost",
+        /// An error reply.
+        Refused = "refused",
+        /// The gateway stops.
+        Closed = "closed",
+    }
 }
 
 impl From<SkipReason> for DecodeFailure {

@@ -9,11 +9,16 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering::Relaxed},
+    thread,
+    time::Duration,
 };
 
 /// Ports are taken below the range that outgoing connections use: a device that connects while the gateway is down would
 /// otherwise now and then meet itself.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
+
+/// A gateway that does not start is started this often.
+const STARTS: u32 = 100;
 
 pub(crate) struct Gateway {
     dir: tempfile::TempDir,
@@ -33,9 +38,25 @@ impl Gateway {
         gateway
     }
 
-    /// Starts on the same directory and ports.
+    /// Starts on the same directory and ports, as often as a supervisor would: what it needs may not be there yet.
     pub(crate) fn start_again(&mut self) {
         assert!(self.child.is_none(), "it runs");
+        for _ in 0..STARTS {
+            if self.launch() {
+                return;
+            }
+            let status = self.child.take().expect("it was started").wait().unwrap();
+            // Something it depends on is down, or what an io_uring held is not given back yet.
+            if status.code() != Some(3) && !self.log().contains("Address already in use") {
+                break;
+            }
+            thread::park_timeout(Duration::from_millis(200));
+        }
+        panic!("the gateway does not start:\n{}", self.log());
+    }
+
+    /// Whether it got ready; if not, it ends.
+    fn launch(&mut self) -> bool {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_chargegate"));
         command
@@ -50,8 +71,19 @@ impl Gateway {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         self.child = Some(child);
-        let ready = lines.any(|line| line.is_ok_and(|line| line.starts_with("API ")));
-        assert!(ready, "the gateway does not start:\n{}", self.log());
+        lines.any(|line| line.is_ok_and(|line| line.starts_with("API ")))
+    }
+
+    /// Whether it has not ended by itself.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        let pid = i32::try_from(self.child.as_ref().expect("it runs").id()).unwrap();
+        // SAFETY: `kill` takes two numbers; the child is not waited for yet, so its id is its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
     /// `kill -9`.
@@ -63,11 +95,8 @@ impl Gateway {
 
     /// SIGTERM; whether it ended with 0.
     pub(crate) fn stop(&mut self) -> bool {
-        let mut child = self.child.take().expect("it runs");
-        let pid = i32::try_from(child.id()).unwrap();
-        // SAFETY: `kill` takes two numbers; the child is not waited for yet, so its id is its own.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        child.wait().unwrap().success()
+        self.signal(libc::SIGTERM);
+        self.child.take().expect("it runs").wait().unwrap().success()
     }
 
     pub(crate) fn api_key(&self) -> String {
@@ -105,7 +134,7 @@ impl Drop for Gateway {
             drop(child.kill());
             drop(child.wait());
         }
-        if std::thread::panicking() {
+        if thread::panicking() {
             eprintln!("the gateway's log ends with:\n{}", self.log());
         }
     }

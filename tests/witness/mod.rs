@@ -7,9 +7,10 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod audit;
+pub(crate) mod books;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -82,6 +83,8 @@ pub(crate) struct Seen {
     /// Messages ids of starts: AP3000 by order, BKV by socket, hole and id, with whether the socket was asked for since.
     start_ids: BTreeMap<OrderNo, u16>,
     asked: BTreeMap<(u8, u8, u32), bool>,
+    /// Message ids of commands to show where the device is (AP3000).
+    pub(crate) located: BTreeSet<u16>,
     /// Rules broken.
     pub(crate) faults: Vec<String>,
     /// The device is switched on and the server answered.
@@ -240,7 +243,14 @@ impl<D: Device> Witness<D> {
 }
 
 fn ap3000_down(seen: &mut Seen, frame: &ap3000::Frame<'_>) {
-    let Ok(ApBody::ChargeControl(control)) = ap3000::decode_body(frame, Direction::Down) else { return };
+    let control = match ap3000::decode_body(frame, Direction::Down) {
+        Ok(ApBody::ChargeControl(control)) => control,
+        Ok(ApBody::LocateDevice(_)) => {
+            seen.located.insert(frame.msg_id);
+            return;
+        }
+        _ => return,
+    };
     if control.charge_cmd != ChargeControl::START {
         return;
     }

@@ -200,10 +200,12 @@ impl Device {
         if let Some(cell) = self.ports.iter().find(|cell| cell.port_no == order.port_no) {
             let holds = order.status.is_active() || order.device_end_pending;
             let held = cell.load().order_no;
-            if holds {
+            if holds && held != Some(order.order_no) {
                 cell.set_order(Some(order.order_no));
-            } else if held == Some(order.order_no) {
+                self.entry.mark();
+            } else if !holds && held == Some(order.order_no) {
                 cell.set_order(None);
+                self.entry.mark();
             }
         }
     }

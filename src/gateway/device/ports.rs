@@ -118,6 +118,9 @@ impl Device {
         if !self.ports_dirty.contains(&report.port_no) {
             self.ports_dirty.push(report.port_no);
         }
+        if before.status != state.status {
+            self.entry.mark();
+        }
         if before.status != state.status && before.updated_at != 0 {
             let port = PortObject::new(&state.record(self.id), state.order_no);
             let mut data = serde_json::to_value(port).unwrap_or_default();

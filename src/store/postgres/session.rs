@@ -24,11 +24,17 @@ use smallvec::SmallVec;
 use super::watch::Watch;
 use crate::store::{
     StoreError,
-    sql::conn::{self, Row, Value},
+    sql::{
+        conn::{self, Row, Value},
+        stage::Stage,
+    },
 };
 
 /// Statements kept prepared; those whose text is made of a filter are more.
 const STATEMENTS_MAX: usize = 256;
+
+/// Numbers for commands taken at a time.
+const COMMAND_IDS: i64 = 64;
 
 /// A connection of one thread.
 pub(in crate::store) struct PgSession {
@@ -42,6 +48,10 @@ pub(in crate::store) struct PgSession {
     pid: i32,
     savepoints: Cell<Savepoints>,
     in_transaction: Cell<bool>,
+    /// Rows of the transaction under way, where it works on a stage.
+    stage: RefCell<Option<Stage>>,
+    /// Numbers for commands to come.
+    command_ids: RefCell<Vec<i64>>,
     /// What the last failed call says.
     fault: Cell<Option<Fault>>,
 }
@@ -132,6 +142,8 @@ impl PgSession {
             pid,
             savepoints: Cell::new(Savepoints::Real),
             in_transaction: Cell::new(false),
+            stage: RefCell::new(None),
+            command_ids: RefCell::default(),
             fault: Cell::new(None),
         }
     }
@@ -171,17 +183,22 @@ impl PgSession {
         self.fault.set(None);
         self.call(|client| client.batch_execute(&format!("BEGIN; {first}")))?;
         self.in_transaction.set(true);
+        // What waits in a stage cannot be taken back to a savepoint.
+        *self.stage.borrow_mut() = (!savepoints).then(Stage::default);
         Ok(())
     }
 
     /// Commits. An error leaves it open whether it did; see [`PgSession::take_fault`].
     pub(super) fn commit(&self) -> Result<(), StoreError> {
+        self.flush()?;
+        self.stage.take();
         self.in_transaction.set(false);
         self.call(|client| client.batch_execute("COMMIT"))
     }
 
     /// Takes the transaction back, if one is open.
     pub(super) fn roll_back(&self) -> Result<(), StoreError> {
+        self.stage.take();
         self.in_transaction.set(false);
         self.call(|client| client.batch_execute("ROLLBACK"))
     }
@@ -199,7 +216,10 @@ impl PgSession {
         match self.savepoints.get() {
             Savepoints::None => Ok(()),
             Savepoints::Wanted => Err(wanted()),
-            Savepoints::Real => self.call(|client| client.batch_execute("SAVEPOINT job")),
+            Savepoints::Real => {
+                self.flush()?;
+                self.call(|client| client.batch_execute("SAVEPOINT job"))
+            }
         }
     }
 
@@ -241,6 +261,12 @@ impl PgSession {
     }
 
     pub(in crate::store) fn run(&self, sql: &str, values: &[Value<'_>]) -> Result<usize, StoreError> {
+        self.flush()?;
+        self.forget();
+        self.execute(sql, values)
+    }
+
+    fn execute(&self, sql: &str, values: &[Value<'_>]) -> Result<usize, StoreError> {
         let statement = self.prepared(sql)?;
         let rows = self.call(|client| client.execute(&statement, &params(values)))?;
         Ok(usize::try_from(rows).unwrap_or(usize::MAX))
@@ -252,8 +278,60 @@ impl PgSession {
     }
 
     fn query(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<postgres::Row>, StoreError> {
+        self.flush()?;
+        if !sql.starts_with("SELECT") {
+            self.forget();
+        }
+        self.rows(sql, values)
+    }
+
+    fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<postgres::Row>, StoreError> {
         let statement = self.prepared(sql)?;
         self.call(|client| client.query(&statement, &params(values)))
+    }
+
+    /// As [`conn::Conn::staged`].
+    pub(in crate::store) fn staged<T>(&self, ask: impl FnOnce(&mut Stage) -> Option<T>) -> Option<T> {
+        self.stage.borrow_mut().as_mut().and_then(ask)
+    }
+
+    pub(in crate::store) fn is_staged(&self) -> bool {
+        self.stage.borrow().is_some()
+    }
+
+    /// Writes what waits in the stage.
+    fn flush(&self) -> Result<(), StoreError> {
+        let statements = self.stage.borrow_mut().as_mut().map(Stage::take);
+        for (sql, columns) in statements.into_iter().flatten() {
+            // Which job wrote the row that is refused is not known.
+            self.execute(sql, &columns).inspect_err(|_| self.savepoints.set(Savepoints::Wanted))?;
+        }
+        Ok(())
+    }
+
+    /// A statement may have changed what was read before.
+    fn forget(&self) {
+        if let Some(stage) = self.stage.borrow_mut().as_mut() {
+            stage.forget();
+        }
+    }
+
+    /// Numbers for commands, taken many at a time; `None`: without a stage rows are numbered as they come.
+    pub(in crate::store) fn next_command_id(&self) -> Result<Option<i64>, StoreError> {
+        if !self.is_staged() {
+            return Ok(None);
+        }
+        if let Some(id) = self.command_ids.borrow_mut().pop() {
+            return Ok(Some(id));
+        }
+        let sql = "SELECT nextval(pg_get_serial_sequence('outbound_queue', 'id')) FROM generate_series(1, $1)";
+        let rows = self.rows(sql, &[Value::Int(COMMAND_IDS)])?;
+        let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>();
+        let mut ids = ids.map_err(|error| StoreError::Corrupt(describe(&error)))?;
+        ids.reverse();
+        let next = ids.pop();
+        *self.command_ids.borrow_mut() = ids;
+        Ok(next)
     }
 
     /// The statement of a text, prepared once.
@@ -294,6 +372,7 @@ impl ToSql for Value<'_> {
                 text.as_ref().to_sql(&Type::TEXT, out)
             }
             Value::Bytes(bytes) if *ty == Type::BYTEA => bytes.as_ref().to_sql(ty, out),
+            Value::Array(values) => values.to_sql(ty, out),
             Value::Bool(_) | Value::Text(_) | Value::Bytes(_) => {
                 Err(format!("a value of another type is no {ty}").into())
             }

@@ -8,7 +8,7 @@
 use rustc_hash::FxHashMap;
 
 use super::{
-    conn::{Conn, run, scalar},
+    conn::{Conn, run},
     limits::Limits,
 };
 use crate::{
@@ -79,6 +79,12 @@ pub(in crate::store) fn apply_open(
     jobs: &[Job],
 ) -> Result<Applied, StoreError> {
     let mut tx = Tx::new(conn, rules, now);
+    if conn.is_shared() {
+        tx.lock_batch(jobs)?;
+    }
+    if conn.is_staged() {
+        tx.prefetch(jobs)?;
+    }
     let outcomes = jobs.iter().map(|job| tx.job(job)).collect::<Result<Vec<_>, _>>()?;
     let Tx { queued, owners, last_event, events_lost, .. } = tx;
     Ok(Applied { outcomes, queued, owners, last_event, events_lost, error: None })
@@ -177,8 +183,7 @@ impl Tx<'_> {
     /// The answer to a shard that lost the device to a newer epoch than the one it knows.
     pub(super) fn fenced(&self, device_id: DeviceId, fence: Option<i64>) -> Result<Option<Outcome>, StoreError> {
         let Some(fence) = fence else { return Ok(None) };
-        let epoch: Option<i64> =
-            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [device_id.to_string()])?;
+        let epoch = self.counters(device_id)?.map(|counters| counters.session_epoch);
         Ok(epoch.filter(|epoch| *epoch > fence).map(|epoch| Outcome::Fenced { device_id, epoch }))
     }
 

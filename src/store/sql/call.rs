@@ -1,16 +1,10 @@
 //! Named commands: queued for third parties, and what follows from their answers.
 
-use super::{
-    apply::Tx,
-    command::NewCommand,
-    conn::{one, scalar},
-    network::of_network,
-    row::{command, command_columns, command_record, command_record_columns},
-};
+use super::{apply::Tx, command::NewCommand, network::of_network, rows::CommandRow};
 use crate::{
     gateway::params::Group,
     model::{Command, CommandBody, CommandState, DeviceCall, DeviceId, Priority},
-    store::{Called, CommandRecord, CommandUpdate, NewCall, Outcome, StoreError, payload},
+    store::{Called, CommandUpdate, NewCall, Outcome, StoreError, payload},
 };
 
 /// Attempts of commands that follow from others.
@@ -32,16 +26,12 @@ impl Tx<'_> {
     }
 
     fn call(&mut self, new: &NewCall) -> Result<Called, StoreError> {
-        let waiting: Option<u32> = scalar(
-            self.conn,
-            "SELECT count(*) FROM outbound_queue WHERE device_id = $1 AND state IN ('queued', 'claimed')",
-            [new.device_id.to_string()],
-        )?;
-        if waiting.unwrap_or(0) >= new.waiting_max {
+        let waiting = self.unfinished_of(new.device_id)?.iter().filter(|row| row.is_unwritten()).count();
+        if waiting >= usize::try_from(new.waiting_max).unwrap_or(usize::MAX) {
             return Ok(Called::Full);
         }
         let Some(counters) = self.next_msg_id(new.device_id)? else { return Ok(Called::NoDevice) };
-        let (id, _) = self.insert_command_row(
+        let row = self.insert_command_row(
             NewCommand {
                 device_id: new.device_id,
                 order_no: None,
@@ -55,18 +45,7 @@ impl Tx<'_> {
             },
             counters,
         )?;
-        let record = self.command_record(id)?;
-        let record = record.ok_or_else(|| StoreError::Statement("a command that was inserted is not there".into()))?;
-        Ok(Called::Queued(Box::new(record)))
-    }
-
-    fn command_record(&self, id: i64) -> Result<Option<CommandRecord>, StoreError> {
-        one(
-            self.conn,
-            concat!("SELECT ", command_record_columns!(), " FROM outbound_queue WHERE id = $1"),
-            [id],
-            command_record,
-        )
+        Ok(Called::Queued(Box::new(row.record())))
     }
 
     /// Queues a command that follows from another, claimed where the device's epoch is live.
@@ -93,30 +72,25 @@ impl Tx<'_> {
     }
 
     /// What a device's answer to a named command changes.
-    pub(super) fn command_answered(&mut self, update: &CommandUpdate) -> Result<Outcome, StoreError> {
-        let answered = one(
-            self.conn,
-            concat!("SELECT ", command_columns!(), " FROM outbound_queue WHERE id = $1"),
-            [update.id],
-            command,
-        )?;
-        if let Some(ended) = &answered
-            && let Some(call) = of_network(&ended.body)
-        {
-            let next = self.network_answered(ended, call, update.state, update.at)?;
-            let device_id = ended.device_id;
+    pub(super) fn command_answered(
+        &mut self,
+        ended: &CommandRow,
+        update: &CommandUpdate,
+    ) -> Result<Outcome, StoreError> {
+        let device_id = ended.device_id;
+        if let Some(call) = of_network(&ended.body) {
+            let Some(command) = ended.claimed() else { return Ok(Outcome::Done) };
+            let next = self.network_answered(&command, call, update.state, update.at)?;
             return Ok(next.map_or(Outcome::Done, |next| Outcome::Claimed { device_id, commands: vec![next] }));
         }
-        let Some(Command { device_id, epoch, body: CommandBody::Call { call }, .. }) = answered else {
-            return Ok(Outcome::Done);
-        };
+        let (CommandBody::Call { call }, Some(epoch)) = (&ended.body, ended.epoch) else { return Ok(Outcome::Done) };
         if !matches!(update.state, CommandState::Acked | CommandState::Refused) {
             return Ok(Outcome::Done);
         }
         let acked = update.state == CommandState::Acked;
-        let follow_up = match Group::of_call(&call) {
+        let follow_up = match Group::of_call(call) {
             Some((group, socket)) => {
-                self.params_answered(device_id, group, socket, &call, acked, update.result.as_deref(), update.at)?
+                self.params_answered(device_id, group, socket, call, acked, update.result.as_deref(), update.at)?
             }
             None => None,
         };

@@ -12,13 +12,11 @@ use serde_json::json;
 
 use super::{
     apply::Tx,
-    conn::{all, insert, one, run, scalar},
-    event::json,
     limits::signed,
-    row::{active, command, command_columns, server_id},
+    rows::{CommandRow, Counters},
 };
 use crate::{
-    model::{Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, Priority, ServerId},
+    model::{Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, OrderStatus, Priority, ServerId},
     store::{CommandUpdate, Outcome, Queued, StoreError},
 };
 
@@ -51,66 +49,48 @@ pub(super) struct Addressed {
 impl Tx<'_> {
     /// Takes the device's next message id, with what a command must know of its device; `None`: no such device.
     pub(super) fn next_msg_id(&self, device_id: DeviceId) -> Result<Option<Addressed>, StoreError> {
-        let id = device_id.to_string();
-        run(self.conn, "UPDATE devices SET msg_counter = msg_counter + 1 WHERE device_id = $1", [&id])?;
-        one(self.conn, "SELECT msg_counter, session_epoch, owner FROM devices WHERE device_id = $1", [&id], |row| {
-            Ok(Addressed { msg_id: row.get::<i64>(0)? as u32, session_epoch: row.get(1)?, owner: server_id(row, 2)? })
-        })
+        let Some(mut counters) = self.counters(device_id)? else { return Ok(None) };
+        counters.msg_counter += 1;
+        self.save_counters(device_id, &counters)?;
+        let Counters { session_epoch, msg_counter, owner, .. } = counters;
+        Ok(Some(Addressed { msg_id: msg_counter as u32, session_epoch, owner }))
     }
 
     /// Inserts a command: claimed (and returned) when `epoch` is live, else queued.
     pub(super) fn insert_command(&mut self, new: NewCommand, to: Addressed) -> Result<Option<Command>, StoreError> {
-        Ok(self.insert_command_row(new, to)?.1)
+        Ok(self.insert_command_row(new, to)?.claimed())
     }
 
-    /// As [`Tx::insert_command`], with the row's id.
-    pub(super) fn insert_command_row(
-        &mut self,
-        new: NewCommand,
-        to: Addressed,
-    ) -> Result<(i64, Option<Command>), StoreError> {
+    /// As [`Tx::insert_command`], with the whole row.
+    pub(super) fn insert_command_row(&mut self, new: NewCommand, to: Addressed) -> Result<CommandRow, StoreError> {
         let epoch = new.epoch.filter(|epoch| *epoch == to.session_epoch);
-        let state = if epoch.is_some() { CommandState::Claimed } else { CommandState::Queued };
-        let msg_id = to.msg_id;
-        let id = insert(
-            self.conn,
-            "INSERT INTO outbound_queue \
-             (device_id, order_no, kind, body, priority, state, epoch, msg_id, not_before, not_after, created_at, \
-             updated_at, attempts_max, request_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9, $9, $11, $12)",
-            "id",
-            (
-                new.device_id.to_string(),
-                new.order_no.as_ref().map(OrderNo::as_str),
-                new.body.as_str(),
-                json(&new.body)?,
-                new.priority.code(),
-                state.as_str(),
-                epoch,
-                msg_id,
-                new.at,
-                new.not_after,
-                new.attempts_max,
-                &new.request_id,
-            ),
-        )?;
-        let Some(epoch) = epoch else {
-            let NewCommand { device_id, priority, at, .. } = new;
-            self.queued.push(Queued { id, device_id, priority, at, owner: to.owner });
-            return Ok((id, None));
-        };
-        let command = Command {
-            id,
+        let mut row = CommandRow {
+            id: 0,
             device_id: new.device_id,
             order_no: new.order_no,
             body: new.body,
             priority: new.priority,
-            msg_id,
+            state: if epoch.is_some() { CommandState::Claimed } else { CommandState::Queued },
             epoch,
-            not_after: new.not_after,
+            msg_id: to.msg_id,
             maybe_written: false,
+            attempts: 0,
             attempts_max: new.attempts_max,
+            reason: None,
+            result: None,
+            request_id: new.request_id,
+            not_before: new.at,
+            not_after: new.not_after,
+            created_at: new.at,
+            written_at: None,
+            updated_at: new.at,
         };
-        Ok((id, Some(command)))
+        self.add_command(&mut row)?;
+        if epoch.is_none() {
+            let CommandRow { id, device_id, priority, created_at: at, .. } = row;
+            self.queued.push(Queued { id, device_id, priority, at, owner: to.owner });
+        }
+        Ok(row)
     }
 
     /// Queues a stop for an order, unless one is under way or it would stop somebody else.
@@ -125,17 +105,13 @@ impl Tx<'_> {
         if matches!(order.device_id, DeviceId::Gateway(_)) && order.status.is_final() && self.port_taken(order)? {
             return Ok(None);
         }
-        let unfinished: Option<(i64, bool)> = one(
-            self.conn,
-            "SELECT id, state = 'written' FROM outbound_queue WHERE order_no = $1 AND kind = 'stop' \
-             AND state IN ('queued', 'claimed', 'written') AND not_after > $2 ORDER BY id DESC LIMIT 1",
-            (order.order_no.as_str(), at),
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
+        let rows = self.commands_of(order.order_no)?;
+        let is_stop = |row: &&CommandRow| matches!(row.body, CommandBody::Stop { .. });
+        let unfinished = rows.iter().rev().filter(is_stop).find(|row| row.is_unfinished() && row.not_after > at);
         match unfinished {
-            Some((_, true)) => Ok(None),
-            Some((id, false)) => match epoch {
-                Some(epoch) => self.claim_row(id, epoch, at),
+            Some(row) if row.state == CommandState::Written => Ok(None),
+            Some(row) => match epoch {
+                Some(epoch) => self.claim_row(row.clone(), epoch, at),
                 None => Ok(None),
             },
             None => {
@@ -158,72 +134,72 @@ impl Tx<'_> {
 
     /// Whether another order is active on the order's port.
     fn port_taken(&self, order: &Order) -> Result<bool, StoreError> {
-        let other: Option<i64> = scalar(
-            self.conn,
-            concat!(
-                "SELECT 1 FROM orders WHERE device_id = $1 AND port_no = $2 AND order_no <> $3 AND status IN ",
-                active!()
-            ),
-            (order.device_id.to_string(), order.port_no, order.order_no.as_str()),
-        )?;
-        Ok(other.is_some())
+        let other = self.active_on(order.device_id, order.port_no)?;
+        Ok(other.is_some_and(|other| other.order_no != order.order_no))
     }
 
-    /// Claims one row that is queued or claimed for an older epoch.
-    fn claim_row(&self, id: i64, epoch: i64, at: i64) -> Result<Option<Command>, StoreError> {
-        one(
-            self.conn,
-            concat!(
-                "UPDATE outbound_queue SET maybe_written = maybe_written OR state = 'claimed', state = 'claimed', \
-                 epoch = $2, updated_at = $3 \
-                 WHERE id = $1 AND (state = 'queued' OR (state = 'claimed' AND epoch < $2)) \
-                 AND $2 = (SELECT session_epoch FROM devices d WHERE d.device_id = outbound_queue.device_id) RETURNING ",
-                command_columns!()
-            ),
-            (id, epoch, at),
-            command,
-        )
+    /// Claims a row that is queued or claimed for an older epoch, if this one is the device's.
+    fn claim_row(&self, row: CommandRow, epoch: i64, at: i64) -> Result<Option<Command>, StoreError> {
+        let claimable = row.state == CommandState::Queued
+            || (row.state == CommandState::Claimed && row.epoch.is_some_and(|claimed| claimed < epoch));
+        let live = self.counters(row.device_id)?.is_some_and(|counters| counters.session_epoch == epoch);
+        if claimable && live { self.claimed(row, epoch, at).map(Some) } else { Ok(None) }
     }
 
-    /// Claims what waits for a device and is still wanted: a start while its order is pending and young; a stop while its order
-    /// is being ended, or is final without a settlement and nobody else holds a BKV/GN port.
+    fn claimed(&self, mut row: CommandRow, epoch: i64, at: i64) -> Result<Command, StoreError> {
+        row.maybe_written |= row.state == CommandState::Claimed;
+        row.state = CommandState::Claimed;
+        row.epoch = Some(epoch);
+        row.updated_at = at;
+        self.save_command(&row)?;
+        row.claimed().ok_or_else(|| StoreError::Statement(format!("command {} was not claimed", row.id)))
+    }
+
+    /// Claims what waits for a device and is still wanted.
     pub(super) fn claim(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
-        let waiting: Option<i64> = scalar(
-            self.conn,
-            "SELECT 1 FROM outbound_queue WHERE device_id = $1 AND (state IN ('queued', 'claimed') \
-             OR (state = 'written' AND attempts_max > 1 AND epoch < $2)) LIMIT 1",
-            (device_id.to_string(), epoch),
-        )?;
-        if waiting.is_none() {
-            return Ok(Vec::new());
+        let mut commands = Vec::new();
+        for row in self.unfinished_of(device_id)? {
+            let older = row.epoch.is_some_and(|claimed| claimed < epoch);
+            let waits = match row.state {
+                CommandState::Queued => true,
+                CommandState::Claimed => older,
+                CommandState::Written => older && row.attempts_max > 1,
+                CommandState::Acked
+                | CommandState::Refused
+                | CommandState::Expired
+                | CommandState::Withdrawn
+                | CommandState::Dead => false,
+            };
+            if waits && row.not_before <= at && row.not_after > at && self.is_wanted(&row, at)? {
+                commands.push(self.claimed(row, epoch, at)?);
+            }
         }
-        let named_by_hole = matches!(device_id, DeviceId::Gateway(_));
-        all(
-            self.conn,
-            concat!(
-                "UPDATE outbound_queue AS q SET maybe_written = maybe_written OR state = 'claimed', state = 'claimed', \
-                 epoch = $2, updated_at = $3 \
-                 WHERE q.device_id = $1 AND (q.state = 'queued' OR (q.state = 'claimed' AND q.epoch < $2) \
-                 OR (q.state = 'written' AND q.attempts_max > 1 AND q.epoch < $2)) AND q.not_before <= $3 AND q.not_after > $3 \
-                 AND (q.order_no IS NULL OR EXISTS (SELECT 1 FROM orders o WHERE o.order_no = q.order_no AND CASE q.kind \
-                 WHEN 'start' THEN o.status = 0 AND o.created_at + $4 > $3 \
-                 WHEN 'stop' THEN o.settled_at IS NULL AND (o.status IN (8, 9) OR (o.status BETWEEN 3 AND 7 \
-                 AND NOT o.stop_acked AND NOT ($5 AND EXISTS (SELECT 1 FROM orders other \
-                 WHERE other.device_id = o.device_id AND other.port_no = o.port_no AND other.status IN ",
-                active!(),
-                ")))) ELSE TRUE END)) RETURNING ",
-                command_columns!()
-            ),
-            // A start that is not claimed in time is not claimed at all: the owner times the order out.
-            (device_id.to_string(), epoch, at, signed(self.limits.orders.start_total), named_by_hole),
-            command,
-        )
+        Ok(commands)
+    }
+
+    /// Whether a command still serves its order: a start while the order is pending and young (one that is not claimed in time
+    /// is not claimed at all: the owner times the order out); a stop while the order is being ended, or is final without a
+    /// settlement and nobody else holds a BKV/GN port.
+    fn is_wanted(&self, row: &CommandRow, at: i64) -> Result<bool, StoreError> {
+        let Some(order_no) = row.order_no else { return Ok(true) };
+        let Some(order) = self.find_order(order_no)? else { return Ok(false) };
+        Ok(match row.body {
+            CommandBody::Start { .. } => {
+                order.status == OrderStatus::Pending && order.created_at + signed(self.limits.orders.start_total) > at
+            }
+            CommandBody::Stop { .. } if order.settled_at.is_some() => false,
+            CommandBody::Stop { .. } if order.status.is_final() => {
+                let named_by_hole = matches!(order.device_id, DeviceId::Gateway(_));
+                !order.stop_acked && !(named_by_hole && self.port_taken(&order)?)
+            }
+            CommandBody::Stop { .. } => matches!(order.status, OrderStatus::Cancelling | OrderStatus::Stopping),
+            _ => true,
+        })
     }
 
     /// As [`Tx::claim`], for a shard that claims under an epoch it may have lost.
     pub(super) fn claim_live(&self, device_id: DeviceId, epoch: i64, at: i64) -> Result<Vec<Command>, StoreError> {
-        let live: Option<i64> =
-            scalar(self.conn, "SELECT session_epoch FROM devices WHERE device_id = $1", [device_id.to_string()])?;
+        let live = self.counters(device_id)?.map(|counters| counters.session_epoch);
         if live != Some(epoch) {
             return Ok(Vec::new());
         }
@@ -234,13 +210,11 @@ impl Tx<'_> {
 
     /// Whether the start command is beyond recall: it was claimed, so it may have been written.
     pub(super) fn start_claimed(&self, order_no: OrderNo) -> Result<bool, StoreError> {
-        let claimed: Option<bool> = scalar(
-            self.conn,
-            "SELECT state NOT IN ('queued', 'withdrawn') AND epoch IS NOT NULL FROM outbound_queue \
-             WHERE order_no = $1 AND kind = 'start' ORDER BY id DESC LIMIT 1",
-            [order_no.as_str()],
-        )?;
-        Ok(claimed.unwrap_or(false))
+        let rows = self.commands_of(order_no)?;
+        let start = rows.iter().rev().find(|row| matches!(row.body, CommandBody::Start { .. }));
+        Ok(start.is_some_and(|row| {
+            !matches!(row.state, CommandState::Queued | CommandState::Withdrawn) && row.epoch.is_some()
+        }))
     }
 
     /// Takes unwritten commands of an order back and returns the claimed ones, which their shard must drop. `kind` `None`: all.
@@ -252,21 +226,18 @@ impl Tx<'_> {
         reason: &str,
         at: i64,
     ) -> Result<Vec<i64>, StoreError> {
-        let rows = all(
-            self.conn,
-            "SELECT id, epoch IS NOT NULL FROM outbound_queue WHERE order_no = $1 AND (kind = $2 OR $2 IS NULL) \
-             AND state IN ('queued', 'claimed')",
-            (order_no.as_str(), kind),
-            |row| Ok((row.get::<i64>(0)?, row.get::<bool>(1)?)),
-        )?;
-        for (id, _) in &rows {
-            run(
-                self.conn,
-                "UPDATE outbound_queue SET state = $2, reason = $3, updated_at = $4 WHERE id = $1",
-                (id, state.as_str(), reason, at),
-            )?;
+        let mut claimed = Vec::new();
+        for mut row in self.commands_of(order_no)? {
+            if !row.is_unwritten() || kind.is_some_and(|kind| kind != row.body.as_str()) {
+                continue;
+            }
+            row.state = state;
+            row.reason = Some(reason.to_owned());
+            row.updated_at = at;
+            self.save_command(&row)?;
+            claimed.extend(row.epoch.map(|_| row.id));
         }
-        Ok(rows.into_iter().filter_map(|(id, claimed)| claimed.then_some(id)).collect())
+        Ok(claimed)
     }
 
     /// Stops again what goes on charging after its order's end: at each bind, with growing distance, a few times. A stop that
@@ -276,13 +247,13 @@ impl Tx<'_> {
         if !unwanted || order.settled_at.is_some() || super::order::is_lost(order) {
             return Ok(None);
         }
-        let (stops, last): (u32, i64) = one(
-            self.conn,
-            "SELECT count(*), coalesce(max(created_at), 0) FROM outbound_queue WHERE order_no = $1 AND kind = 'stop'",
-            [order.order_no.as_str()],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?
-        .unwrap_or_default();
+        let rows = self.commands_of(order.order_no)?;
+        let mut stops = 0;
+        let mut last = 0;
+        for row in rows.iter().filter(|row| matches!(row.body, CommandBody::Stop { .. })) {
+            stops += 1;
+            last = last.max(row.created_at);
+        }
         let stops_max = self.limits.orders.end_stops_max;
         if stops >= stops_max || last + (END_PENDING_BACKOFF_MS << stops.min(END_PENDING_DOUBLINGS_MAX)) > at {
             return Ok(None);
@@ -298,57 +269,51 @@ impl Tx<'_> {
     ///
     /// What follows from it may be a command for the same device, claimed where it is connected.
     pub(super) fn update_command(&mut self, update: &CommandUpdate) -> Result<Outcome, StoreError> {
-        // A start that was withdrawn in the instant it was written has been written all the same: the order keeps the time.
-        if let (CommandState::Written, Some(order_no)) = (update.state, update.order_no) {
-            run(
-                self.conn,
-                "UPDATE orders SET start_written_at = $2, updated_at = greatest(updated_at, $2) \
-                 WHERE order_no = $1 AND start_written_at IS NULL \
-                 AND EXISTS (SELECT 1 FROM outbound_queue WHERE id = $3 AND order_no = $1 AND kind = 'start' \
-                 AND coalesce(epoch, 0) <= $4)",
-                (order_no.as_str(), update.at, update.id, update.epoch),
-            )?;
-        }
-        // Rows are queued and claimed by the store alone.
-        if matches!(update.state, CommandState::Queued | CommandState::Claimed) {
+        let Some(mut row) = self.find_command(update.id)? else { return Ok(Outcome::Done) };
+        if row.epoch.unwrap_or(0) > update.epoch {
             return Ok(Outcome::Done);
         }
-        let changed = run(
-            self.conn,
-            "UPDATE outbound_queue SET state = $2, attempts = greatest(attempts, $3), reason = coalesce($4, reason), \
-             result = coalesce($6, result), written_at = CASE WHEN $2 IN ('written', 'acked') THEN coalesce(written_at, $5) ELSE written_at END, updated_at = $5 \
-             WHERE id = $1 AND state IN ('queued', 'claimed', 'written') AND coalesce(epoch, 0) <= $7",
-            (update.id, update.state.as_str(), update.attempts, update.reason, update.at, &update.result, update.epoch),
-        )?;
-        if changed > 0 && update.state == CommandState::Dead {
-            self.command_dead(update.id, update.at)?;
+        let is_start = matches!(row.body, CommandBody::Start { .. }) && row.order_no == update.order_no;
+        // A start that was withdrawn in the instant it was written has been written all the same: the order keeps the time.
+        if let (CommandState::Written, Some(order_no), true) = (update.state, update.order_no, is_start)
+            && let Some(mut order) = self.find_order(order_no)?.filter(|order| order.start_written_at.is_none())
+        {
+            order.start_written_at = Some(update.at);
+            order.updated_at = order.updated_at.max(update.at);
+            self.update_order(&order)?;
+        }
+        // Rows are queued and claimed by the store alone.
+        if matches!(update.state, CommandState::Queued | CommandState::Claimed) || !row.is_unfinished() {
+            return Ok(Outcome::Done);
+        }
+        row.state = update.state;
+        row.attempts = row.attempts.max(update.attempts);
+        row.reason = update.reason.map(str::to_owned).or(row.reason);
+        row.result = update.result.clone().or(row.result);
+        if matches!(update.state, CommandState::Written | CommandState::Acked) {
+            row.written_at = row.written_at.or(Some(update.at));
+        }
+        row.updated_at = update.at;
+        self.save_command(&row)?;
+        if update.state == CommandState::Dead {
+            self.command_dead(&row, update.at)?;
         }
         let ended = matches!(
             update.state,
             CommandState::Acked | CommandState::Refused | CommandState::Dead | CommandState::Expired
         );
-        if changed == 0 || !ended {
-            return Ok(Outcome::Done);
-        }
-        self.command_answered(update)
+        if ended { self.command_answered(&row, update) } else { Ok(Outcome::Done) }
     }
 
     /// Tells that a command was given up.
-    pub(super) fn command_dead(&mut self, id: i64, at: i64) -> Result<(), StoreError> {
-        let dead = one(
-            self.conn,
-            concat!("SELECT ", command_columns!(), ", attempts, reason FROM outbound_queue WHERE id = $1"),
-            [id],
-            |row| Ok((command(row)?, row.get::<u8>(10)?, row.get::<Option<String>>(11)?)),
-        )?;
-        let Some((command, attempts, reason)) = dead else { return Ok(()) };
+    pub(super) fn command_dead(&mut self, command: &CommandRow, at: i64) -> Result<(), StoreError> {
         let data = json!({
             "device_id": command.device_id,
             "order_no": command.order_no,
             "port_no": command.body.port_no(),
             "command": command.body.as_str(),
-            "attempts": attempts,
-            "reason": reason,
+            "attempts": command.attempts,
+            "reason": command.reason,
         });
         self.device_event(command.device_id, EventType::CommandDead, &data, at)
     }

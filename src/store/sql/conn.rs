@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
+use super::stage::{Bulk, Stage};
 use crate::store::{StoreError, postgres::PgSession, sqlite::SqliteSession};
 
 /// A connection that statements are run on, within whatever transaction it has open.
@@ -20,13 +21,15 @@ pub(in crate::store) enum Conn<'a> {
 }
 
 /// A value of a statement.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::store) enum Value<'a> {
     Null,
     Int(i64),
     Bool(bool),
     Text(Cow<'a, str>),
     Bytes(Cow<'a, [u8]>),
+    /// Values of one column, for statements that write many rows; PostgreSQL only.
+    Array(Vec<Self>),
 }
 
 impl Value<'_> {
@@ -38,6 +41,7 @@ impl Value<'_> {
             Self::Bool(value) => Value::Bool(value),
             Self::Text(value) => Value::Text(Cow::Owned(value.into_owned())),
             Self::Bytes(value) => Value::Bytes(Cow::Owned(value.into_owned())),
+            Self::Array(values) => Value::Array(values.into_iter().map(Value::into_owned).collect()),
         }
     }
 }
@@ -319,12 +323,61 @@ pub(in crate::store) fn insert(conn: Conn<'_>, sql: &str, id: &str, args: impl A
     }
 }
 
+/// Makes a write that can wait: at once, or with others of its kind where there is a stage.
+pub(in crate::store) fn write<const N: usize>(
+    conn: Conn<'_>,
+    bulk: &'static Bulk,
+    values: [Value<'_>; N],
+) -> Result<(), StoreError> {
+    if conn.is_staged() {
+        let row = values.map(Value::into_owned).to_vec();
+        conn.staged(|stage| {
+            stage.push(bulk, row);
+            Some(())
+        });
+        return Ok(());
+    }
+    run(conn, bulk.each, values).map(drop)
+}
+
 /// The first column of the first row.
 pub(in crate::store) fn scalar<T: Column>(conn: Conn<'_>, sql: &str, args: impl Args) -> Result<Option<T>, StoreError> {
     one(conn, sql, args, |row| row.get(0))
 }
 
 impl Conn<'_> {
+    /// Asks the stage; `None`: there is none, or it does not know.
+    pub(in crate::store) fn staged<T>(self, ask: impl FnOnce(&mut Stage) -> Option<T>) -> Option<T> {
+        match self {
+            Conn::Sqlite(_) => None,
+            Conn::Postgres(session) => session.staged(ask),
+        }
+    }
+
+    /// Whether others write to the database at the same time.
+    pub(in crate::store) const fn is_shared(self) -> bool {
+        match self {
+            Conn::Sqlite(_) => false,
+            Conn::Postgres(_) => true,
+        }
+    }
+
+    /// Whether writes wait in a stage.
+    pub(in crate::store) fn is_staged(self) -> bool {
+        match self {
+            Conn::Sqlite(_) => false,
+            Conn::Postgres(session) => session.is_staged(),
+        }
+    }
+
+    /// The number of the next command; `None`: the database numbers rows as they come.
+    pub(in crate::store) fn next_command_id(self) -> Result<Option<i64>, StoreError> {
+        match self {
+            Conn::Sqlite(_) => Ok(None),
+            Conn::Postgres(session) => session.next_command_id(),
+        }
+    }
+
     /// Whether a transaction is open; some errors end it by themselves.
     pub(in crate::store) fn in_transaction(self) -> bool {
         match self {

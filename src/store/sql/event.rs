@@ -3,10 +3,7 @@
 use serde::Serialize;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use super::{
-    apply::Tx,
-    conn::{insert, run, scalar},
-};
+use super::{apply::Tx, rows::EventRow};
 use crate::{
     model::{Card, DeviceId, EventType, Order, OrderNo, OrderStatus},
     store::{
@@ -32,22 +29,17 @@ impl Tx<'_> {
         let stamp = Timestamp::from_unix(NoContext, ms / 1000, (ms % 1000) as u32 * 1_000_000);
         let mut id = Uuid::encode_buffer();
         let id = &*Uuid::new_v7(stamp).hyphenated().encode_lower(&mut id);
-        let id = insert(
-            self.conn,
-            "INSERT INTO events (event_id, event_type, key, device_id, order_no, sequence_no, at, data) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-            "id",
-            (
-                id,
-                event.event_type.as_str(),
-                event.key,
-                event.device_id,
-                event.order_no,
-                event.sequence_no,
-                event.at,
-                event.data,
-            ),
-        )?;
+        let row = EventRow {
+            event_id: id,
+            event_type: event.event_type.as_str(),
+            key: event.key,
+            device_id: event.device_id,
+            order_no: event.order_no,
+            sequence_no: event.sequence_no,
+            at: event.at,
+            data: event.data,
+        };
+        let id = self.insert_event_row(&row)?;
         self.last_event = Some(id);
         Ok(())
     }
@@ -108,12 +100,14 @@ impl Tx<'_> {
     ) -> Result<(), StoreError> {
         let device = device_id.to_string();
         let numbered = !matches!(event_type, EventType::DeviceHeartbeat | EventType::ChargingProgress);
-        let sequence_no = if numbered {
-            run(self.conn, "UPDATE devices SET event_counter = event_counter + 1 WHERE device_id = $1", [&device])?;
+        let sequence_no = match self.counters(device_id)?.filter(|_| numbered) {
+            Some(mut counters) => {
+                counters.event_counter += 1;
+                self.save_counters(device_id, &counters)?;
+                counters.event_counter as u32
+            }
             // A device without a row has no sequence; its alarms are told all the same.
-            scalar(self.conn, "SELECT event_counter FROM devices WHERE device_id = $1", [&device])?.unwrap_or(0)
-        } else {
-            0
+            None => 0,
         };
         self.insert_event(&NewEvent {
             event_type,

@@ -4,7 +4,7 @@
 
 use super::{
     apply::Tx,
-    conn::{Conn, one, run},
+    conn::{Conn, one},
 };
 use crate::{
     gateway::order::Verdict,
@@ -84,10 +84,6 @@ impl Tx<'_> {
         Ok(Outcome::Settings(Box::new(outcome)))
     }
 
-    pub(super) fn earlier(&self, asked: Option<&Idempotency>) -> Result<Option<Earlier>, StoreError> {
-        asked.map_or(Ok(None), |asked| earlier(self.conn, asked))
-    }
-
     /// Keeps the answer 202.
     pub(super) fn answered(&self, asked: &Idempotency, body: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
         self.answered_with(asked, payload::ACCEPTED, body)
@@ -101,12 +97,6 @@ impl Tx<'_> {
         body: serde_json::Result<Vec<u8>>,
     ) -> Result<(), StoreError> {
         let body = body.map_err(|error| StoreError::Statement(format!("an answer does not serialise: {error}")))?;
-        run(
-            self.conn,
-            "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            (&*asked.api_key, &asked.route, &asked.key, asked.body_hash, status, body, self.now),
-        )?;
-        Ok(())
+        self.insert_answer(asked, status, body)
     }
 }

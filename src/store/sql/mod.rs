@@ -20,9 +20,12 @@ mod network;
 mod order;
 mod ota;
 mod params;
+mod prefetch;
 pub(super) mod read;
 mod row;
+mod rows;
 mod settle;
+pub(super) mod stage;
 mod upkeep;
 
 pub use apply::Applied;

@@ -1,18 +1,9 @@
 //! Orders: creation, and the writes of a step that [`transition`] decided.
 
-use super::{
-    apply::Tx,
-    command::NewCommand,
-    conn::{args, one, run, scalar},
-    event::json,
-    limits::signed,
-    row::{active, order, order_columns},
-};
+use super::{apply::Tx, command::NewCommand};
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
-    model::{
-        CardStart, Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, OrderStatus, Priority,
-    },
+    model::{CardStart, Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderStatus, Priority},
     store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, StoreError, payload::Alarm},
 };
 
@@ -58,72 +49,11 @@ pub(super) struct Done {
 }
 
 impl Tx<'_> {
-    pub(super) fn find_order(&self, order_no: OrderNo) -> Result<Option<Order>, StoreError> {
-        one(
-            self.conn,
-            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = $1"),
-            [order_no.as_str()],
-            order,
-        )
-    }
-
     pub(super) fn find_by_key(&self, key: OrderKey) -> Result<Option<Order>, StoreError> {
         match key {
             OrderKey::No(order_no) => self.find_order(order_no),
-            OrderKey::ActiveOn(device_id, port_no) => one(
-                self.conn,
-                concat!(
-                    "SELECT ",
-                    order_columns!(),
-                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND status IN ",
-                    active!()
-                ),
-                (device_id.to_string(), port_no),
-                order,
-            ),
+            OrderKey::ActiveOn(device_id, port_no) => self.active_on(device_id, port_no),
         }
-    }
-
-    /// Inserts an order row; 0 when the port is taken or the number exists.
-    pub(super) fn insert_order(&self, order: &Order) -> Result<usize, StoreError> {
-        let card = order.card.as_deref();
-        run(
-            self.conn,
-            concat!(
-                "INSERT INTO orders (",
-                order_columns!(),
-                ", duration_max_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, NULL, FALSE, $17, \
-                 $18, FALSE, $19, $20, $21, $21, $21, $23, $24, $25, $26, NULL, NULL, $22) ON CONFLICT DO NOTHING"
-            ),
-            args![
-                order.order_no.as_str(),
-                order.device_id.to_string(),
-                order.port_no,
-                order.status.code(),
-                json(&order.spec)?,
-                order.origin.as_str(),
-                order.device_ref,
-                order.business_no,
-                order.start_time,
-                order.end_time,
-                order.duration_seconds,
-                order.energy_wh,
-                order.amount_cent,
-                order.end_reason,
-                order.end_reason_raw,
-                order.failure_reason,
-                order.settled_at,
-                order.settlement_match,
-                order.sequence_no,
-                order.request_id,
-                order.created_at,
-                signed(self.limits.orders.duration_max(&order.spec.mode)),
-                card.map(|card| card.card_no.as_str()),
-                card.and_then(|card| card.tariff.as_ref()).map(json).transpose()?,
-                card.and_then(|card| card.hold_cent),
-                card.is_some_and(|card| card.hold_open),
-            ],
-        )
     }
 
     pub(super) fn create_order(&mut self, new: &NewOrder) -> Result<Created, StoreError> {
@@ -161,8 +91,8 @@ impl Tx<'_> {
         epoch: Option<i64>,
     ) -> Result<Option<(Order, Option<Command>)>, StoreError> {
         let at = order.created_at;
-        // The single writer makes the statements one.
-        if self.end_pending(order.device_id, order.port_no)? || self.insert_order(&order)? == 0 {
+        // The single writer, or the lock of the device, makes the statements one.
+        if self.end_pending(order.device_id, order.port_no)? || !self.insert_order(&order)? {
             return Ok(None);
         }
         self.hold(&order, at)?;
@@ -187,12 +117,7 @@ impl Tx<'_> {
 
     /// Whether the port still shows the charge of an order that is over.
     pub(super) fn end_pending(&self, device_id: DeviceId, port_no: u16) -> Result<bool, StoreError> {
-        let pending: Option<i64> = scalar(
-            self.conn,
-            "SELECT 1 FROM orders WHERE device_id = $1 AND port_no = $2 AND device_end_pending = TRUE",
-            (device_id.to_string(), port_no),
-        )?;
-        Ok(pending.is_some())
+        Ok(self.pending_end_on(device_id, port_no)?.is_some())
     }
 
     /// Says why nothing was inserted: somebody holds the port, or this very order was created before.
@@ -205,16 +130,10 @@ impl Tx<'_> {
                 Err(StoreError::Statement(format!("order number {} is taken", new.order_no)))
             };
         }
-        let holder = one(
-            self.conn,
-            concat!(
-                "SELECT order_no FROM orders WHERE device_id = $1 AND port_no = $2 AND status IN ",
-                active!(),
-                " UNION ALL SELECT order_no FROM orders WHERE device_id = $1 AND port_no = $2 AND device_end_pending = TRUE"
-            ),
-            (new.device_id.to_string(), new.port_no),
-            |row| super::row::order_no(row, 0),
-        )?;
+        let holder = match self.active_on(new.device_id, new.port_no)? {
+            Some(order) => Some(order.order_no),
+            None => self.pending_end_on(new.device_id, new.port_no)?,
+        };
         holder
             .map(|holder| Created::PortBusy { holder })
             .ok_or_else(|| StoreError::Statement(format!("order {} was not inserted", new.order_no)))
@@ -258,11 +177,7 @@ impl Tx<'_> {
             Verdict::Unchanged | Verdict::Refused => {
                 if known {
                     order.updated_at = cause.at;
-                    run(
-                        self.conn,
-                        "UPDATE orders SET business_no = $2, updated_at = $3 WHERE order_no = $1",
-                        (order.order_no.as_str(), business_no, cause.at),
-                    )?;
+                    self.update_order(order)?;
                 }
                 Done::default()
             }
@@ -361,36 +276,5 @@ impl Tx<'_> {
             detail: None,
         };
         self.alarm(&alarm, at)
-    }
-
-    fn update_order(&self, order: &Order) -> Result<(), StoreError> {
-        run(
-            self.conn,
-            "UPDATE orders SET status = $2, business_no = $3, start_time = $4, end_time = $5, duration_seconds = $6, \
-             energy_wh = $7, amount_cent = $8, end_reason = $9, end_reason_raw = $10, failure_reason = $11, stop_acked = $12, \
-             settled_at = $13, settlement_match = $14, device_end_pending = $15, sequence_no = $16, status_at = $17, \
-             updated_at = $18 WHERE order_no = $1",
-            args![
-                order.order_no.as_str(),
-                order.status.code(),
-                order.business_no,
-                order.start_time,
-                order.end_time,
-                order.duration_seconds,
-                order.energy_wh,
-                order.amount_cent,
-                order.end_reason,
-                order.end_reason_raw,
-                order.failure_reason,
-                order.stop_acked,
-                order.settled_at,
-                order.settlement_match,
-                order.device_end_pending,
-                order.sequence_no,
-                order.status_at,
-                order.updated_at,
-            ],
-        )?;
-        Ok(())
     }
 }

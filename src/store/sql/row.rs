@@ -8,8 +8,8 @@ use std::str::FromStr;
 use super::conn::Row;
 use crate::{
     model::{
-        Card, CardNo, CardState, CardTransaction, ChargeSpec, Command, DeviceDetails, DeviceId, Order, OrderCard,
-        OrderNo, OrderStatus, Origin, PortStatus, Priority, Protocol, ServerId, TransactionKind,
+        Card, CardNo, CardState, CardTransaction, ChargeSpec, DeviceDetails, DeviceId, Order, OrderCard, OrderNo,
+        OrderStatus, Origin, PortStatus, Protocol, ServerId, TransactionKind,
     },
     pricing::Tariff,
     store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
@@ -22,12 +22,6 @@ macro_rules! order_columns {
          duration_seconds, energy_wh, amount_cent, end_reason, end_reason_raw, failure_reason, start_written_at, \
          stop_acked, settled_at, settlement_match, device_end_pending, sequence_no, request_id, created_at, status_at, \
          updated_at, card_no, tariff, hold_cent, hold_open, price_cent, charged_cent"
-    };
-}
-/// Columns in the order [`command`] reads them.
-macro_rules! command_columns {
-    () => {
-        "id, device_id, order_no, body, priority, msg_id, epoch, not_after, maybe_written, attempts_max"
     };
 }
 /// Columns in the order [`port`] reads them.
@@ -62,9 +56,7 @@ macro_rules! transaction_columns {
         "id, card_no, kind, order_no, amount_cent, price_cent, unpaid_cent, balance_cent, reference, at"
     };
 }
-pub(super) use {
-    card_columns, command_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns,
-};
+pub(super) use {card_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns};
 
 /// Statuses that hold a port, as the indexes name them.
 macro_rules! active {
@@ -88,7 +80,7 @@ pub(super) fn order_no(row: &Row<'_>, column: usize) -> Result<OrderNo, StoreErr
     OrderNo::parse(text).ok_or_else(|| row.corrupt(column, text))
 }
 
-fn order_no_or_none(row: &Row<'_>, column: usize) -> Result<Option<OrderNo>, StoreError> {
+pub(super) fn order_no_or_none(row: &Row<'_>, column: usize) -> Result<Option<OrderNo>, StoreError> {
     let text = row.text_or_null(column)?;
     text.map(|text| OrderNo::parse(text).ok_or_else(|| row.corrupt(column, text))).transpose()
 }
@@ -190,22 +182,6 @@ pub(super) fn transaction(row: &Row<'_>) -> Result<CardTransaction, StoreError> 
         balance_cent: row.get(7)?,
         reference: row.get(8)?,
         at: row.get(9)?,
-    })
-}
-
-pub(super) fn command(row: &Row<'_>) -> Result<Command, StoreError> {
-    let body = row.text(3)?;
-    Ok(Command {
-        id: row.get(0)?,
-        device_id: device_id(row, 1)?,
-        order_no: order_no_or_none(row, 2)?,
-        body: serde_json::from_str(body).map_err(|_| row.corrupt(3, body))?,
-        priority: Priority::from_code(row.get(4)?).ok_or_else(|| row.corrupt(4, "unknown"))?,
-        msg_id: row.get(5)?,
-        epoch: row.get(6)?,
-        not_after: row.get(7)?,
-        maybe_written: row.get(8)?,
-        attempts_max: row.get(9)?,
     })
 }
 

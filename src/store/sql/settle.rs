@@ -10,6 +10,7 @@ use super::{
     conn::{one, run, scalar},
     order::{Cause, Totals},
     row::{active, order, order_columns},
+    rows::SettlementRow,
 };
 use crate::{
     gateway::{
@@ -52,9 +53,7 @@ impl Tx<'_> {
         order_ref: [u8; 16],
     ) -> Result<Settled, StoreError> {
         let key = key_bytes(settlement);
-        let replay = one(self.conn, "SELECT order_no FROM settlements WHERE key = $1", [&key], |row| {
-            super::row::order_no(row, 0)
-        })?;
+        let replay = self.settled_as(&key)?;
         if let Some(order_no) = replay {
             return Ok(replayed(settlement, self.find_order(order_no)?));
         }
@@ -260,7 +259,7 @@ impl Tx<'_> {
             updated_at: at,
         };
         let mut tries = 1;
-        while self.insert_order(&order)? == 0 {
+        while !self.insert_order(&order)? {
             // Another part of the process may have been given the same salt; money is not refused for a number.
             if tries == NUMBER_TRIES_MAX {
                 return Err(StoreError::Statement(format!("order number {} is taken", order.order_no)));
@@ -290,25 +289,18 @@ impl Tx<'_> {
             SettlementKey::Ap3000 { .. } => None,
             SettlementKey::Bkv { business_no, .. } => Some(business_no),
         };
-        run(
-            self.conn,
-            "INSERT INTO settlements \
-             (key, device_id, port_no, order_no, business_no, duration_seconds, energy_wh, amount_cent, raw, at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-            (
-                key,
-                settlement.device_id.to_string(),
-                settlement.port_no,
-                order.map(|order| order.order_no.as_str()),
-                business_no,
-                settlement.duration_seconds,
-                settlement.energy_wh,
-                settlement.amount_cent,
-                &settlement.raw,
-                settlement.at,
-            ),
-        )?;
-        Ok(())
+        self.insert_settlement_row(&SettlementRow {
+            key,
+            device_id: settlement.device_id,
+            port_no: settlement.port_no,
+            order_no: order.map(|order| order.order_no),
+            business_no,
+            duration_seconds: settlement.duration_seconds,
+            energy_wh: settlement.energy_wh,
+            amount_cent: settlement.amount_cent,
+            raw: &settlement.raw,
+            at: settlement.at,
+        })
     }
 
     /// Keeps a settlement that could not be applied, once, and raises an alarm.
@@ -366,7 +358,7 @@ fn end_of(settlement: &Settlement, order: Option<&Order>) -> (End, &'static str,
 }
 
 /// | device id text | port 1 | start mode 1 | order field 16 | duration 2 | energy 2 |
-fn key_bytes(settlement: &Settlement) -> Vec<u8> {
+pub(super) fn key_bytes(settlement: &Settlement) -> Vec<u8> {
     match settlement.key {
         SettlementKey::Ap3000 { device_id, port, start_mode, order_ref, duration_seconds, energy_raw } => {
             let mut key = device_id.to_string().into_bytes();

@@ -124,8 +124,10 @@ impl Tx<'_> {
                  WHERE id = $1 AND state = 'written'",
                 (id, at),
             )?;
-            if dead > 0 {
-                self.command_dead(id, at)?;
+            if dead > 0
+                && let Some(row) = self.find_command(id)?
+            {
+                self.command_dead(&row, at)?;
             }
         }
         Ok(())

@@ -98,6 +98,7 @@ impl ToSql for Value<'_> {
             Value::Bool(value) => ValueRef::Integer(i64::from(*value)),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
             Value::Bytes(bytes) => ValueRef::Blob(bytes),
+            Value::Array(_) => return Err(rusqlite::Error::ToSqlConversionFailure("SQLite has no arrays".into())),
         }))
     }
 }

@@ -1,0 +1,337 @@
+//! Reads what a batch of jobs will need, in a few statements, and locks its devices.
+//!
+//! What is not read here is read by the job that needs it: this decides how fast a batch is, never what it does.
+
+use rustc_hash::FxHashSet;
+
+use super::{
+    apply::{Tx, device_of},
+    conn::{Value, all},
+    row::{active, device_id, order, order_columns, order_no},
+    rows::{command_row, command_row_columns, counters},
+    settle::key_bytes,
+};
+use crate::{
+    model::{CommandState, DeviceId, OrderNo},
+    store::{Earlier, Idempotency, Job, OrderKey, SettlementKey, StoreError},
+};
+
+/// What to read.
+#[derive(Default)]
+struct Wanted {
+    orders: FxHashSet<OrderNo>,
+    /// With all orders that hold them.
+    ports: FxHashSet<(DeviceId, u16)>,
+    commands: FxHashSet<i64>,
+    /// With all their commands.
+    commands_of: FxHashSet<OrderNo>,
+    /// With their commands that have not come to an end, and the orders of those.
+    unfinished: FxHashSet<DeviceId>,
+    settled: FxHashSet<Vec<u8>>,
+    answers: Vec<Idempotency>,
+}
+
+impl Wanted {
+    fn of(jobs: &[Job]) -> Self {
+        let mut wanted = Self::default();
+        for job in jobs {
+            match job {
+                Job::CreateOrder(new) => {
+                    wanted.orders.insert(new.order_no);
+                    wanted.ports.insert((new.device_id, new.port_no));
+                    wanted.answers.extend(new.idempotency.clone());
+                }
+                Job::Order(job) => {
+                    match job.order {
+                        OrderKey::No(no) => {
+                            wanted.orders.insert(no);
+                            wanted.commands_of.insert(no);
+                        }
+                        OrderKey::ActiveOn(device, port_no) => {
+                            wanted.ports.insert((device, port_no));
+                        }
+                    }
+                    wanted.answers.extend(job.idempotency.clone());
+                }
+                Job::Settle(settlement) => {
+                    if let SettlementKey::Ap3000 { order_ref, .. } = settlement.key {
+                        wanted.settled.insert(key_bytes(settlement));
+                        if let Some(no) = OrderNo::from_bytes(order_ref) {
+                            wanted.orders.insert(no);
+                            wanted.commands_of.insert(no);
+                        }
+                    }
+                }
+                Job::Command(update) => {
+                    wanted.commands.insert(update.id);
+                    if update.state == CommandState::Written {
+                        wanted.orders.extend(update.order_no);
+                    }
+                }
+                Job::Claim { device_id, .. } => {
+                    wanted.unfinished.insert(*device_id);
+                }
+                Job::Call(new) => {
+                    wanted.unfinished.insert(new.device_id);
+                    wanted.answers.extend(new.idempotency.clone());
+                }
+                // Rare, or with much of their own to read.
+                Job::Bind(_)
+                | Job::Device(_)
+                | Job::Report(_)
+                | Job::Backstop(_)
+                | Job::Delivery(_)
+                | Job::Prune(_)
+                | Job::Swipe(_)
+                | Job::Card(_)
+                | Job::SetParams(_)
+                | Job::Ota(_)
+                | Job::Settings(_)
+                | Job::Network(_) => {}
+            }
+        }
+        wanted
+    }
+}
+
+fn texts<T>(items: impl IntoIterator<Item = T>, text: impl Fn(T) -> String) -> Value<'static> {
+    Value::Array(items.into_iter().map(|item| Value::Text(text(item).into())).collect())
+}
+
+impl Tx<'_> {
+    /// Locks the devices of the jobs, in the order of their ids, so that two batches never wait for each other.
+    pub(in crate::store) fn lock_batch(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        let mut devices: FxHashSet<DeviceId> = jobs.iter().filter_map(device_of).collect();
+        let nameless = jobs.iter().filter_map(|job| match job {
+            Job::Order(job) => match job.order {
+                OrderKey::No(no) if job.device_id.is_none() => Some(no),
+                OrderKey::No(_) | OrderKey::ActiveOn(..) => None,
+            },
+            _ => None,
+        });
+        let nameless: Vec<OrderNo> = nameless.collect();
+        if !nameless.is_empty() {
+            let sql = "SELECT device_id FROM orders WHERE order_no = ANY($1::text[])";
+            let numbers = texts(&nameless, |no| no.as_str().to_owned());
+            devices.extend(all(self.conn, sql, [numbers], |row| device_id(row, 0))?);
+        }
+        self.lock_devices(&devices)
+    }
+
+    /// Reads into the stage what the jobs will ask for. Their devices are locked.
+    pub(in crate::store) fn prefetch(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        let mut wanted = Wanted::of(jobs);
+        if !wanted.unfinished.is_empty() {
+            self.read_unfinished(&mut wanted)?;
+        }
+        if !wanted.commands.is_empty() {
+            self.read_commands(&wanted.commands)?;
+        }
+        if !wanted.ports.is_empty() {
+            self.read_ports(&mut wanted)?;
+        }
+        if !wanted.orders.is_empty() {
+            self.read_orders(&wanted.orders)?;
+        }
+        if !wanted.commands_of.is_empty() {
+            self.read_commands_of(&wanted.commands_of)?;
+        }
+        if !wanted.settled.is_empty() {
+            self.read_settled(&wanted.settled)?;
+        }
+        if !wanted.answers.is_empty() {
+            self.read_answers(wanted.answers)?;
+        }
+        Ok(())
+    }
+
+    fn lock_devices(&mut self, devices: &FxHashSet<DeviceId>) -> Result<(), StoreError> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let rows = all(
+            self.conn,
+            "SELECT device_id, session_epoch, msg_counter, event_counter, owner FROM devices \
+             WHERE device_id = ANY($1::text[]) ORDER BY device_id FOR NO KEY UPDATE",
+            [texts(devices, ToString::to_string)],
+            |row| Ok((device_id(row, 0)?, counters(row, 1)?)),
+        )?;
+        for (device, counters) in &rows {
+            if let Some(owner) = counters.owner.as_ref().filter(|owner| Some(*owner) != self.instance) {
+                self.owners.insert(*device, owner.clone());
+            }
+        }
+        // One that has no row is left unknown: a bind of the batch may make it.
+        self.conn.staged(|stage| {
+            stage.known.devices.extend(rows.into_iter().map(|(device, counters)| (device, Some(counters))));
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_unfinished(&self, wanted: &mut Wanted) -> Result<(), StoreError> {
+        let rows = all(
+            self.conn,
+            concat!(
+                "SELECT ",
+                command_row_columns!(),
+                " FROM outbound_queue WHERE device_id = ANY($1::text[]) AND state IN ('queued', 'claimed', 'written') \
+                 ORDER BY id"
+            ),
+            [texts(&wanted.unfinished, ToString::to_string)],
+            command_row,
+        )?;
+        wanted.orders.extend(rows.iter().filter_map(|row| row.order_no));
+        self.conn.staged(|stage| {
+            let known = &mut stage.known;
+            known.unfinished.extend(wanted.unfinished.iter().map(|device| (*device, Vec::new())));
+            for row in rows {
+                known.unfinished.entry(row.device_id).or_default().push(row.id);
+                known.commands.insert(row.id, row);
+            }
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_commands(&self, ids: &FxHashSet<i64>) -> Result<(), StoreError> {
+        let rows = all(
+            self.conn,
+            concat!("SELECT ", command_row_columns!(), " FROM outbound_queue WHERE id = ANY($1::bigint[])"),
+            [Value::Array(ids.iter().map(|id| Value::Int(*id)).collect())],
+            command_row,
+        )?;
+        self.conn.staged(|stage| {
+            stage.known.commands.extend(rows.into_iter().map(|row| (row.id, row)));
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_ports(&self, wanted: &mut Wanted) -> Result<(), StoreError> {
+        let rows = all(
+            self.conn,
+            concat!(
+                "SELECT ",
+                order_columns!(),
+                " FROM UNNEST($1::text[], $2::int[]) AS p(device_id, port_no) JOIN orders USING (device_id, port_no) \
+                 WHERE status IN ",
+                active!(),
+                " UNION ALL SELECT ",
+                order_columns!(),
+                " FROM UNNEST($1::text[], $2::int[]) AS p(device_id, port_no) JOIN orders USING (device_id, port_no) \
+                 WHERE device_end_pending = TRUE AND status NOT IN ",
+                active!()
+            ),
+            [
+                texts(&wanted.ports, |(device, _)| device.to_string()),
+                Value::Array(wanted.ports.iter().map(|(_, port_no)| Value::Int((*port_no).into())).collect()),
+            ],
+            order,
+        )?;
+        // What is done to the order of a port needs its commands as well.
+        wanted.commands_of.extend(rows.iter().map(|order| order.order_no));
+        for order in &rows {
+            wanted.orders.remove(&order.order_no);
+        }
+        self.conn.staged(|stage| {
+            let known = &mut stage.known;
+            known.ports.extend(wanted.ports.iter().map(|place| (*place, Vec::new())));
+            for order in rows {
+                known.ports.entry((order.device_id, order.port_no)).or_default().push(order.order_no);
+                known.orders.insert(order.order_no, Some(order));
+            }
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_orders(&self, numbers: &FxHashSet<OrderNo>) -> Result<(), StoreError> {
+        let rows = all(
+            self.conn,
+            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = ANY($1::text[])"),
+            [texts(numbers, |no| no.as_str().to_owned())],
+            order,
+        )?;
+        self.conn.staged(|stage| {
+            let known = &mut stage.known;
+            known.orders.extend(numbers.iter().map(|no| (*no, None)));
+            for order in rows {
+                // Of a device that is not locked, it may change yet.
+                if known.devices.contains_key(&order.device_id) {
+                    known.orders.insert(order.order_no, Some(order));
+                } else {
+                    known.orders.remove(&order.order_no);
+                }
+            }
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_commands_of(&self, numbers: &FxHashSet<OrderNo>) -> Result<(), StoreError> {
+        let rows = all(
+            self.conn,
+            concat!(
+                "SELECT ",
+                command_row_columns!(),
+                " FROM outbound_queue WHERE order_no = ANY($1::text[]) ORDER BY id"
+            ),
+            [texts(numbers, |no| no.as_str().to_owned())],
+            command_row,
+        )?;
+        self.conn.staged(|stage| {
+            let known = &mut stage.known;
+            known.commands_of.extend(numbers.iter().map(|no| (*no, Vec::new())));
+            for row in rows {
+                if let Some(no) = row.order_no {
+                    known.commands_of.entry(no).or_default().push(row.id);
+                }
+                known.commands.insert(row.id, row);
+            }
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_settled(&self, keys: &FxHashSet<Vec<u8>>) -> Result<(), StoreError> {
+        let rows = all(
+            self.conn,
+            "SELECT key, order_no FROM settlements WHERE key = ANY($1::bytea[])",
+            [Value::Array(keys.iter().map(|key| Value::Bytes(key.as_slice().into())).collect())],
+            |row| Ok((row.get::<Vec<u8>>(0)?, order_no(row, 1)?)),
+        )?;
+        self.conn.staged(|stage| {
+            stage.known.settled.extend(keys.iter().map(|key| (key.clone(), None)));
+            stage.known.settled.extend(rows.into_iter().map(|(key, no)| (key, Some(no))));
+            Some(())
+        });
+        Ok(())
+    }
+
+    fn read_answers(&self, asked: Vec<Idempotency>) -> Result<(), StoreError> {
+        let column = |of: fn(&Idempotency) -> &str| texts(&asked, |asked| of(asked).to_owned());
+        let rows = all(
+            self.conn,
+            "SELECT api_key, route, key, body_hash, status, response FROM idempotency_keys \
+             WHERE (api_key, route, key) IN (SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[]))",
+            [column(|asked| &asked.api_key), column(|asked| &asked.route), column(|asked| &asked.key)],
+            |row| {
+                let of = Idempotency {
+                    api_key: row.text(0)?.into(),
+                    route: row.get(1)?,
+                    key: row.get(2)?,
+                    body_hash: row.get(3)?,
+                };
+                Ok((of, Some(Earlier::Answer { status: row.get(4)?, body: row.get(5)? })))
+            },
+        )?;
+        self.conn.staged(|stage| {
+            // The last one that fits counts.
+            stage.known.answers.extend(asked.into_iter().map(|asked| (asked, None)));
+            stage.known.answers.extend(rows);
+            Some(())
+        });
+        Ok(())
+    }
+}

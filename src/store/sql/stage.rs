@@ -1,0 +1,150 @@
+//! What a transaction on PostgreSQL has read and not yet written.
+//!
+//! A round trip costs more than most statements. So the rows a batch of jobs needs are read in a few statements at its start
+//! ([`super::prefetch`]), jobs find them here, and what they write waits here until one statement per table writes it, from arrays.
+//!
+//! Whoever changes anything of a device holds the lock of its row, so what was read of it stays true until the commit. A statement
+//! that goes to the database directly has everything written before it; one that writes also makes everything read before
+//! forgotten, since it may have changed it. The embedded store has no round trips and does without.
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    conn::Value,
+    rows::{CommandRow, Counters},
+};
+use crate::{
+    model::{DeviceId, Order, OrderNo},
+    store::{Earlier, Idempotency},
+};
+
+/// A write that can wait, as one row and as many.
+#[derive(Debug)]
+pub(in crate::store) struct Bulk {
+    /// For one row.
+    pub(super) each: &'static str,
+    /// The same with an array for each value.
+    pub(super) many: &'static str,
+    /// Writes of lower ranks are made first: a port is given up before the next order takes it, and rows come before what names them.
+    pub(super) rank: u8,
+    /// The first value names the row: a later write of it replaces an earlier one.
+    pub(super) keyed: bool,
+}
+
+/// Rows that wait for one statement.
+struct Group {
+    bulk: &'static Bulk,
+    rows: Vec<Vec<Value<'static>>>,
+    /// Keyed: where the row with this first value is.
+    places: FxHashMap<Value<'static>, usize>,
+}
+
+/// Rows read, and rows to write.
+#[derive(Default)]
+pub(in crate::store) struct Stage {
+    groups: Vec<Group>,
+    pub(super) known: Known,
+}
+
+/// Rows as they are, or will be with what waits to be written. An absent entry is not known; `None` is known not to exist.
+#[derive(Default)]
+pub(super) struct Known {
+    pub(super) orders: FxHashMap<OrderNo, Option<Order>>,
+    /// All orders that hold a port, or still show on it.
+    pub(super) ports: FxHashMap<(DeviceId, u16), Vec<OrderNo>>,
+    pub(super) commands: FxHashMap<i64, CommandRow>,
+    /// All commands of an order.
+    pub(super) commands_of: FxHashMap<OrderNo, Vec<i64>>,
+    /// All commands of a device that have not come to an end.
+    pub(super) unfinished: FxHashMap<DeviceId, Vec<i64>>,
+    pub(super) devices: FxHashMap<DeviceId, Option<Counters>>,
+    /// AP3000 records by their key, and the order each is of.
+    pub(super) settled: FxHashMap<Vec<u8>, Option<OrderNo>>,
+    pub(super) answers: Vec<(Idempotency, Option<Earlier>)>,
+}
+
+impl Stage {
+    /// Whether anything waits to be written.
+    pub(in crate::store) fn is_dirty(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// What was read may not be true any more.
+    pub(in crate::store) fn forget(&mut self) {
+        debug_assert!(!self.is_dirty(), "nothing is forgotten before it is written");
+        self.known = Known::default();
+    }
+
+    /// Keeps a row until [`Stage::take`].
+    pub(super) fn push(&mut self, bulk: &'static Bulk, row: Vec<Value<'static>>) {
+        let place = self.groups.iter().position(|group| std::ptr::eq(group.bulk, bulk));
+        let place = place.unwrap_or_else(|| {
+            self.groups.push(Group { bulk, rows: Vec::new(), places: FxHashMap::default() });
+            self.groups.len() - 1
+        });
+        let Some(group) = self.groups.get_mut(place) else { return };
+        if bulk.keyed
+            && let Some(key) = row.first()
+        {
+            if let Some(old) = group.places.get(key).and_then(|place| group.rows.get_mut(*place)) {
+                *old = row;
+                return;
+            }
+            group.places.insert(key.clone(), group.rows.len());
+        }
+        group.rows.push(row);
+    }
+
+    /// Whether a row with this key waits to be written by `bulk`.
+    pub(super) fn waits(&self, bulk: &'static Bulk, key: &Value<'static>) -> bool {
+        self.groups.iter().any(|group| std::ptr::eq(group.bulk, bulk) && group.places.contains_key(key))
+    }
+
+    /// Takes what waits, as statements with an array for each value, in the order they must be made.
+    pub(in crate::store) fn take(&mut self) -> Vec<(&'static str, Vec<Value<'static>>)> {
+        let mut groups = std::mem::take(&mut self.groups);
+        groups.sort_by_key(|group| group.bulk.rank);
+        groups.into_iter().map(|group| (group.bulk.many, columns(group.rows))).collect()
+    }
+}
+
+/// Rows to columns.
+fn columns(rows: Vec<Vec<Value<'static>>>) -> Vec<Value<'static>> {
+    let mut columns: Vec<Vec<Value<'static>>> = Vec::new();
+    let count = rows.len();
+    for row in rows {
+        if columns.is_empty() {
+            columns.resize_with(row.len(), || Vec::with_capacity(count));
+        }
+        for (column, value) in columns.iter_mut().zip(row) {
+            column.push(value);
+        }
+    }
+    columns.into_iter().map(Value::Array).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static SECOND: Bulk = Bulk { each: "", many: "second", rank: 2, keyed: true };
+    static FIRST: Bulk = Bulk { each: "", many: "first", rank: 1, keyed: false };
+
+    #[test]
+    fn writes_are_made_by_rank_and_the_last_one_of_a_row_counts() {
+        let mut stage = Stage::default();
+        assert!(!stage.is_dirty());
+        stage.push(&SECOND, vec![Value::Int(1), Value::Bool(false)]);
+        stage.push(&FIRST, vec![Value::Int(9)]);
+        stage.push(&SECOND, vec![Value::Int(2), Value::Bool(false)]);
+        stage.push(&SECOND, vec![Value::Int(1), Value::Bool(true)]);
+        stage.push(&FIRST, vec![Value::Int(9)]);
+        assert!(stage.waits(&SECOND, &Value::Int(2)) && !stage.waits(&SECOND, &Value::Int(3)));
+        let taken = stage.take();
+        assert_eq!(taken.iter().map(|(sql, _)| *sql).collect::<Vec<_>>(), ["first", "second"]);
+        assert_eq!(taken[0].1, [Value::Array(vec![Value::Int(9), Value::Int(9)])]);
+        let keys = Value::Array(vec![Value::Int(1), Value::Int(2)]);
+        assert_eq!(taken[1].1, [keys, Value::Array(vec![Value::Bool(true), Value::Bool(false)])]);
+        assert!(!stage.is_dirty());
+    }
+}
