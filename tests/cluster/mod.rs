@@ -8,12 +8,12 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::{
-    cell::RefCell,
     fs,
     net::TcpListener,
     sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
+use parking_lot::Mutex;
 use postgres::{Client, NoTls, SimpleQueryMessage};
 use redis::Commands as _;
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ pub(crate) struct Cluster {
     pub(crate) redis: Redis,
     /// Of the gateways' database.
     pub(crate) url: String,
-    sql: RefCell<Option<Client>>,
+    sql: Mutex<Option<Client>>,
 }
 
 impl Cluster {
@@ -80,7 +80,7 @@ impl Cluster {
         let postgres = Postgres::start(&PostgresOptions { fsync: options.fsync, ..PostgresOptions::default() });
         let redis = Redis::start(options.persistence);
         let url = postgres.database("cluster");
-        Self { gateways: Vec::new(), postgres, redis, url, sql: RefCell::default() }
+        Self { gateways: Vec::new(), postgres, redis, url, sql: Mutex::default() }
     }
 
     /// Starts one more gateway, which the cluster does not keep.
@@ -124,7 +124,7 @@ impl Cluster {
 
     /// All rows of a query.
     pub(crate) fn rows(&self, query: &str) -> Vec<Row> {
-        let mut slot = self.sql.borrow_mut();
+        let mut slot = self.sql.lock();
         // A server that was restarted has ended the last connection.
         let client = slot.take().filter(|client| !client.is_closed());
         let mut client = client.unwrap_or_else(|| Client::connect(&self.url, NoTls).expect("it takes connections"));
