@@ -49,6 +49,11 @@ impl Router {
         self.tell_owner(start.task.device_id, || Message::OtaStart(Box::new(start)));
     }
 
+    /// Tells the shard that has a device that another instance bound it under this epoch.
+    pub fn bound_elsewhere(&self, device_id: DeviceId, epoch: i64) {
+        self.tell_owner(device_id, || Message::BoundElsewhere { device_id, epoch });
+    }
+
     /// Tells the shard that has a device that commands wait for it.
     pub fn commands_waiting(&self, device_id: DeviceId) {
         self.tell_owner(device_id, || Message::CommandsQueued(device_id));

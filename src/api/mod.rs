@@ -9,6 +9,7 @@
 //! - [`server`] runs tiny_http behind it with a few worker threads.
 //! - [`message`] holds the request and response the two and the handlers share.
 //! - [`route`] is the table of paths; [`auth`] decides who may call them.
+//! - [`live`] says what is known of a device, here or on another instance.
 //! - [`handlers`] do what the paths stand for; [`overload`] refuses commands while too many wait.
 //! - [`envelope`] and [`error`] are the one shape of every JSON answer.
 //!
@@ -21,6 +22,7 @@ pub mod error;
 pub mod guard;
 pub mod handlers;
 pub mod idempotency;
+pub mod live;
 pub mod message;
 pub mod overload;
 pub mod route;

@@ -21,9 +21,11 @@ use chargegate::{
         auth::{Authenticator, Shared},
         guard::{self, GuardConfig, GuardHandle},
         handlers::Api,
+        live::Whereabouts,
         overload::{Backlog, Limits},
         server::{Server, ServerConfig},
     },
+    cluster::sessions::Sessions,
     config::{self, ApiKey, Scope, Scopes},
     gateway::{
         ShardId,
@@ -106,11 +108,15 @@ pub(crate) struct Rig {
 impl Rig {
     /// It knows [`ALL`] and these keys.
     pub(crate) fn new(keys: impl IntoIterator<Item = ApiKey>) -> Self {
-        Self::beside(keys, None)
+        Self::beside(keys, None, |_| None)
     }
 
-    /// The same beside other instances, with which it shares nonces and rates.
-    pub(crate) fn beside(keys: impl IntoIterator<Item = ApiKey>, others: Option<Arc<dyn Shared>>) -> Self {
+    /// The same, as one of several instances: `others` know of nonces and rates, `mirror` is made of its directory.
+    pub(crate) fn beside(
+        keys: impl IntoIterator<Item = ApiKey>,
+        others: Option<Arc<dyn Shared>>,
+        mirror: impl FnOnce(&Arc<Directory>) -> Option<Arc<Sessions>>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let told = Arc::new(Told::default());
         let notify = Arc::clone(&told) as Arc<dyn Notify>;
@@ -121,8 +127,10 @@ impl Rig {
         let keys = std::iter::once(all).chain(keys).collect();
         let auth = Authenticator::new(keys, Duration::from_secs(300));
         let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
+        let directory = Arc::new(Directory::default().with_changes());
+        let mirror = mirror(&directory);
         let api = Arc::new(Api {
-            directory: Arc::new(Directory::default()),
+            directory: Arc::clone(&directory),
             store: Arc::clone(&store) as Arc<dyn Store>,
             numbers: Arc::new(OrderNumbers::new(*b"THD", 1)),
             backlog: Backlog::new(
@@ -134,7 +142,7 @@ impl Rig {
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
             auth,
-            instance: "gateway-1".to_owned(),
+            whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),

@@ -9,10 +9,12 @@ use serde::Serialize;
 use super::{Api, RETRY_AFTER_S, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::idempotency::{Claim, mismatch};
+use crate::api::live::Live;
 use crate::api::message::{Method, Request, Response, split_target};
 use crate::api::route::BASE;
 use crate::api::server::Responder;
-use crate::model::{CardNo, Order};
+use crate::cluster::LinkError;
+use crate::model::{CardNo, DeviceId, Order};
 use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, StoreError, payload};
 
 /// What a handler leaves to be done once the request is found good: with the call, on this thread, without waiting.
@@ -147,6 +149,29 @@ fn masked(path: &str) -> Cow<'_, str> {
     let number = CardNo::parse(number).map_or_else(|| "****".to_owned(), |number| number.to_string());
     let slash = if tail.is_empty() { "" } else { "/" };
     Cow::Owned(format!("{BASE}/cards/{number}{slash}{tail}"))
+}
+
+/// Finds out what is known of a live device, then goes on with what `then` makes of it: here and now where this instance has it.
+pub(super) fn located(
+    device_id: DeviceId,
+    then: impl FnOnce(&Arc<Api>, Option<Live>) -> Result<Next, ApiError> + Send + 'static,
+) -> Next {
+    Box::new(move |call| {
+        let api = Arc::clone(call.api());
+        let finding = Arc::clone(&api);
+        finding.whereabouts.find(device_id, move |found| {
+            match found.map_err(ApiError::from).and_then(|live| then(&api, live)) {
+                Ok(next) => next(call),
+                Err(error) => call.error(&error),
+            }
+        });
+    })
+}
+
+impl From<LinkError> for ApiError {
+    fn from(error: LinkError) -> Self {
+        Self::not_ready(format!("the instances cannot be asked for the device: {error}"), RETRY_AFTER_S)
+    }
 }
 
 /// Runs a query on a reader of the store and answers 200 with what it finds.

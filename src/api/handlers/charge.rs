@@ -4,7 +4,7 @@
 //! body ─> device ─> limits of its protocol ─> online ─> port ─> room ─> one transaction: order, event, start command ─> 202
 //! ```
 //!
-//! Memory refuses early; whether the port is free is decided by the transaction alone. It carries a deadline, so what is answered
+//! Memory, this instance's or that of the one that has the device, refuses early; whether the port is free is decided by the transaction alone. It carries a deadline, so what is answered
 //! `NOT_READY` for being late is not created afterwards.
 
 use std::sync::Arc;
@@ -12,14 +12,15 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::body::Fields;
-use super::call::{Call, Next, not_done, reading, submit};
+use super::call::{Call, Next, located, not_done, reading, submit};
+use super::commands::admit;
 use super::{Api, RETRY_AFTER_S, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
+use crate::api::live::Live;
 use crate::api::message::Request;
 use crate::api::overload::Reservation;
 use crate::gateway::card::{CardMode, CardRefused};
 use crate::gateway::charge::{self, ChargeError};
-use crate::gateway::directory::Entry;
 use crate::model::{CardNo, ChargeMode, ChargeSpec, DeviceId, FeePeriod, OrderNo, PortStatus, PowerTier, Priority};
 use crate::store::{Created, Job, NewOrder, Outcome};
 
@@ -55,12 +56,29 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
         let message = "card_no is not supported: cards.mode is not local, so this gateway keeps no card accounts";
         return Err(ApiError::new(ErrorCode::NotSupported, message));
     }
-    let Some(entry) = api.directory.find(device_id) else {
+    let request_id = request.request_id.clone();
+    let wish = Wish { device_id, port_no, spec, card_no, request_id };
+    Ok(located(device_id, move |api, live| order(api, wish, live)))
+}
+
+/// What a request wants.
+struct Wish {
+    device_id: DeviceId,
+    port_no: u16,
+    spec: ChargeSpec,
+    card_no: Option<CardNo>,
+    request_id: String,
+}
+
+/// Checks a wish against what is known of its device.
+fn order(api: &Arc<Api>, wish: Wish, live: Option<Live>) -> Result<Next, ApiError> {
+    let Wish { device_id, port_no, spec, card_no, request_id } = wish;
+    let Some(live) = live else {
         return Ok(reading::<()>(move |reader| {
             Err(if reader.device(device_id)?.is_some() { offline(device_id) } else { no_device(device_id) })
         }));
     };
-    charge::check(&spec, entry.protocol()).map_err(|error| {
+    charge::check(&spec, live.protocol()).map_err(|error| {
         let code = match error {
             ChargeError::Range { .. } => ErrorCode::InvalidParameter,
             ChargeError::NotSupported { .. } => ErrorCode::NotSupported,
@@ -68,20 +86,18 @@ pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Requ
         ApiError::new(code, error.to_string())
     })?;
     let at = now().unix_ms;
-    check_online(&entry, at)?;
-    check_port(&entry, port_no)?;
-    let place = api.backlog.admit(Priority::Normal, entry.waiting()).map_err(|overload| {
-        ApiError::new(ErrorCode::QueueOverloaded, overload.to_string()).with_retry_after(RETRY_AFTER_S)
-    })?;
+    check_online(&live, at)?;
+    check_port(&live, port_no)?;
+    let place = admit(api, Priority::Normal, live.waiting())?;
     let mut order = NewOrder {
         order_no: api.numbers.next(at),
         device_id,
         port_no,
         spec,
-        epoch: entry.live_epoch(),
+        epoch: live.live_epoch(),
         at,
         deadline: at.saturating_add(i64::try_from(api.store_timeout.as_millis()).unwrap_or(i64::MAX)),
-        request_id: request.request_id.clone(),
+        request_id,
         card_no,
         idempotency: None,
     };
@@ -163,17 +179,17 @@ fn offline(device_id: DeviceId) -> ApiError {
 }
 
 /// A start needs a bound socket and a score of at least 50.
-fn check_online(entry: &Entry, at: i64) -> Result<(), ApiError> {
-    let device_id = entry.device_id();
-    if entry.is_fallback() {
+fn check_online(live: &Live, at: i64) -> Result<(), ApiError> {
+    let device_id = live.device_id();
+    if live.is_fallback() {
         let message =
             format!("{device_id} is a number that modules without one of their own share: it takes no orders");
         return Err(ApiError::new(ErrorCode::DeviceOffline, message));
     }
-    if !entry.connected() {
+    if !live.connected() {
         return Err(offline(device_id));
     }
-    let score = entry.score(at);
+    let score = live.score(at);
     if !score.online() {
         let message = format!("device {device_id} is offline: its score is {}, a start needs 50", score.total());
         return Err(ApiError::new(ErrorCode::DeviceOffline, message));
@@ -181,9 +197,9 @@ fn check_online(entry: &Entry, at: i64) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn check_port(entry: &Entry, port_no: u16) -> Result<(), ApiError> {
-    let device_id = entry.device_id();
-    let Some(port) = entry.port(port_no) else { return Err(no_port(device_id, port_no)) };
+fn check_port(live: &Live, port_no: u16) -> Result<(), ApiError> {
+    let device_id = live.device_id();
+    let Some(port) = live.port(port_no) else { return Err(no_port(device_id, port_no)) };
     match port.status {
         PortStatus::Charging => Err(busy(device_id, port_no, port.order_no)),
         PortStatus::Fault => {

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::body::Fields;
-use super::call::{Call, Next, not_done, reading, submit};
+use super::call::{Call, Next, located, not_done, reading, submit};
 use super::{Api, List, RETRY_AFTER_S, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::Request;
@@ -78,7 +78,6 @@ pub(super) fn send(
     request_id: &str,
 ) -> Result<Next, ApiError> {
     let at = now().unix_ms;
-    let place = admit(api, device_id)?;
     let mut new = NewCall {
         device_id,
         attempts_max: if call.is_idempotent() { ATTEMPTS_MAX } else { 1 },
@@ -90,15 +89,23 @@ pub(super) fn send(
         request_id: request_id.to_owned(),
         idempotency: None,
     };
-    Ok(Box::new(move |call| {
+    Ok(admitted(device_id, move |call, place| {
         new.idempotency = call.idempotency().cloned();
         submit(call, Job::Call(Box::new(new)), move |call, outcome| called(call, device_id, at, outcome, place));
     }))
 }
 
-pub(super) fn admit(api: &Api, device_id: DeviceId) -> Result<Reservation, ApiError> {
-    let waiting = api.directory.find(device_id).map_or(0, |entry| entry.waiting());
-    api.backlog.admit(Priority::Low, waiting).map_err(|overload| {
+/// Goes on once this instance and the device have room for one command more.
+pub(super) fn admitted(device_id: DeviceId, then: impl FnOnce(Call, Reservation) + Send + 'static) -> Next {
+    located(device_id, move |api, live| {
+        let place = admit(api, Priority::Low, live.map_or(0, |live| live.waiting()))?;
+        Ok(Box::new(move |call| then(call, place)))
+    })
+}
+
+/// A place among the commands that wait; `waiting`: those that wait for the device already.
+pub(super) fn admit(api: &Api, priority: Priority, waiting: u32) -> Result<Reservation, ApiError> {
+    api.backlog.admit(priority, waiting).map_err(|overload| {
         ApiError::new(ErrorCode::QueueOverloaded, overload.to_string()).with_retry_after(RETRY_AFTER_S)
     })
 }
@@ -189,7 +196,7 @@ pub(super) fn params(device_id: DeviceId) -> Next {
 }
 
 /// Says what parameters of a device shall be, or asks it what they are.
-pub(super) fn set_params(api: &Arc<Api>, device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
+pub(super) fn set_params(device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
     let mut fields = Fields::of(request)?;
     let protocol = family(device_id);
     let refresh = fields.flag("refresh")?.unwrap_or(false);
@@ -219,7 +226,6 @@ pub(super) fn set_params(api: &Arc<Api>, device_id: DeviceId, request: &Request)
         values.push((name, value));
     }
     let at = now().unix_ms;
-    let place = admit(api, device_id)?;
     let mut wanted = WantedParams {
         device_id,
         socket,
@@ -229,7 +235,7 @@ pub(super) fn set_params(api: &Arc<Api>, device_id: DeviceId, request: &Request)
         request_id: request.request_id.clone(),
         idempotency: None,
     };
-    Ok(Box::new(move |call| {
+    Ok(admitted(device_id, move |call, place| {
         wanted.idempotency = call.idempotency().cloned();
         submit(call, Job::SetParams(Box::new(wanted)), move |call, outcome| {
             drop(place);

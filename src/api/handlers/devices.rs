@@ -1,16 +1,18 @@
-//! `/devices`: what is known of devices, live where this process holds them, else as stored.
+//! `/devices`: what is known of devices: live where some instance has them, else as stored.
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::call::{Next, reading};
+use super::call::{Call, Next, located, read, reading};
 use super::orders::OrderBody;
 use super::{Api, List, no_device, now};
 use crate::api::error::ApiError;
-use crate::api::route::Query;
-use crate::gateway::directory::{Entry, PortCell, Score};
-use crate::model::{DeviceId, HostValues, Order, Protocol};
+use crate::api::live::Live;
+use crate::api::route::{Page, Query};
+use crate::gateway::directory::{PortState, Score};
+use crate::model::{DeviceId, HostValues, Order, Protocol, ServerId};
 use crate::store::payload::PortObject;
 use crate::store::{DeviceFilter, DeviceRecord, PortRecord, Reader};
 use crate::time::Rfc3339;
@@ -42,32 +44,28 @@ pub(super) struct Status {
     score_parts: ScoreParts,
     last_seen_at: Option<Rfc3339>,
     connected_at: Option<Rfc3339>,
-    instance: Option<String>,
+    instance: Option<ServerId>,
     signal: Option<u8>,
     ports: Vec<PortObject>,
 }
 
 impl Status {
-    /// Of a device in the directory.
-    pub(super) fn live(api: &Api, entry: &Entry, unix_ms: i64) -> Self {
-        let device_id = entry.device_id();
-        let score = entry.score(unix_ms);
-        let ports = entry.ports();
-        let port = |cell: &PortCell| {
-            let state = cell.load();
-            PortObject::new(&state.record(device_id), state.order_no)
-        };
+    /// Of a device that some instance has, or had last.
+    pub(super) fn live(api: &Api, live: &Live, unix_ms: i64) -> Self {
+        let device_id = live.device_id();
+        let score = live.score(unix_ms);
+        let port = |state: &PortState| PortObject::new(&state.record(device_id), state.order_no);
         Self {
             device_id,
-            protocol: entry.protocol(),
+            protocol: live.protocol(),
             online: score.online(),
             score: score.total(),
             score_parts: score.into(),
-            last_seen_at: known(entry.last_seen()),
-            connected_at: known(entry.connected_at()),
-            instance: entry.connected().then(|| api.instance.clone()),
-            signal: entry.signal(),
-            ports: ports.iter().map(port).collect(),
+            last_seen_at: known(live.last_seen()),
+            connected_at: known(live.connected_at()),
+            instance: live.instance(api.whereabouts.own()).cloned(),
+            signal: live.signal(),
+            ports: live.ports().iter().map(port).collect(),
         }
     }
 
@@ -105,7 +103,7 @@ struct DeviceObject {
     score_parts: ScoreParts,
     last_seen_at: Option<Rfc3339>,
     connected_at: Option<Rfc3339>,
-    instance: Option<String>,
+    instance: Option<ServerId>,
     signal: Option<u8>,
     firmware: Option<String>,
     iccid: Option<String>,
@@ -123,7 +121,7 @@ struct DeviceObject {
 impl DeviceObject {
     /// Puts together what memory and store know; memory is newer.
     fn new(
-        live: Option<(Status, &Entry)>,
+        live: Option<(Status, &Live)>,
         record: Option<DeviceRecord>,
         stored_ports: &[PortRecord],
         active: Vec<Order>,
@@ -134,13 +132,16 @@ impl DeviceObject {
         let mut iccid = record.as_ref().and_then(|record| record.iccid.clone());
         let mut firmware = record.as_ref().and_then(|record| record.firmware.clone());
         let mut status = match (live, &record) {
-            (Some((mut status, entry)), record) => {
-                iccid = entry.iccid().or(iccid);
-                firmware = entry.firmware().or(firmware);
-                imei = entry.imei().or(imei);
-                module_version = entry.module_version().or(module_version);
-                host_type = entry.host_type().or(host_type);
-                host = entry.host().as_deref().cloned().or(host);
+            (Some((mut status, live)), record) => {
+                iccid = live.iccid().or(iccid);
+                firmware = live.firmware().or(firmware);
+                // Of a device that another instance has, these are as that one stored them last.
+                if let Some(entry) = live.local() {
+                    imei = entry.imei().or(imei);
+                    module_version = entry.module_version().or(module_version);
+                    host_type = entry.host_type().or(host_type);
+                    host = entry.host().as_deref().cloned().or(host);
+                }
                 if let Some(record) = record {
                     status.signal = status.signal.or(record.signal);
                     status.last_seen_at = status.last_seen_at.or_else(|| record.last_seen_at.map(Rfc3339));
@@ -182,46 +183,61 @@ impl DeviceObject {
             active_orders: active.into_iter().map(OrderBody).collect(),
         })
     }
+}
 
-    /// Reads what the store knows of a device and adds what memory does.
-    fn find(
-        api: &Api,
+/// What the store knows of a device.
+struct Stored {
+    record: Option<DeviceRecord>,
+    ports: Vec<PortRecord>,
+    active: Vec<Order>,
+}
+
+impl Stored {
+    /// Ports are read only where `live` has none.
+    fn read(
         reader: &mut dyn Reader,
         device_id: DeviceId,
         record: Option<DeviceRecord>,
-    ) -> Result<Option<Self>, ApiError> {
+        live: Option<&Live>,
+    ) -> Result<Self, ApiError> {
         let active = reader.active_orders(device_id)?;
-        let entry = api.directory.find(device_id);
-        let live = entry.as_deref().map(|entry| (Status::live(api, entry, now().unix_ms), entry));
-        let stored_ports = if live.as_ref().is_some_and(|(status, _)| !status.ports.is_empty()) {
-            Vec::new()
-        } else {
-            reader.ports(device_id)?
-        };
-        Ok(Self::new(live, record, &stored_ports, active))
+        let known = live.is_some_and(|live| !live.ports().is_empty());
+        let ports = if known { Vec::new() } else { reader.ports(device_id)? };
+        Ok(Self { record, ports, active })
+    }
+
+    /// The device, with what is known of it live.
+    fn with(self, api: &Api, live: Option<&Live>) -> Option<DeviceObject> {
+        let live = live.map(|live| (Status::live(api, live, now().unix_ms), live));
+        DeviceObject::new(live, self.record, &self.ports, self.active)
     }
 }
 
 /// One device with its ports and active orders.
-pub(super) fn one(api: &Arc<Api>, device_id: DeviceId) -> Next {
-    let api = Arc::clone(api);
-    reading(move |reader| {
-        let record = reader.device(device_id)?;
-        DeviceObject::find(&api, reader, device_id, record)?.ok_or_else(|| no_device(device_id))
+pub(super) fn one(device_id: DeviceId) -> Next {
+    located(device_id, move |api, live| {
+        let api = Arc::clone(api);
+        Ok(reading(move |reader| {
+            let record = reader.device(device_id)?;
+            let stored = Stored::read(reader, device_id, record, live.as_ref())?;
+            stored.with(&api, live.as_ref()).ok_or_else(|| no_device(device_id))
+        }))
     })
 }
 
-/// The live status. The store is asked only for devices that this process has not seen.
-pub(super) fn status(api: &Arc<Api>, device_id: DeviceId) -> Next {
-    if let Some(entry) = api.directory.find(device_id) {
-        return Box::new(move |call| {
-            let status = Status::live(call.api(), &entry, now().unix_ms);
+/// The live status. The store is asked only for devices that no instance has told of.
+pub(super) fn status(device_id: DeviceId) -> Next {
+    located(device_id, move |_, live| {
+        let Some(live) = live else {
+            return Ok(reading(move |reader| {
+                let record = reader.device(device_id)?.ok_or_else(|| no_device(device_id))?;
+                Ok(Status::stored(&record, &reader.ports(device_id)?))
+            }));
+        };
+        Ok(Box::new(move |call| {
+            let status = Status::live(call.api(), &live, now().unix_ms);
             call.success(200, &status);
-        });
-    }
-    reading(move |reader| {
-        let record = reader.device(device_id)?.ok_or_else(|| no_device(device_id))?;
-        Ok(Status::stored(&record, &reader.ports(device_id)?))
+        }))
     })
 }
 
@@ -247,15 +263,53 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
         Some(false) => filter.except = Some(online_devices(api)),
         None => {}
     }
-    let api = Arc::clone(api);
-    Ok(reading(move |reader| {
-        let found = reader.devices(&filter, page.page, page.size)?;
-        let mut items = Vec::with_capacity(found.rows.len());
-        for record in found.rows {
-            items.extend(DeviceObject::find(&api, reader, record.device_id, Some(record))?);
-        }
-        Ok(List::new(items, found.total, page))
+    Ok(Box::new(move |call| {
+        read(call, move |call, reader| {
+            let api = Arc::clone(call.api());
+            match reader.and_then(|reader| Rows::read(&api, reader, &filter, page)) {
+                Ok(rows) => rows.answer(&api, call, page),
+                Err(error) => call.error(&error),
+            }
+        });
     }))
+}
+
+/// A page of devices as the store has them, each with what this instance has of it.
+struct Rows {
+    devices: Vec<(DeviceId, Stored, Option<Live>)>,
+    total: u64,
+}
+
+impl Rows {
+    fn read(api: &Api, reader: &mut dyn Reader, filter: &DeviceFilter, page: Page) -> Result<Self, ApiError> {
+        let found = reader.devices(filter, page.page, page.size)?;
+        let row = |record: DeviceRecord| {
+            let device_id = record.device_id;
+            let live = api.whereabouts.here(device_id);
+            Ok((device_id, Stored::read(reader, device_id, Some(record), live.as_ref())?, live))
+        };
+        let devices = found.rows.into_iter().map(row).collect::<Result<_, ApiError>>()?;
+        Ok(Self { devices, total: found.total })
+    }
+
+    /// Asks the mirror for those that are not here, and answers.
+    fn answer(mut self, api: &Arc<Api>, call: Call, page: Page) {
+        let elsewhere = self.devices.iter().filter(|(.., live)| live.is_none());
+        let elsewhere: Vec<DeviceId> = elsewhere.map(|(device_id, ..)| *device_id).collect();
+        let asking = Arc::clone(api);
+        let api = Arc::clone(api);
+        asking.whereabouts.find_elsewhere(elsewhere, move |found| {
+            let mut found: FxHashMap<DeviceId, Live> = match found {
+                Ok(found) => found.into_iter().map(|live| (live.device_id(), live)).collect(),
+                Err(error) => return call.error(&error.into()),
+            };
+            let mut items = Vec::with_capacity(self.devices.len());
+            for (device_id, stored, live) in self.devices.drain(..) {
+                items.extend(stored.with(&api, live.or_else(|| found.remove(&device_id)).as_ref()));
+            }
+            call.success(200, &List::new(items, self.total, page));
+        });
+    }
 }
 
 /// Memory decides who is online; the store does not know.

@@ -38,6 +38,7 @@ use super::auth::{Attempt, Authenticator, Question};
 use super::error::{ApiError, ErrorCode};
 use super::guard::{Head, LocalAnswer, LocalRoutes};
 use super::idempotency::{self, InProgress};
+use super::live::Whereabouts;
 use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
@@ -73,8 +74,8 @@ pub struct Api {
     pub backlog: Arc<Backlog>,
     /// Idempotency keys that are being worked on.
     pub in_progress: Arc<InProgress>,
-    /// Name of this instance, shown with the devices it holds.
-    pub instance: String,
+    /// Where devices are that this instance does not have.
+    pub whereabouts: Whereabouts,
     /// Who keeps the cards, and the tariffs there are.
     pub cards: Arc<CardRules>,
     /// An order that is not committed this long after its request is not created any more.
@@ -139,7 +140,7 @@ impl Api {
                 checked.err().map(|error| LocalAnswer::error(head, body, &error))
             }
             RouteId::DeviceStatus => {
-                let entry = self.directory.find(matched.device()?.parse().ok()?)?;
+                let live = self.whereabouts.here(matched.device()?.parse().ok()?)?;
                 let attempt = Attempt::from_head(head);
                 // This thread cannot wait for what other instances know of a nonce or a rate.
                 if !self.auth.decides_alone(&attempt) {
@@ -151,7 +152,7 @@ impl Api {
                     Ok(passed) => *caller = passed.map(|passed| passed.caller),
                     Err(error) => return Some(LocalAnswer::error(head, body, &error)),
                 }
-                Some(LocalAnswer::success(head, body, &devices::Status::live(self, &entry, head.unix_ms)))
+                Some(LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)))
             }
             _ => None,
         }
@@ -239,8 +240,8 @@ impl Api {
             RouteId::OrderStop => orders::stop(self, order_of(matched)?, request),
             RouteId::OrderCancel => orders::cancel(self, order_of(matched)?, request),
             RouteId::DeviceList => devices::list(self, &matched.query),
-            RouteId::Device => Ok(devices::one(self, device_of(matched)?)),
-            RouteId::DeviceStatus => Ok(devices::status(self, device_of(matched)?)),
+            RouteId::Device => Ok(devices::one(device_of(matched)?)),
+            RouteId::DeviceStatus => Ok(devices::status(device_of(matched)?)),
             RouteId::OrderQuery => orders::query(&matched.query),
             RouteId::OrderList => orders::list(&matched.query),
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
@@ -257,16 +258,14 @@ impl Api {
             RouteId::Command => Ok(commands::one(device_of(matched)?, matched.id.unwrap_or_default())),
             RouteId::Params => Ok(commands::params(device_of(matched)?)),
             RouteId::VerificationCode => commands::verification_code(device_of(matched)?, &matched.query),
-            RouteId::ParamsSet => commands::set_params(self, device_of(matched)?, request),
+            RouteId::ParamsSet => commands::set_params(device_of(matched)?, request),
             RouteId::DeviceSettings => sockets::settings(device_of(matched)?, request),
             RouteId::SocketList => sockets::list(device_of(matched)?),
-            RouteId::SocketChange => sockets::change(self, device_of(matched)?, request),
-            RouteId::SocketDelete => {
-                sockets::remove(self, device_of(matched)?, matched.id.unwrap_or_default(), request)
-            }
+            RouteId::SocketChange => sockets::change(device_of(matched)?, request),
+            RouteId::SocketDelete => sockets::remove(device_of(matched)?, matched.id.unwrap_or_default(), request),
             RouteId::FirmwareUpload => ota::upload(self, &matched.query, request),
             RouteId::FirmwareList => ota::firmware_list(&matched.query),
-            RouteId::OtaCreate => ota::create(self, device_of(matched)?, request),
+            RouteId::OtaCreate => ota::create(device_of(matched)?, request),
             RouteId::OtaList => ota::list(&matched.query),
             RouteId::Ota => Ok(ota::one(matched.id.unwrap_or_default())),
             RouteId::OtaCancel => Ok(ota::cancel(matched.id.unwrap_or_default())),

@@ -151,13 +151,13 @@ fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
         Target::Order { order_no, device_id, .. } => (OrderKey::No(order_no), device_id),
         Target::Port { device_id, port_no } => (OrderKey::ActiveOn(device_id, port_no), Some(device_id)),
     };
-    let entry = device_id.and_then(|id| api.directory.find(id));
+    let live = device_id.and_then(|id| api.whereabouts.here(id));
     let at = now().unix_ms;
     let job = OrderJob {
         order,
         event: wish.event(),
         device_id,
-        epoch: entry.and_then(|entry| entry.live_epoch()),
+        epoch: live.and_then(|live| live.live_epoch()),
         fence: None,
         business_no: None,
         reason: None,
@@ -199,8 +199,10 @@ fn answer_none(call: Call, target: Target) {
         }
         Target::Port { device_id, port_no } => (device_id, port_no),
     };
-    match call.api().directory.find(device_id) {
-        Some(entry) if entry.port(port_no).is_none() => call.error(&no_port(device_id, port_no)),
+    // What is stored is answer enough where the mirror gives none: a stop depends on nothing but the store.
+    let api = Arc::clone(call.api());
+    api.whereabouts.find(device_id, move |live| match live.ok().flatten() {
+        Some(live) if live.port(port_no).is_none() => call.error(&no_port(device_id, port_no)),
         Some(_) => call.error(&nothing_runs(device_id, port_no)),
         None => read(call, move |call, reader| {
             let error = match reader.and_then(|reader| reader.device(device_id).map_err(ApiError::from)) {
@@ -210,7 +212,7 @@ fn answer_none(call: Call, target: Target) {
             };
             call.error(&error);
         }),
-    }
+    });
 }
 
 fn nothing_runs(device_id: DeviceId, port_no: u16) -> ApiError {

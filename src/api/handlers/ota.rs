@@ -10,12 +10,13 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::body::{self, Fields};
-use super::call::{Call, Next, not_done, read, reading, submit};
+use super::call::{Call, Next, located, not_done, read, reading, submit};
+use super::commands::admit;
 use super::{Api, List, RETRY_AFTER_S, no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
+use crate::api::live::Live;
 use crate::api::message::{Request, UploadedBody};
 use crate::api::route::Query;
-use crate::gateway::directory::Entry;
 use crate::gateway::product::Product;
 use crate::model::{DeviceId, Firmware, FtpSource, OtaMethod, OtaState, OtaTask, Priority};
 use crate::ota::image_path;
@@ -118,16 +119,17 @@ struct Wish {
 }
 
 /// Begins an update.
-pub(super) fn create(api: &Arc<Api>, device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
+pub(super) fn create(device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
     let wish = read_wish(Fields::of(request)?, device_id, &request.request_id)?;
-    let entry = api.directory.find(device_id);
-    let waiting = entry.as_ref().map_or(0, |entry| entry.waiting());
-    let place = api.backlog.admit(Priority::Idle, waiting).map_err(|overload| {
-        ApiError::new(ErrorCode::QueueOverloaded, overload.to_string()).with_retry_after(RETRY_AFTER_S)
-    })?;
+    Ok(located(device_id, move |api, live| begin(api, wish, live)))
+}
+
+fn begin(api: &Arc<Api>, wish: Wish, live: Option<Live>) -> Result<Next, ApiError> {
+    let device_id = wish.device_id;
+    let place = admit(api, Priority::Idle, live.as_ref().map_or(0, Live::waiting))?;
     Ok(Box::new(move |call| {
         read(call, move |call, reader| {
-            let new = reader.and_then(|reader| resolve(reader, &wish, entry.as_deref()));
+            let new = reader.and_then(|reader| resolve(reader, &wish, live.as_ref()));
             let mut new = match new {
                 Ok(new) => new,
                 Err(error) => return call.error(&error),
@@ -189,7 +191,7 @@ fn firmware_key(value: &Value) -> Result<FirmwareKey, ApiError> {
 }
 
 /// What the store knows, and what follows from it.
-fn resolve(reader: &mut dyn Reader, wish: &Wish, entry: Option<&Entry>) -> Result<NewOtaTask, ApiError> {
+fn resolve(reader: &mut dyn Reader, wish: &Wish, live: Option<&Live>) -> Result<NewOtaTask, ApiError> {
     let record = reader.device(wish.device_id)?.ok_or_else(|| no_device(wish.device_id))?;
     let firmware = match wish.firmware {
         None => None,
@@ -198,7 +200,7 @@ fn resolve(reader: &mut dyn Reader, wish: &Wish, entry: Option<&Entry>) -> Resul
             Some(found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "there is no such firmware"))?)
         }
     };
-    let product = product(wish.device_id, &record, entry);
+    let product = product(wish.device_id, &record, live);
     let method = match (wish.method, product) {
         (Some(method), _) => method,
         (None, product) => product.and_then(Product::update_method).ok_or_else(|| unknown_product(wish, product))?,
@@ -222,10 +224,10 @@ fn resolve(reader: &mut dyn Reader, wish: &Wish, entry: Option<&Entry>) -> Resul
 }
 
 /// What memory or, for a device that is away, the store knows of a device.
-fn product(device_id: DeviceId, record: &DeviceRecord, entry: Option<&Entry>) -> Option<Product> {
+fn product(device_id: DeviceId, record: &DeviceRecord, live: Option<&Live>) -> Option<Product> {
     let DeviceId::Ap3000(phy_id) = device_id else { return None };
-    let firmware = entry.and_then(Entry::firmware).or_else(|| record.firmware.clone());
-    let device_type = entry.and_then(Entry::device_type).or(record.device_type);
+    let firmware = live.and_then(Live::firmware).or_else(|| record.firmware.clone());
+    let device_type = live.and_then(Live::device_type).or(record.device_type);
     Some(Product::new(phy_id, device_type, firmware.as_deref()))
 }
 

@@ -3,15 +3,13 @@
 //! The stored list is the desired one. 202 means that it is committed; the gateway is told next, and each socket shows whether it
 //! has taken it.
 
-use std::sync::Arc;
-
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::body::Fields;
 use super::call::{Next, not_done, reading, submit};
-use super::commands::admit;
-use super::{Api, no_device, now};
+use super::commands::admitted;
+use super::{no_device, now};
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::Request;
 use crate::gateway::network::{Given, NetworkList};
@@ -104,7 +102,7 @@ pub(super) fn list(device_id: DeviceId) -> Result<Next, ApiError> {
 }
 
 /// Replaces the list, or adds to it.
-pub(super) fn change(api: &Arc<Api>, device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
+pub(super) fn change(device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
     check_networked(device_id)?;
     let mut fields = Fields::of(request)?;
     let action = fields.word("action", &["refresh", "add"])?;
@@ -139,17 +137,17 @@ pub(super) fn change(api: &Arc<Api>, device_id: DeviceId, request: &Request) -> 
             NetworkChange::Add(socket)
         }
     };
-    send(api, device_id, change, request)
+    send(device_id, change, request)
 }
 
 /// Takes a socket out of the list.
-pub(super) fn remove(api: &Arc<Api>, device_id: DeviceId, id: i64, request: &Request) -> Result<Next, ApiError> {
+pub(super) fn remove(device_id: DeviceId, id: i64, request: &Request) -> Result<Next, ApiError> {
     check_networked(device_id)?;
     Fields::none(request)?;
     let socket = u8::try_from(id).ok().filter(|socket| (1..=250).contains(socket));
     let socket =
         socket.ok_or_else(|| ApiError::invalid(format!("socket in the path must be a number in 1..=250, got {id}")))?;
-    send(api, device_id, NetworkChange::Remove(socket), request)
+    send(device_id, NetworkChange::Remove(socket), request)
 }
 
 fn check_networked(device_id: DeviceId) -> Result<(), ApiError> {
@@ -170,11 +168,10 @@ fn read_socket(fields: &mut Fields) -> Result<Given, ApiError> {
     Ok(Given { socket, mac, uid: fields.ascii("uid", 1..=UID_MAX)? })
 }
 
-fn send(api: &Arc<Api>, device_id: DeviceId, change: NetworkChange, request: &Request) -> Result<Next, ApiError> {
+fn send(device_id: DeviceId, change: NetworkChange, request: &Request) -> Result<Next, ApiError> {
     let at = now().unix_ms;
-    let place = admit(api, device_id)?;
     let mut job = NetworkJob { device_id, change, at, request_id: request.request_id.clone(), idempotency: None };
-    Ok(Box::new(move |call| {
+    Ok(admitted(device_id, move |call, place| {
         job.idempotency = call.idempotency().cloned();
         let removed = if let NetworkChange::Remove(socket) = &job.change { Some(*socket) } else { None };
         submit(call, Job::Network(Box::new(job)), move |call, outcome| {
