@@ -842,7 +842,10 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     for n in 1..=5 {
         bench.bind(ap(n), T0 + i64::from(n));
     }
-    let prune = |before, rows_max| drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
+    let prune = |before, rows_max| {
+        bench.settle_down();
+        drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
+    };
     prune(T0 + 3, 1);
     assert_eq!(bench.log().first().unwrap().pos, 2);
     prune(T0 + 3, 100);
@@ -850,6 +853,7 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     prune(T0 + 1000, 100);
     assert_eq!(bench.log().iter().map(|event| event.pos).collect::<Vec<_>>(), [5]);
     bench.bind(ap(6), T0 + 6);
+    bench.settle_down();
     assert_eq!(bench.read(|reader| reader.last_pos()), 6);
 }
 
