@@ -772,7 +772,7 @@ mod tests {
         assert_eq!(order_times(&config), OrderTimes::default());
         assert_eq!(store_limits(&config), store::Limits::default());
         assert_eq!(card_rules(&config), CardRules::default());
-        let options = Options::new("");
+        let options = store::sqlite::Options::new("");
         assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));
         assert_eq!(usize::try_from(config.store.flush_rows_max), Ok(options.latest_rows_max));
         assert_eq!(usize::try_from(config.store.batch_jobs_max), Ok(options.batch_jobs_max));
