@@ -8,11 +8,13 @@
 //! Keys are held as SHA-256 only; all of them are compared, in constant time, whichever fits. No I/O and no clock: the time
 //! is an argument. Safe to share between the guard and the workers; the locks are held for a few map operations.
 //!
-//! A nonce is remembered by this instance; instances that share a store must also share what it remembers.
+//! Each instance remembers nonces and counts rates for itself. Where there are several, they also ask what they [`Shared`]: a nonce then
+//! counts once at all of them together, and a rate is that of all together. That takes a round trip, so [`Authenticator::check`] only says
+//! what to ask, and [`Authenticator::ask`] answers later. Without an answer, a nonce cannot be told from a replay and the request is
+//! refused; a rate is what this instance counted.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,7 @@ use crate::signature::SignedRequest;
 
 /// Characters of an `X-Nonce`.
 const NONCE_LEN_MAX: usize = 128;
-/// Nonces remembered at a time, some 24 bytes each: 870 signed requests a second by clocks that are right, with a window of 300 s.
+/// Nonces remembered at a time, some 100 bytes each: 870 signed requests a second by clocks that are right, with a window of 300 s.
 const NONCES_MAX: usize = 1 << 18;
 /// One request, in the unit of the token bucket: a request per second is then a thousand units per second, one per millisecond.
 const REQUEST_COST: u64 = 1_000;
@@ -90,6 +92,82 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// A nonce that is used up, as everyone who shares it computes it: equal nonces of a key are always equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NonceId(u128);
+
+impl NonceId {
+    /// Of a nonce and the name of the key that signed with it.
+    pub fn new(key: &str, nonce: &str) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(key);
+        // No name of a key has one.
+        digest.update([0]);
+        digest.update(nonce);
+        let digest: [u8; 32] = digest.finalize().into();
+        Self(digest.first_chunk().map_or(0, |first| u128::from_be_bytes(*first)))
+    }
+
+    /// 128 bits.
+    pub const fn number(self) -> u128 {
+        self.0
+    }
+}
+
+/// A nonce and for how long it must be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsedNonce {
+    /// Which.
+    pub id: NonceId,
+    /// Seconds for which its timestamp will be accepted by a clock that agrees with this instance's.
+    pub valid_s: u64,
+}
+
+/// What only all instances together can tell of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Name of the key.
+    pub key: Arc<str>,
+    /// Requests per second of the key at all instances; `None`: not limited.
+    pub rate_per_s: Option<u32>,
+    /// Of a signed request.
+    pub nonce: Option<UsedNonce>,
+}
+
+/// What they tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Within the rate, and the nonce is new; both are counted now.
+    Granted,
+    /// Above the rate. The nonce is not used up.
+    RateExceeded,
+    /// The nonce was used before.
+    NonceUsed,
+    /// Nobody could be asked.
+    Unknown,
+}
+
+/// Takes an answer, once.
+pub type Answered<T> = Box<dyn FnOnce(T) + Send>;
+
+/// What instances remember together.
+pub trait Shared: Send + Sync {
+    /// Asks, and calls `then` on whatever thread has the answer. It does not wait; an answer comes within a fraction of a second.
+    fn ask(&self, question: Question, then: Answered<Verdict>);
+
+    /// What is shared may have been lost: adds what this instance remembers. Does not wait.
+    fn restore(&self, nonces: Vec<UsedNonce>);
+}
+
+/// An attempt that this instance lets through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Name of the key.
+    pub caller: Arc<str>,
+    /// What is still to be asked, by [`Authenticator::ask`].
+    pub question: Option<Question>,
+}
+
 struct Entry {
     name: Arc<str>,
     key: ApiKey,
@@ -99,8 +177,10 @@ struct Entry {
 /// Decides on attempts. Shared by reference; keys can be replaced while it is in use.
 pub struct Authenticator {
     entries: RwLock<Arc<[Arc<Entry>]>>,
-    nonces: Mutex<Nonces>,
+    nonces: Arc<Mutex<Nonces>>,
     window_s: u64,
+    /// `None`: there is no other instance.
+    shared: Option<Arc<dyn Shared>>,
 }
 
 impl Authenticator {
@@ -108,11 +188,18 @@ impl Authenticator {
     pub fn new(keys: Vec<ApiKey>, signature_window: Duration) -> Self {
         let authenticator = Self {
             entries: RwLock::new(Arc::new([])),
-            nonces: Mutex::new(Nonces::new(NONCES_MAX)),
+            nonces: Arc::new(Mutex::new(Nonces::new(NONCES_MAX))),
             window_s: signature_window.as_secs(),
+            shared: None,
         };
         authenticator.reload(keys);
         authenticator
+    }
+
+    /// The same beside others, which share nonces and rates with it.
+    #[must_use]
+    pub fn with_shared(self, shared: Arc<dyn Shared>) -> Self {
+        Self { shared: Some(shared), ..self }
     }
 
     /// Replaces all keys. Nonces stay remembered; rates start afresh.
@@ -124,18 +211,60 @@ impl Authenticator {
         *self.entries.write() = entries.collect();
     }
 
-    /// Lets an attempt through that may use `scope`, and returns the key's name.
+    /// Lets an attempt through that may use `scope`, as far as this instance can tell.
     ///
     /// # Errors
     /// `UNAUTHORIZED` (key, signature), `FORBIDDEN` (address, scope), `RATE_LIMITED`, `NOT_READY` (too many nonces to remember).
-    pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Result<Arc<str>, ApiError> {
+    pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Result<Passed, ApiError> {
         let entry = self.let_in(attempt, unix_ms)?;
         let key = &entry.key;
-        if key.require_hmac {
-            self.check_signature(key, attempt, unix_ms.div_euclid(1_000))?;
-        }
+        let nonce =
+            if key.require_hmac { Some(self.check_signature(key, attempt, unix_ms.div_euclid(1_000))?) } else { None };
         check_scope(key, scope)?;
-        Ok(Arc::clone(&entry.name))
+        let caller = Arc::clone(&entry.name);
+        let rate_per_s = (key.rate_per_s > 0).then_some(key.rate_per_s);
+        let asks = self.shared.is_some() && (nonce.is_some() || rate_per_s.is_some());
+        let question = asks.then(|| Question { key: Arc::clone(&caller), rate_per_s, nonce });
+        Ok(Passed { caller, question })
+    }
+
+    /// Asks the other instances, and calls `then` with whether the attempt is let through: at once if there are none. Does not wait.
+    ///
+    /// The error is `RATE_LIMITED`, `UNAUTHORIZED` (nonce), or `NOT_READY` where a nonce cannot be told from a replay now.
+    pub fn ask(&self, question: Question, then: Answered<Result<(), ApiError>>) {
+        let Some(shared) = &self.shared else { return then(Ok(())) };
+        let Question { key, rate_per_s, nonce } = question.clone();
+        let nonces = Arc::clone(&self.nonces);
+        let answered = move |verdict| {
+            let refused = match verdict {
+                Verdict::Granted => return then(Ok(())),
+                Verdict::NonceUsed => return then(Err(nonce_used())),
+                Verdict::RateExceeded => rate_exceeded(&key, rate_per_s.unwrap_or(0), 1),
+                // The rate was within what this instance may let through by itself.
+                Verdict::Unknown if nonce.is_none() => return then(Ok(())),
+                Verdict::Unknown => ApiError::not_ready("replays cannot be told from new requests now", 1),
+            };
+            // The same request may come again.
+            if let Some(nonce) = nonce {
+                nonces.lock().forget(nonce.id);
+            }
+            then(Err(refused));
+        };
+        shared.ask(question, Box::new(answered));
+    }
+
+    /// Whether nothing is to be asked about an attempt: a check then says all there is to say.
+    pub fn decides_alone(&self, attempt: &Attempt<'_>) -> bool {
+        self.shared.is_none()
+            || self.find(attempt.api_key).is_ok_and(|entry| !entry.key.require_hmac && entry.key.rate_per_s == 0)
+    }
+
+    /// To be called when what instances share may have been lost: tells it what this instance remembers.
+    pub fn restore_shared(&self, unix_ms: i64) {
+        if let Some(shared) = &self.shared {
+            let nonces = self.nonces.lock().in_use(unix_ms.div_euclid(1_000));
+            shared.restore(nonces);
+        }
     }
 
     /// Checks all that can be told before the body is there, so that no stranger can send a long one. The rate and the
@@ -157,8 +286,7 @@ impl Authenticator {
         if key.rate_per_s > 0
             && let Err(retry_after_s) = entry.bucket.lock().take(key.rate_per_s, unix_ms)
         {
-            let message = format!("key {} may make {} requests per second", key.name, key.rate_per_s);
-            return Err(ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s));
+            return Err(rate_exceeded(&key.name, key.rate_per_s, retry_after_s));
         }
         Ok(entry)
     }
@@ -179,7 +307,7 @@ impl Authenticator {
         entry.cloned().ok_or_else(|| unauthorized("X-Api-Key is not a key of this gateway"))
     }
 
-    fn check_signature(&self, key: &ApiKey, attempt: &Attempt<'_>, unix_s: i64) -> Result<(), ApiError> {
+    fn check_signature(&self, key: &ApiKey, attempt: &Attempt<'_>, unix_s: i64) -> Result<UsedNonce, ApiError> {
         let (Some(timestamp), Some(nonce), Some(signature)) = (attempt.timestamp, attempt.nonce, attempt.signature)
         else {
             let message = format!("key {} must sign: X-Timestamp, X-Nonce and X-Signature", key.name);
@@ -210,12 +338,27 @@ impl Authenticator {
             return Err(unauthorized("X-Signature does not match the request"));
         }
         // Last, so that only who holds the secret can use a nonce up or fill the memory for them.
-        match self.nonces.lock().remember(&key.name, nonce, signed_s.saturating_add_unsigned(window_s), unix_s) {
-            Remembered::New => Ok(()),
-            Remembered::Known => Err(unauthorized("X-Nonce was used before")),
+        let id = NonceId::new(&key.name, nonce);
+        let last_valid_s = signed_s.saturating_add_unsigned(window_s);
+        match self.nonces.lock().remember(id, last_valid_s, unix_s) {
+            Remembered::New => Ok(UsedNonce { id, valid_s: valid_s(last_valid_s, unix_s) }),
+            Remembered::Known => Err(nonce_used()),
             Remembered::Full => Err(ApiError::not_ready("too many signed requests to tell replays apart", 1)),
         }
     }
+}
+
+fn valid_s(last_valid_s: i64, unix_s: i64) -> u64 {
+    last_valid_s.saturating_sub(unix_s).max(0).unsigned_abs().saturating_add(1)
+}
+
+fn nonce_used() -> ApiError {
+    unauthorized("X-Nonce was used before")
+}
+
+fn rate_exceeded(key: &str, rate_per_s: u32, retry_after_s: u32) -> ApiError {
+    let message = format!("key {key} may make {rate_per_s} requests per second");
+    ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s)
 }
 
 fn check_address(key: &ApiKey, attempt: &Attempt<'_>) -> Result<(), ApiError> {
@@ -274,38 +417,47 @@ enum Remembered {
     Full,
 }
 
-/// Nonces in use, as keyed 64-bit hashes: equal nonces always collide, so a replay is never missed, and two different
-/// ones do so less than once in 10^13 requests.
+/// Nonces in use.
 struct Nonces {
-    hasher: RandomState,
-    known: HashSet<u64>,
-    /// The same, by the second after which their timestamp is refused anyway.
-    expiry: BinaryHeap<Reverse<(i64, u64)>>,
+    /// By the last second in which their timestamp is accepted.
+    known: HashMap<NonceId, i64>,
+    /// The same, by that second. What was forgotten, or remembered anew for longer, stays until then and means nothing.
+    expiry: BinaryHeap<Reverse<(i64, NonceId)>>,
     max: usize,
 }
 
 impl Nonces {
     fn new(max: usize) -> Self {
-        Self { hasher: RandomState::new(), known: HashSet::new(), expiry: BinaryHeap::new(), max }
+        Self { known: HashMap::new(), expiry: BinaryHeap::new(), max }
     }
 
-    fn remember(&mut self, key: &str, nonce: &str, last_valid_s: i64, unix_s: i64) -> Remembered {
-        while let Some(Reverse((last_valid_s, hash))) = self.expiry.peek().copied()
+    fn remember(&mut self, id: NonceId, last_valid_s: i64, unix_s: i64) -> Remembered {
+        while let Some(Reverse((last_valid_s, id))) = self.expiry.peek().copied()
             && last_valid_s < unix_s
         {
             self.expiry.pop();
-            self.known.remove(&hash);
+            if self.known.get(&id) == Some(&last_valid_s) {
+                self.known.remove(&id);
+            }
         }
-        let hash = self.hasher.hash_one((key, nonce));
-        if self.known.contains(&hash) {
+        if self.known.contains_key(&id) {
             return Remembered::Known;
         }
-        if self.known.len() >= self.max {
+        if self.expiry.len() >= self.max {
             return Remembered::Full;
         }
-        self.known.insert(hash);
-        self.expiry.push(Reverse((last_valid_s, hash)));
+        self.known.insert(id, last_valid_s);
+        self.expiry.push(Reverse((last_valid_s, id)));
         Remembered::New
+    }
+
+    fn forget(&mut self, id: NonceId) {
+        self.known.remove(&id);
+    }
+
+    fn in_use(&self, unix_s: i64) -> Vec<UsedNonce> {
+        let in_use = self.known.iter().filter(|(_, last_valid_s)| **last_valid_s >= unix_s);
+        in_use.map(|(id, last_valid_s)| UsedNonce { id: *id, valid_s: valid_s(*last_valid_s, unix_s) }).collect()
     }
 }
 
@@ -344,15 +496,15 @@ mod tests {
         }
     }
 
-    fn code(result: Result<Arc<str>, ApiError>) -> Result<Arc<str>, ErrorCode> {
-        result.map_err(|error| error.code)
+    fn code(result: Result<Passed, ApiError>) -> Result<Arc<str>, ErrorCode> {
+        result.map(|passed| passed.caller).map_err(|error| error.code)
     }
 
     #[test]
     fn the_key_decides_and_names_its_holder() {
         let auth = Authenticator::new(vec![key("a", "first"), key("b", "second")], WINDOW);
-        assert_eq!(auth.check(&attempt("first"), Scope::Read, NOW_MS), Ok("a".into()));
-        assert_eq!(auth.check(&attempt("second"), Scope::Control, NOW_MS), Ok("b".into()));
+        assert_eq!(code(auth.check(&attempt("first"), Scope::Read, NOW_MS)), Ok("a".into()));
+        assert_eq!(code(auth.check(&attempt("second"), Scope::Control, NOW_MS)), Ok("b".into()));
         for wrong in ["", "firs", "first ", "FIRST"] {
             assert_eq!(code(auth.check(&attempt(wrong), Scope::Read, NOW_MS)), Err(ErrorCode::Unauthorized));
         }
@@ -489,11 +641,78 @@ mod tests {
     #[test]
     fn nonces_are_bounded_and_forgotten_once_their_timestamp_is() {
         let mut nonces = Nonces::new(2);
-        assert!(matches!(nonces.remember("a", "1", 10, 0), Remembered::New));
-        assert!(matches!(nonces.remember("b", "1", 20, 0), Remembered::New));
-        assert!(matches!(nonces.remember("a", "2", 30, 10), Remembered::Full));
-        assert!(matches!(nonces.remember("a", "1", 30, 10), Remembered::Known));
-        assert!(matches!(nonces.remember("a", "2", 30, 11), Remembered::New));
+        let mut remember =
+            |key, nonce, last_valid_s, unix_s| nonces.remember(NonceId::new(key, nonce), last_valid_s, unix_s);
+        assert!(matches!(remember("a", "1", 10, 0), Remembered::New));
+        assert!(matches!(remember("b", "1", 20, 0), Remembered::New));
+        assert!(matches!(remember("a", "2", 30, 10), Remembered::Full));
+        assert!(matches!(remember("a", "1", 30, 10), Remembered::Known));
+        assert!(matches!(remember("a", "2", 30, 11), Remembered::New));
         assert_eq!((nonces.known.len(), nonces.expiry.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_forgotten_nonce_may_be_used_again_and_is_then_known_for_as_long_as_it_must() {
+        let mut nonces = Nonces::new(9);
+        let id = NonceId::new("a", "1");
+        assert!(matches!(nonces.remember(id, 10, 0), Remembered::New));
+        nonces.forget(id);
+        assert!(matches!(nonces.remember(id, 20, 0), Remembered::New));
+        assert!(matches!(nonces.remember(id, 20, 11), Remembered::Known), "the end of the first use is not its end");
+        assert_eq!(nonces.in_use(11), [UsedNonce { id, valid_s: 10 }]);
+        assert_eq!(nonces.in_use(21), []);
+        assert!(matches!(nonces.remember(id, 30, 21), Remembered::New));
+    }
+
+    /// Answers every question the same.
+    struct Others(Verdict);
+
+    impl Shared for Others {
+        fn ask(&self, _: Question, then: Answered<Verdict>) {
+            then(self.0);
+        }
+
+        fn restore(&self, _: Vec<UsedNonce>) {}
+    }
+
+    fn asked(auth: &Authenticator, question: Question) -> Result<(), ErrorCode> {
+        let (tell, told) = std::sync::mpsc::channel();
+        auth.ask(question, Box::new(move |answer| tell.send(answer).unwrap_or_default()));
+        told.recv().expect("an answer").map_err(|error| error.code)
+    }
+
+    #[test]
+    fn only_limited_and_signing_keys_ask_the_others() {
+        let keys = vec![key("free", "free"), ApiKey { rate_per_s: 5, ..key("limited", "limited") }];
+        let alone = Authenticator::new(keys.clone(), WINDOW);
+        let passed = |auth: &Authenticator, key| auth.check(&attempt(key), Scope::Read, NOW_MS).unwrap().question;
+        assert_eq!((passed(&alone, "free"), passed(&alone, "limited")), (None, None));
+        let auth = Authenticator::new(keys, WINDOW).with_shared(Arc::new(Others(Verdict::Granted)));
+        assert_eq!(passed(&auth, "free"), None);
+        let question = Question { key: "limited".into(), rate_per_s: Some(5), nonce: None };
+        assert_eq!(passed(&auth, "limited"), Some(question));
+        assert!(auth.decides_alone(&attempt("free")) && !auth.decides_alone(&attempt("limited")));
+        assert!(alone.decides_alone(&attempt("limited")));
+    }
+
+    #[test]
+    fn the_others_answer_decides_and_their_silence_fails_nonces_only() {
+        let id = NonceId::new("a", "1");
+        let rate = Question { key: "a".into(), rate_per_s: Some(5), nonce: None };
+        let both = Question { nonce: Some(UsedNonce { id, valid_s: 9 }), ..rate.clone() };
+        for (verdict, of_rate, of_both) in [
+            (Verdict::Granted, Ok(()), Ok(())),
+            (Verdict::RateExceeded, Err(ErrorCode::RateLimited), Err(ErrorCode::RateLimited)),
+            (Verdict::NonceUsed, Err(ErrorCode::Unauthorized), Err(ErrorCode::Unauthorized)),
+            (Verdict::Unknown, Ok(()), Err(ErrorCode::NotReady)),
+        ] {
+            let auth = Authenticator::new(Vec::new(), WINDOW).with_shared(Arc::new(Others(verdict)));
+            assert_eq!(asked(&auth, rate.clone()), of_rate, "{verdict:?}");
+            assert!(matches!(auth.nonces.lock().remember(id, NOW_S, NOW_S), Remembered::New));
+            assert_eq!(asked(&auth, both.clone()), of_both, "{verdict:?}");
+            // Whom it was not for may send it again.
+            let known = matches!(verdict, Verdict::Granted | Verdict::NonceUsed);
+            assert_eq!(auth.nonces.lock().known.contains_key(&id), known, "{verdict:?}");
+        }
     }
 }

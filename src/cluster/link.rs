@@ -36,6 +36,7 @@ use redis::{
     Client, Connection, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisError, RedisResult, ServerErrorKind,
 };
 
+use crate::config;
 use crate::telemetry::label::{RedisFailure, RedisOp};
 use crate::telemetry::{Exposition, MetricSource, health::ComponentState};
 
@@ -75,6 +76,19 @@ impl LinkSettings {
             workers: 4,
             ping_interval: Duration::from_secs(1),
         }
+    }
+}
+
+impl LinkSettings {
+    /// What is configured; `None` for the embedded queue.
+    pub fn configured(queue: &config::Queue) -> Option<Self> {
+        let config::QueueUrl::Redis(url) = &queue.url else { return None };
+        Some(Self {
+            connect_timeout: queue.connect_timeout,
+            command_timeout: queue.timeout,
+            workers: usize::try_from(queue.connections).unwrap_or(usize::MAX),
+            ..Self::new(url)
+        })
     }
 }
 

@@ -9,16 +9,19 @@
 //! look at first. Every wait has a deadline, every queue a bound; while Redis is away, jobs fail at once with the reason.
 //!
 //! - [`link`]: connections, health, and the jobs that run on them.
+//! - [`guards`]: nonces and rates that hold for all together.
 //! - [`sessions`]: which instance has a device, and what it knows of it.
 //! - [`notes`]: what instances tell each other.
 //! - The queue of waiting commands is in [`queue`](crate::queue).
 
+pub mod guards;
 pub mod link;
 pub mod notes;
 mod outbox;
 pub mod sessions;
 
 pub use crate::model::ServerId;
+pub use guards::Guards;
 pub use link::{Back, Conn, Link, LinkError};
 pub use notes::{Note, Notes};
 pub(crate) use outbox::Outbox;

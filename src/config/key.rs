@@ -40,7 +40,7 @@ pub enum Kind {
     Path,
     /// `sqlite:PATH` or a `postgres://` URL.
     StoreUrl,
-    /// `embedded` or a `redis://` URL.
+    /// `embedded`, or a `redis://` or `rediss://` URL.
     QueueUrl,
     /// A list of frame starts, 3 bytes of hex each.
     Magics,
@@ -201,7 +201,7 @@ impl Kind {
             }
             Self::Path => "a path".to_owned(),
             Self::StoreUrl => "\"sqlite:PATH\" or \"postgres://USER:PASSWORD@HOST/DATABASE\"".to_owned(),
-            Self::QueueUrl => "\"embedded\" or \"redis://[:PASSWORD@]HOST[:PORT]\"".to_owned(),
+            Self::QueueUrl => "\"embedded\" or \"redis[s]://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]\"".to_owned(),
             Self::Magics => format!("a list of 1 to {MAGICS_MAX} different strings of 6 hex digits"),
             Self::Prefix => "3 ASCII capital letters".to_owned(),
             Self::Text(max) => format!("a text of at most {max} printable characters"),

@@ -206,8 +206,15 @@ settings! {
 
     /// Commands waiting for devices.
     queue: Queue {
-        /// "embedded" (with SQLite) or a Redis URL (with PostgreSQL).
+        /// "embedded" (with SQLite) or a Redis URL (with PostgreSQL). "rediss" is TLS, with a certificate that the system trusts. Redis 6.2
+        /// or newer; it holds nothing that is not in the store as well, and need not keep a file.
         url: QueueUrl = "embedded", Kind::QueueUrl, Restart;
+        /// Connections to Redis for pipelines of this instance. It opens five more for itself.
+        connections: u32 = 4, Int(1, 64), Restart;
+        /// Time for a connection to Redis to be made.
+        connect_timeout: Duration = "1s", span(50 * MS, MIN), Restart;
+        /// A command to Redis without an answer for this long has failed, and its connection is given up.
+        timeout: Duration = "1s", span(50 * MS, MIN), Restart;
         /// Unwritten commands above which idle ones (statistics, OTA) are refused. For up to 10,000 connections; scaled above.
         refuse_idle_above: u64 = 200, Int(1, 1_000_000), Live;
         /// Unwritten commands above which low ones (queries, parameters) are refused too. Scaled likewise.

@@ -7,6 +7,9 @@
 //!                                                          └─> Store::read ──row──────> answer
 //! ```
 //!
+//! Where there are other instances, signed requests and those of limited keys first ask them, by way of
+//! [`Authenticator::ask`], and go on when the answer is there.
+//!
 //! A request with an `Idempotency-Key` asks the store between authentication and check whether it was answered before.
 //!
 //! A handler checks a request on the worker's thread and gives back what is left to do, a [`Next`]. That hands the [`Call`], and with it
@@ -31,7 +34,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::auth::{Attempt, Authenticator};
+use super::auth::{Attempt, Authenticator, Question};
 use super::error::{ApiError, ErrorCode};
 use super::guard::{Head, LocalAnswer, LocalRoutes};
 use super::idempotency::{self, InProgress};
@@ -138,13 +141,15 @@ impl Api {
             }
             RouteId::DeviceStatus => {
                 let live = self.whereabouts.here(matched.device()?.parse().ok()?)?;
+                let attempt = Attempt::from_head(head);
+                // This thread cannot wait for what other instances know of a nonce or a rate.
+                if !self.auth.decides_alone(&attempt) {
+                    return None;
+                }
                 // Not before it is clear that the answer is given here: a nonce counts once.
-                let checked = matched.route.scope.map(|scope| {
-                    let attempt = Attempt::from_head(head);
-                    self.auth.check(&attempt, scope, head.unix_ms)
-                });
+                let checked = matched.route.scope.map(|scope| self.auth.check(&attempt, scope, head.unix_ms));
                 match checked.transpose() {
-                    Ok(name) => *caller = name,
+                    Ok(passed) => *caller = passed.map(|passed| passed.caller),
                     Err(error) => return Some(LocalAnswer::error(head, body, &error)),
                 }
                 Some(LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)))
@@ -165,16 +170,43 @@ impl Api {
     fn admit(self: &Arc<Self>, request: &Request, call: &mut Call) -> Result<Next, ApiError> {
         let matched = resolve(request.method, &request.target)?;
         if let Some(scope) = matched.route.scope {
-            let caller = self.auth.check(&Attempt::from_request(request), scope, now().unix_ms)?;
-            call.caller = Some(Arc::clone(&caller));
-            if request.method == Method::Post
-                && let Some(asked) = idempotency::asked(request, &caller)?
-            {
-                call.claim = Some(self.in_progress.claim(asked.clone())?);
-                return Ok(self.once(request.clone(), asked));
+            let passed = self.auth.check(&Attempt::from_request(request), scope, now().unix_ms)?;
+            call.caller = Some(passed.caller);
+            if let Some(question) = passed.question {
+                return Ok(self.ask_others(question, request.clone()));
             }
         }
-        self.check(&matched, request)
+        self.admitted(&matched, request, call)
+    }
+
+    /// Goes on when the other instances have said what they know of the caller.
+    fn ask_others(self: &Arc<Self>, question: Question, request: Request) -> Next {
+        let api = Arc::clone(self);
+        Box::new(move |mut call| {
+            let then = Arc::clone(&api);
+            let go_on = move |answer: Result<(), ApiError>| {
+                let next = answer
+                    .and_then(|()| resolve(request.method, &request.target))
+                    .and_then(|matched| then.admitted(&matched, &request, &mut call));
+                match next {
+                    Ok(next) => next(call),
+                    Err(error) => call.error(&error),
+                }
+            };
+            api.auth.ask(question, Box::new(go_on));
+        })
+    }
+
+    /// What follows when the caller is let in.
+    fn admitted(self: &Arc<Self>, matched: &Matched<'_>, request: &Request, call: &mut Call) -> Result<Next, ApiError> {
+        if request.method == Method::Post
+            && let Some(caller) = &call.caller
+            && let Some(asked) = idempotency::asked(request, caller)?
+        {
+            call.claim = Some(self.in_progress.claim(asked.clone())?);
+            return Ok(self.once(request.clone(), asked));
+        }
+        self.check(matched, request)
     }
 
     /// Answers what was answered before from the store, and carries out what was not.
