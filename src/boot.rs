@@ -264,6 +264,7 @@ impl Gateway {
                 store: Arc::clone(&store),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                owner: None,
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
                 clock,
