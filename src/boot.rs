@@ -28,9 +28,13 @@ use signal_hook::{
     iterator::Signals,
 };
 
+mod stores;
+
+use stores::OpenStore;
+
 use crate::{
     api::{
-        auth::Authenticator,
+        auth::{Authenticator, Shared},
         guard::{self, GuardConfig, GuardHandle, UploadConfig},
         handlers::Api,
         live::Whereabouts,
@@ -38,7 +42,8 @@ use crate::{
         route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
-    config::{self, ApiKey, Config, EVENT_TYPES, Reload, Scope, Source, StoreUrl, WebhookEndpoint},
+    cluster::{JoinError, Member, inbox, link::LinkSettings, link::OpenError, sessions::OnNewer},
+    config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
         card::{CardMode, CardRules},
@@ -53,10 +58,7 @@ use crate::{
         Clock, ListenAddress,
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
-    store::{
-        self, Notify, Store, StoreError,
-        sqlite::{Options, SqliteStore},
-    },
+    store::{self, Notify, Store, StoreError},
     telemetry::{
         self, Health, Metrics,
         health::{Component, ComponentState},
@@ -85,10 +87,9 @@ struct StageFailed {
 
 impl StageFailed {
     fn exit_code(&self) -> ExitCode {
-        match self.cause.downcast_ref() {
-            Some(StoreError::Unavailable(_)) => ExitCode::from(EXIT_UNREACHABLE),
-            Some(StoreError::Statement(_) | StoreError::Corrupt(_)) | None => ExitCode::FAILURE,
-        }
+        let redis = matches!(self.cause.downcast_ref(), Some(JoinError::Redis(OpenError::Unreachable { .. })));
+        let store = matches!(self.cause.downcast_ref(), Some(StoreError::Unavailable(_)));
+        if redis || store { ExitCode::from(EXIT_UNREACHABLE) } else { ExitCode::FAILURE }
     }
 }
 
@@ -135,6 +136,8 @@ impl Stages {
 struct Gateway {
     health: Arc<Health>,
     store: Arc<dyn Store>,
+    /// One of several instances.
+    cluster: Option<Member>,
     api: Arc<Api>,
     server: Server,
     guard: GuardHandle,
@@ -171,34 +174,36 @@ impl Gateway {
 
         // The shards' threads wait from here on; their mailboxes are what the store's answers are routed to.
         let prepared = stages.run("engines", || Ok(launch::prepare(engine(config.shard.engine), shards)?))?;
-        let directory =
-            Arc::new(Directory::new(signed(config.session.heartbeat_timeout), signed(config.session.penalty_window)));
+        let clustered = config.mode() == Mode::Clustered;
+        let directory = Directory::new(signed(config.session.heartbeat_timeout), signed(config.session.penalty_window));
+        // Only a mirror follows what changes.
+        let directory = Arc::new(if clustered { directory.with_changes() } else { directory });
+        let server_id = ServerId::new(&server_id);
         let mailboxes = prepared.mailboxes().to_vec();
         let router = Arc::new(Router::new(Arc::clone(&directory), Arc::clone(&metrics), mailboxes));
 
         let salt = salt_of(&server_id);
         let cards = Arc::new(card_rules(config));
-        let store: Arc<dyn Store> = stages.run("store", || {
-            let StoreUrl::Sqlite(path) = &config.store.url else {
-                anyhow::bail!("store.url names PostgreSQL, which this build does not support");
-            };
-            let mut options = Options::new(path);
-            options.batch_jobs_max = usize::try_from(config.store.batch_jobs_max).unwrap_or(256);
-            options.queue_jobs_max = usize::try_from(config.store.waiting_jobs_max).unwrap_or(16_384);
-            options.latest_rows_max = usize::try_from(config.store.flush_rows_max).unwrap_or(500);
-            options.limits = store_limits(config);
-            options.cards = Arc::clone(&cards);
-            options.order_prefix = *config.orders.prefix.as_bytes();
-            options.order_salt = salt | STORE_SALT;
+        let opened = stages.run("store", || {
             let notify: Arc<dyn Notify> = Arc::clone(&router) as Arc<dyn Notify>;
-            let store = Arc::new(SqliteStore::open(options, notify)?);
-            health.set(Component::Database, database_state(store.as_ref()));
-            metrics.join(&store);
-            Ok(store as Arc<dyn Store>)
+            let opened = OpenStore::open(config, &server_id, salt | STORE_SALT, &cards, notify)?;
+            health.set(Component::Database, database_state(opened.store.as_ref()));
+            opened.join(&metrics);
+            Ok(opened)
         })?;
-        stages.run("redis", || {
-            health.set(Component::Redis, ComponentState::Skipped);
-            Ok(())
+        let store = Arc::clone(&opened.store);
+        let cluster = stages.run("redis", || {
+            let Some(settings) = LinkSettings::configured(&config.queue) else {
+                health.set(Component::Redis, ComponentState::Skipped);
+                return Ok(None);
+            };
+            let telling = Arc::clone(&router);
+            let on_newer: OnNewer = Arc::new(move |device_id, epoch| telling.bound_elsewhere(device_id, epoch));
+            let cluster = Member::join(settings, &server_id, &directory, clock, on_newer)?;
+            health.set(Component::Redis, cluster.link.state());
+            cluster.join_metrics(&metrics);
+            router.join_peers(cluster.peers(server_id.clone()));
+            Ok(Some(cluster))
         })?;
         let limits = stages.run("sessions", || {
             let allowed = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED);
@@ -219,16 +224,21 @@ impl Gateway {
                 move || waiting.commands_waiting(),
                 move || connections.connections(),
             );
+            let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
+            let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
             Ok(Arc::new(Api {
                 directory: Arc::clone(&directory),
                 store: Arc::clone(&store),
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
-                auth: Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window),
+                auth: match &cluster {
+                    Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
+                    None => auth,
+                },
                 backlog,
                 in_progress: Arc::default(),
-                whereabouts: Whereabouts::new(Arc::clone(&directory), ServerId::new(&server_id), None),
+                whereabouts: Whereabouts::new(Arc::clone(&directory), server_id.clone(), mirror),
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
@@ -262,9 +272,10 @@ impl Gateway {
             metrics.join(&pusher);
             let context = job::Context {
                 store: Arc::clone(&store),
+                link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
-                owner: None,
+                owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
                 clock,
@@ -281,6 +292,20 @@ impl Gateway {
             };
             let updates = ota::Driver::start(context, ota_schedule(config))?;
             router.join_ota(updates.waker());
+            if let Some(cluster) = &cluster {
+                let sequencer = opened.sequencer();
+                let context = inbox::Context {
+                    store: Arc::clone(&store),
+                    router: Arc::clone(&router),
+                    own: server_id.clone(),
+                    unsequenced: Arc::new(move || {
+                        if let Some(sequencer) = &sequencer {
+                            sequencer.wake();
+                        }
+                    }),
+                };
+                metrics.join(&cluster.listen(context)?);
+            }
             Ok((pusher, jobs, updates))
         })?;
         let desk = stages.run("cards", || {
@@ -322,6 +347,7 @@ impl Gateway {
         Ok(Self {
             health,
             store,
+            cluster,
             api,
             server,
             guard,
@@ -396,6 +422,9 @@ impl Gateway {
         self.jobs.stop();
         self.updates.stop();
         let pushed = self.pusher.stop(left());
+        if let Some(cluster) = &self.cluster {
+            cluster.leave();
+        }
         self.store.close(left());
         log::info!(
             target: "chargegate::boot",
@@ -727,8 +756,8 @@ fn named(path: &Path, error: io::Error) -> anyhow::Error {
 }
 
 /// Tells instances apart in order numbers.
-fn salt_of(server_id: &str) -> u64 {
-    let digest = Sha256::digest(server_id);
+fn salt_of(server_id: &ServerId) -> u64 {
+    let digest = Sha256::digest(server_id.as_str());
     let first = digest.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
     u64::from(first) & (STORE_SALT - 1)
 }
@@ -759,7 +788,7 @@ mod tests {
         assert_eq!(order_times(&config), OrderTimes::default());
         assert_eq!(store_limits(&config), store::Limits::default());
         assert_eq!(card_rules(&config), CardRules::default());
-        let options = Options::new("");
+        let options = store::sqlite::Options::new("");
         assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));
         assert_eq!(usize::try_from(config.store.flush_rows_max), Ok(options.latest_rows_max));
         assert_eq!(usize::try_from(config.store.batch_jobs_max), Ok(options.batch_jobs_max));

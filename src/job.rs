@@ -20,6 +20,7 @@ use std::{
 
 use crate::{
     boot::Ticks,
+    cluster::Link,
     gateway::directory::Directory,
     model::ServerId,
     router::Router,
@@ -83,6 +84,8 @@ impl Retention {
 pub struct Context {
     /// The store.
     pub store: Arc<dyn Store>,
+    /// Redis, where there are several instances.
+    pub link: Option<Arc<Link>>,
     /// Live devices.
     pub directory: Arc<Directory>,
     /// Tells shards of queued commands.
@@ -127,7 +130,7 @@ impl Jobs {
 }
 
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
-    let Context { store, directory, router, owner, metrics, health, mut clock, ticks } = context;
+    let Context { store, link, directory, router, owner, metrics, health, mut clock, ticks } = context;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let ready = clock.refresh();
@@ -143,6 +146,9 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
         health.observe(now.mono_ms);
         metrics.devices_online.set(u64::try_from(directory.online()).unwrap_or(0));
         health.set(Component::Database, database_state(store.as_ref()));
+        if let Some(link) = &link {
+            health.set(Component::Redis, link.state());
+        }
         if now.mono_ms >= backstop_at {
             backstop_at = now.mono_ms + millis(schedule.backstop);
             let job = Backstop {

@@ -540,10 +540,18 @@ impl CommandState {
 
     /// Reads the word in the store.
     pub fn from_word(word: &str) -> Option<Self> {
-        use CommandState as S;
-        [S::Queued, S::Claimed, S::Written, S::Acked, S::Refused, S::Expired, S::Withdrawn, S::Dead]
-            .into_iter()
-            .find(|state| state.as_str() == word)
+        [
+            Self::Queued,
+            Self::Claimed,
+            Self::Written,
+            Self::Acked,
+            Self::Refused,
+            Self::Expired,
+            Self::Withdrawn,
+            Self::Dead,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == word)
     }
 }
 

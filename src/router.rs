@@ -7,7 +7,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use crate::{
@@ -31,6 +34,8 @@ pub struct Router {
     pusher: OnceLock<Arc<Pusher>>,
     ota: OnceLock<ota::Waker>,
     peers: OnceLock<Peers>,
+    /// The log is complete up to here, as far as this process knows.
+    last_pos: AtomicI64,
 }
 
 /// The way to other instances.
@@ -60,7 +65,15 @@ impl Peers {
 impl Router {
     /// Routes by `directory` to the mailboxes of all shards.
     pub const fn new(directory: Arc<Directory>, metrics: Arc<Metrics>, mailboxes: Vec<Mailbox>) -> Self {
-        Self { directory, metrics, mailboxes, pusher: OnceLock::new(), ota: OnceLock::new(), peers: OnceLock::new() }
+        Self {
+            directory,
+            metrics,
+            mailboxes,
+            pusher: OnceLock::new(),
+            ota: OnceLock::new(),
+            peers: OnceLock::new(),
+            last_pos: AtomicI64::new(0),
+        }
     }
 
     /// Joins the pusher, which is started after the store. Commits before that are found by its first read.
@@ -93,11 +106,6 @@ impl Router {
         }
     }
 
-    /// Another instance bound a device of this one.
-    pub fn bound_elsewhere(&self, device_id: DeviceId, epoch: i64) {
-        self.tell_owner(device_id, || Message::BoundElsewhere { device_id, epoch });
-    }
-
     /// Another instance changed what a device of this one follows.
     pub fn tell(&self, device_id: DeviceId, message: Message) {
         self.tell_owner(device_id, || message);
@@ -115,11 +123,12 @@ impl Router {
         }
     }
 
-    /// The log of events is complete up to here, as another instance says.
-    pub fn events_known(&self, pos: i64) {
+    /// The log of events is complete up to here, as this or another instance says; whether that is news.
+    pub fn events_known(&self, pos: i64) -> bool {
         if let Some(pusher) = self.pusher.get() {
             pusher.events_committed(pos);
         }
+        self.last_pos.fetch_max(pos, Ordering::AcqRel) < pos
     }
 
     /// The way to `owner`, where that is another instance.
@@ -138,6 +147,11 @@ impl Router {
     /// Hands an update to the shard that owns its device.
     pub fn offer_ota(&self, start: OtaStart) {
         self.tell_owner(start.task.device_id, || Message::OtaStart(Box::new(start)));
+    }
+
+    /// Tells the shard that has a device that another instance bound it under this epoch.
+    pub fn bound_elsewhere(&self, device_id: DeviceId, epoch: i64) {
+        self.tell_owner(device_id, || Message::BoundElsewhere { device_id, epoch });
     }
 
     /// Tells the shard that has a device that commands wait for it.
@@ -273,9 +287,17 @@ impl Notify for Router {
     }
 
     fn events_committed(&self, pos: i64) {
-        self.events_known(pos);
-        if let Some(peers) = self.peers.get() {
+        // What another instance said already, all have heard.
+        if self.events_known(pos)
+            && let Some(peers) = self.peers.get()
+        {
             peers.notes.broadcast(Note::EventsCommitted { pos: Some(pos) });
+        }
+    }
+
+    fn events_waiting(&self) {
+        if let Some(peers) = self.peers.get() {
+            peers.notes.broadcast(Note::EventsCommitted { pos: None });
         }
     }
 }

@@ -64,7 +64,7 @@ impl Two {
     fn start(url: &str) -> Self {
         let there = Arc::new(Directory::default().with_changes());
         let other = mirror(url, "gateway-2", &there);
-        let here = Rig::among_others([], |directory| Some(mirror(url, "gateway-1", directory)));
+        let here = Rig::beside([], None, |directory| Some(mirror(url, "gateway-1", directory)));
         Self { here, there, _mirror: other }
     }
 

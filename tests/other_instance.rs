@@ -22,7 +22,7 @@ use chargegate::{
     router::{Peers, Router},
     shard::{Mailbox, Wake},
     store::{
-        Job, Notify, Outcome, Settings, Store,
+        Job, Notify, Outcome, Settings,
         sqlite::{Options, SqliteStore},
     },
     telemetry::Metrics,

@@ -229,7 +229,7 @@ fn requests_go_on_when_the_others_have_answered() {
             ApiKey { rate_per_s: 1_000, ..api::key("limited", [Scope::Read, Scope::Control]) },
             ApiKey { rate_per_s: 1, ..api::key("slow", [Scope::Read]) },
         ];
-        let rig = api::Rig::beside(keys, Some(Arc::new(Guards::new(Arc::clone(&link)))));
+        let rig = api::Rig::beside(keys, Some(Arc::new(Guards::new(Arc::clone(&link)))), |_| None);
         let epoch = rig.bind("40aace04".parse().unwrap(), Protocol::Ap3000, None).epoch;
         rig.entry("40aace04".parse().unwrap(), Protocol::Ap3000, epoch);
         (rig, link)

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chargegate::boot;
-use chargegate::config::{Config, Mode, Source};
+use chargegate::config::{Config, Source};
 use clap::{Args, Parser, Subcommand};
 
 /// Usage or configuration error. clap exits with the same code.
@@ -103,9 +103,6 @@ impl Serve {
             Ok(config) => config,
             Err(code) => return code,
         };
-        if let Err(code) = embedded_only(&config) {
-            return code;
-        }
         boot::serve(config, source)
     }
 }
@@ -124,17 +121,6 @@ fn load(source: &Source) -> Result<Config, ExitCode> {
         }
         ExitCode::from(EXIT_USAGE)
     })
-}
-
-/// Refuses what only the configuration knows so far.
-fn embedded_only(config: &Config) -> Result<(), ExitCode> {
-    match config.mode() {
-        Mode::Embedded => Ok(()),
-        Mode::Clustered => {
-            eprintln!("error: store.url and queue.url name PostgreSQL and Redis, which this build does not support");
-            Err(ExitCode::from(EXIT_USAGE))
-        }
-    }
 }
 
 /// Writes a result to standard output. A reader that has seen enough, such as `head`, is no error.

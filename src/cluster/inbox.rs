@@ -120,7 +120,9 @@ impl Inbox {
                 });
             }
             Note::Superseded { device_id, epoch } => router.bound_elsewhere(device_id, epoch),
-            Note::EventsCommitted { pos: Some(pos) } => router.events_known(pos),
+            Note::EventsCommitted { pos: Some(pos) } => {
+                router.events_known(pos);
+            }
             Note::EventsCommitted { pos: None } => (self.context.unsequenced)(),
             // What was said before was not heard.
             Note::Reconnected => self.poll(),

@@ -24,16 +24,18 @@ mod counters;
 mod monitor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fmt, io};
+use std::{fmt, fs, io};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, select};
 use parking_lot::{Condvar, Mutex};
 use redis::{
     Client, Connection, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisError, RedisResult, ServerErrorKind,
+    TlsCertificates,
 };
 
 use crate::config;
@@ -54,8 +56,10 @@ const IDLE_ROUND: Duration = Duration::from_secs(10);
 /// How the link connects and how long it waits.
 #[derive(Clone)]
 pub struct LinkSettings {
-    /// `redis://` or `rediss://` (TLS, certificates checked against the system's), with user, password and database if need be.
+    /// `redis://` or `rediss://` (TLS), with user, password and database if need be.
     pub url: String,
+    /// PEM file of the authorities whose certificates are accepted; `None`: those that the system trusts. `SSL_CERT_FILE` names others.
+    pub ca_file: Option<PathBuf>,
     /// For a connection to be ready, name resolution excepted.
     pub connect_timeout: Duration,
     /// For a job that says nothing else, from submission to its end; and for each answer on other connections.
@@ -71,6 +75,7 @@ impl LinkSettings {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            ca_file: None,
             connect_timeout: Duration::from_secs(1),
             command_timeout: Duration::from_secs(1),
             workers: 4,
@@ -83,7 +88,9 @@ impl LinkSettings {
     /// What is configured; `None` for the embedded queue.
     pub fn configured(queue: &config::Queue) -> Option<Self> {
         let config::QueueUrl::Redis(url) = &queue.url else { return None };
+        let ca_file = (!queue.ca_file.is_empty()).then(|| PathBuf::from(&queue.ca_file));
         Some(Self {
+            ca_file,
             connect_timeout: queue.connect_timeout,
             command_timeout: queue.timeout,
             workers: usize::try_from(queue.connections).unwrap_or(usize::MAX),
@@ -227,7 +234,7 @@ impl Link {
     /// The URL is none, Redis cannot be reached or refuses the login, or the system refuses a thread. The text names the server, never
     /// the password.
     pub fn open(settings: LinkSettings) -> Result<Arc<Self>, OpenError> {
-        let client = client(&settings.url)?;
+        let client = client(&settings)?;
         let server = client.get_connection_info().addr().to_string();
         let (look, looked) = bounded(1);
         let (stop, stopped) = bounded(0);
@@ -285,7 +292,8 @@ impl Link {
     }
 
     /// Runs `work` on a connection, then `done` with what came of it, both on a worker's thread; `done` at once and here where nothing can
-    /// be sent. `within` counts from now to the last answer. Neither closure may block on anything but this connection.
+    /// be sent, so the caller must hold no lock that `done` takes. `within` counts from now to the last answer. Neither closure may block
+    /// on anything but this connection.
     pub fn submit_within<T: 'static>(
         &self,
         within: Duration,
@@ -312,7 +320,8 @@ impl Link {
         }
         let (jobs, left) = if op == RedisOp::Guard { &self.guard_jobs } else { &self.jobs };
         match jobs.try_send(Job { deadline: now() + within, run }) {
-            Ok(()) if !self.is_up() => fail_left(&self.shared, left),
+            // The workers may have gone just now.
+            Ok(()) if *self.shared.closing.lock() && !self.is_up() => fail_left(&self.shared, left),
             Ok(()) => {}
             Err(TrySendError::Full(job)) => (job.run)(Err(LinkError::Full)),
             Err(TrySendError::Disconnected(job)) => (job.run)(Err(LinkError::Closed)),
@@ -458,6 +467,14 @@ pub enum OpenError {
     /// The URL cannot be used.
     #[error("queue.url is no redis URL: {0}")]
     Url(String),
+    /// The file of authorities cannot be used.
+    #[error("queue.ca_file {} {problem}", path.display())]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The server does not answer, or not as it should.
     #[error("redis at {server} cannot be used: {source}")]
     Unreachable {
@@ -471,10 +488,10 @@ pub enum OpenError {
     Thread(#[source] io::Error),
 }
 
-fn client(url: &str) -> Result<Client, OpenError> {
+fn client(settings: &LinkSettings) -> Result<Client, OpenError> {
     // The library's text of a refused URL does not repeat it.
     let invalid = |error: RedisError| OpenError::Url(error.to_string());
-    let info = url.into_connection_info().map_err(invalid)?;
+    let info = settings.url.as_str().into_connection_info().map_err(invalid)?;
     // Each connection would begin with a command that old servers refuse.
     let login = info.redis_settings().clone().set_skip_set_lib_name();
     let keepalive = socket2::TcpKeepalive::new()
@@ -482,10 +499,23 @@ fn client(url: &str) -> Result<Client, OpenError> {
         .with_interval(Duration::from_secs(5))
         .with_retries(3);
     let tcp = info.tcp_settings().clone().set_nodelay(true).set_keepalive(keepalive);
-    if let ConnectionAddr::TcpTls { insecure: true, .. } = info.addr() {
-        return Err(OpenError::Url("certificates are always checked, \"#insecure\" is not supported".to_owned()));
+    let encrypted = match info.addr() {
+        ConnectionAddr::TcpTls { insecure: true, .. } => {
+            return Err(OpenError::Url("certificates are always checked, \"#insecure\" is not supported".to_owned()));
+        }
+        ConnectionAddr::TcpTls { .. } => true,
+        _ => false,
+    };
+    let info = info.set_redis_settings(login).set_tcp_settings(tcp);
+    match &settings.ca_file {
+        Some(path) if encrypted => {
+            let unusable = |problem: String| OpenError::Authorities { path: path.clone(), problem };
+            let root_cert = Some(fs::read(path).map_err(|error| unusable(error.to_string()))?);
+            let certificates = TlsCertificates { client_tls: None, root_cert };
+            Client::build_with_tls(info, certificates).map_err(|error| unusable(error.to_string()))
+        }
+        _ => Client::open(info).map_err(invalid),
     }
-    Client::open(info.set_redis_settings(login).set_tcp_settings(tcp)).map_err(invalid)
 }
 
 impl Shared {
@@ -529,7 +559,7 @@ impl Shared {
     }
 }
 
-/// Fails what waits: Redis is away, or no worker is left to do so.
+/// Fails what waits when no worker is left to do so.
 fn fail_left(shared: &Shared, jobs: &Receiver<Job>) {
     for job in jobs.try_iter() {
         (job.run)(Err(shared.why_down()));

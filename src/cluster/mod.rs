@@ -18,6 +18,7 @@
 pub mod guards;
 pub mod inbox;
 pub mod link;
+mod member;
 pub mod notes;
 mod outbox;
 pub mod sessions;
@@ -25,5 +26,6 @@ pub mod sessions;
 pub use crate::model::ServerId;
 pub use guards::Guards;
 pub use link::{Back, Conn, Link, LinkError};
+pub use member::{JoinError, Member};
 pub use notes::{Note, Notes};
 pub(crate) use outbox::Outbox;

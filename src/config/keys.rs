@@ -206,9 +206,11 @@ settings! {
 
     /// Commands waiting for devices.
     queue: Queue {
-        /// "embedded" (with SQLite) or a Redis URL (with PostgreSQL). "rediss" is TLS, with a certificate that the system trusts. Redis 6.2
+        /// "embedded" (with SQLite) or a Redis URL (with PostgreSQL). "rediss" is TLS. Redis 6.2
         /// or newer; it holds nothing that is not in the store as well, and need not keep a file.
         url: QueueUrl = "embedded", Kind::QueueUrl, Restart;
+        /// PEM file of the authorities whose certificates are accepted from "rediss". "" are those that the system trusts.
+        ca_file: String = "", Kind::Text(4096), Restart;
         /// Connections to Redis for pipelines of this instance. It opens five more for itself.
         connections: u32 = 4, Int(1, 64), Restart;
         /// Time for a connection to Redis to be made.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::store::Job;
+use crate::store::{Applied, Job, Outcome};
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
@@ -97,6 +97,27 @@ pub(super) fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl StoreCounters {
+    /// Counts what became of the jobs of a transaction.
+    pub(super) fn count(&self, jobs: &[Job], applied: &Applied) {
+        for (job, outcome) in jobs.iter().zip(&applied.outcomes) {
+            let failed = matches!(outcome, Outcome::Failed { .. });
+            let kinds = if failed { &self.failures } else { &self.jobs };
+            if let Some(counter) = kinds.get(kind(job)) {
+                add(counter, 1);
+            }
+            if matches!(outcome, Outcome::Settled(settled) if settled.quarantined) {
+                add(&self.quarantined, 1);
+            }
+        }
+        add(&self.events_lost, applied.events_lost);
+        if applied.error.is_some() {
+            add(&self.batches_failed, 1);
+        } else {
+            add(&self.batches, 1);
+            add(&self.batch_jobs, jobs.len() as u64);
+        }
+    }
+
     pub(super) fn render(&self, to: &mut Exposition<'_>) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         for (name, help, counters) in [

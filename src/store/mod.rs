@@ -36,11 +36,13 @@ use crate::{
 
 mod counters;
 mod delivery;
+mod front;
 mod ota;
 pub mod payload;
 pub mod postgres;
 mod sql;
 pub mod sqlite;
+mod threads;
 
 pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
@@ -975,6 +977,8 @@ pub trait Notify: Send + Sync {
     fn ota_changed(&self, _task: &OtaTask, _owner: Option<&ServerId>) {}
     /// Events up to this position are committed.
     fn events_committed(&self, pos: i64);
+    /// Events were committed here that another instance must give their positions. It finds them by itself within a moment.
+    fn events_waiting(&self) {}
     /// Settings of a device changed. Called after the answer was given.
     fn settings_changed(&self, _settings: &SettingsOutcome, _owner: Option<&ServerId>) {}
     /// The network list of a gateway changed. Called after the answer was given.

@@ -108,23 +108,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// It knows [`ALL`] and these keys.
     pub(crate) fn new(keys: impl IntoIterator<Item = ApiKey>) -> Self {
-        Self::build(keys, None, |_| None)
+        Self::beside(keys, None, |_| None)
     }
 
-    /// The same beside other instances, with which it shares nonces and rates.
-    pub(crate) fn beside(keys: impl IntoIterator<Item = ApiKey>, others: Option<Arc<dyn Shared>>) -> Self {
-        Self::build(keys, others, |_| None)
-    }
-
-    /// The same, as one of several instances: `mirror` is made of its directory.
-    pub(crate) fn among_others(
-        keys: impl IntoIterator<Item = ApiKey>,
-        mirror: impl FnOnce(&Arc<Directory>) -> Option<Arc<Sessions>>,
-    ) -> Self {
-        Self::build(keys, None, mirror)
-    }
-
-    fn build(
+    /// The same, as one of several instances: `others` know of nonces and rates, `mirror` is made of its directory.
+    pub(crate) fn beside(
         keys: impl IntoIterator<Item = ApiKey>,
         others: Option<Arc<dyn Shared>>,
         mirror: impl FnOnce(&Arc<Directory>) -> Option<Arc<Sessions>>,
@@ -137,10 +125,10 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
-        let directory = Arc::new(Directory::default().with_changes());
-        let mirror = mirror(&directory);
         let auth = Authenticator::new(keys, Duration::from_secs(300));
         let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
+        let directory = Arc::new(Directory::default().with_changes());
+        let mirror = mirror(&directory);
         let api = Arc::new(Api {
             directory: Arc::clone(&directory),
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -153,8 +141,8 @@ impl Rig {
             in_progress: Arc::default(),
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
-            whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             auth,
+            whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),

@@ -117,10 +117,6 @@ impl Connector {
         &self.name
     }
 
-    pub(super) const fn timeouts(&self) -> Timeouts {
-        self.timeouts
-    }
-
     /// Calls that were ended because the server did not answer.
     pub(super) fn timed_out(&self) -> u64 {
         self.watchdog.bites()

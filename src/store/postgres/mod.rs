@@ -1,13 +1,40 @@
 //! The clustered store: one PostgreSQL database, any number of instances.
+//!
+//! ```text
+//! shards, API ──▶ jobs, by device ──▶ lanes, a connection each ──▶ outcomes ──▶ delivery thread ──▶ Reply, Notify
+//!            │                              └──wake──▶ sequencer: positions of events ──▶ Notify
+//!            ├──▶ latest values ──▶ 1 thread, by the hundred
+//!            ├──▶ queries ──▶ reader threads
+//!            └──▶ command log, lossy ──▶ 1 thread, by the thousand
+//! ```
+//!
+//! Invariants:
+//! - An outcome leaves a lane only after the commit that made it durable (`synchronous_commit = on`, asserted).
+//! - The row of a device is the lock of everything that belongs to it, over all instances: a lane takes the rows of its batch in the
+//!   order of their ids before it reads anything.
+//! - Jobs of one device are applied in the order they were submitted: they go to one lane.
+//! - No call lasts for ever ([`watch`]), and no answer comes late: a connection that did not answer in time is gone.
+//! - Events have their position in the log from one sequencer ([`sequencer`]), after their commit.
+//!
+//! Absent: statements (they are those of every store, [`crate::store::sql`]), rules of the domain, retries of jobs.
 
+mod cmd_log;
 mod connect;
+mod lane;
+mod latest;
+mod link;
 mod migrate;
+mod sequencer;
 mod session;
+mod store;
 mod tls;
 mod watch;
 
 pub use connect::Timeouts;
+pub use sequencer::{SequencerState, SequencerWake};
 pub(in crate::store) use session::{PgSession, cell};
+use store::Shared;
+pub use store::{Options, PostgresStore};
 
 use crate::store::StoreError;
 

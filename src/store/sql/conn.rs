@@ -29,7 +29,7 @@ pub(in crate::store) enum Value<'a> {
     Text(Cow<'a, str>),
     Bytes(Cow<'a, [u8]>),
     /// Values of one column, for statements that write many rows; PostgreSQL only.
-    Array(Vec<Value<'a>>),
+    Array(Vec<Self>),
 }
 
 impl Value<'_> {

@@ -107,7 +107,7 @@ impl Tx<'_> {
             self.conn,
             "SELECT DISTINCT greatest(socket, 1) FROM ports WHERE device_id = $1 AND socket IS NOT NULL ORDER BY 1",
             [device_id.to_string()],
-            |row| Ok(row.get(0)?),
+            |row| row.get(0),
         )
     }
 
@@ -288,7 +288,7 @@ impl Tx<'_> {
             self.conn,
             "SELECT network_command FROM devices WHERE device_id = $1",
             [device_id.to_string()],
-            |row| Ok(row.get(0)?),
+            |row| row.get(0),
         )?;
         // Another has taken its place: what this one did is not what the list wants.
         let Some(before) = find(self.conn, device_id)?.filter(|_| current.flatten() == Some(ended.id)) else {

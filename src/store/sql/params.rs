@@ -112,7 +112,7 @@ impl Tx<'_> {
             "SELECT body FROM outbound_queue WHERE device_id = $1 AND kind IN ('set_params', 'query_params') \
              AND state IN ('queued', 'claimed', 'written') AND not_after > $2",
             (device_id.to_string(), at),
-            |row| Ok(row.get::<String>(0)?),
+            |row| row.get::<String>(0),
         )?;
         let of_group = |body: &String| {
             let body: Option<crate::model::CommandBody> = serde_json::from_str(body).ok();
@@ -150,7 +150,7 @@ impl Tx<'_> {
             "SELECT DISTINCT socket FROM device_params WHERE device_id = $1 AND desired IS NOT NULL \
              AND refused IS NULL AND desired IS DISTINCT FROM reported ORDER BY socket",
             [device_id.to_string()],
-            |row| Ok(row.get(0)?),
+            |row| row.get(0),
         )?;
         let mut commands = Vec::new();
         for socket in pending {

@@ -13,21 +13,13 @@ use super::{db::BUSY_TIMEOUT, session::SqliteSession};
 use crate::store::{
     CommandLogRow, StoreError,
     counters::{StoreCounters, add},
+    front::LogMessage,
     sql::conn::{Conn, run, scalar},
 };
 
 /// Rows per transaction.
 const ROWS_MAX: usize = 2000;
 const SCHEMA_VERSION: i64 = 1;
-
-pub(super) enum LogMessage {
-    Rows(Vec<CommandLogRow>),
-    /// Deletes at most `rows_max` rows older than `before`.
-    Prune {
-        before: i64,
-        rows_max: u32,
-    },
-}
 
 /// `NAME-cmd_log.db` beside `NAME.db`.
 pub(super) fn path_beside(path: &Path) -> PathBuf {

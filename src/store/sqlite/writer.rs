@@ -4,34 +4,30 @@ use std::{
     collections::VecDeque,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    thread::JoinHandle,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use parking_lot::{Mutex, RwLock};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{
-    cmd_log::{self, LogMessage},
+    cmd_log,
     db::{Db, open_reader},
 };
 use crate::{
     gateway::card::CardRules,
     model::OrderNumbers,
     store::{
-        CommandLogRow, Job, Latest, Notify, Outcome, ReadCall, Reply, Store, StoreError, StoreHealth,
-        counters::{StoreCounters, add, kind},
+        CommandLogRow, Job, Latest, Notify, ReadCall, Reply, Store, StoreError, StoreHealth,
+        counters::{StoreCounters, add},
         delivery::{DELIVERIES_MAX, Delivery, guarded},
-        sql::{Applied, Limits, conn::Conn, read::SqlReader},
+        front::{Front, LogMessage},
+        sql::{Limits, conn::Conn, read::SqlReader},
+        threads::{Running, Threads},
     },
     telemetry::{Exposition, MetricSource},
 };
 
 const READERS: usize = 2;
-/// Hand-overs of latest values that may wait.
-const LATEST_MAX: usize = 64;
-/// Hand-overs of command-log rows that may wait.
-const LOG_MAX: usize = 1024;
 /// Under a stream of jobs, one transaction of latest values goes in between this often.
 const LATEST_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle writer looks around.
@@ -101,21 +97,10 @@ fn instant() -> Instant {
 /// The embedded store, with its threads.
 #[derive(Debug)]
 pub struct SqliteStore {
-    /// Gone once the store closes; each thread ends when its queue is empty and has no sender left.
-    queues: RwLock<Option<Queues>>,
+    front: Front,
     health: Arc<StoreHealth>,
     counters: Arc<StoreCounters>,
-    /// Disconnected when the last thread ended.
-    ended: Receiver<()>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-#[derive(Debug)]
-struct Queues {
-    jobs: Sender<(Job, Reply)>,
-    latest: Sender<Vec<Latest>>,
-    log: Sender<LogMessage>,
-    reads: Sender<ReadCall>,
+    threads: Running,
 }
 
 impl SqliteStore {
@@ -128,31 +113,28 @@ impl SqliteStore {
         let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path)).collect::<Result<_, _>>()?;
         let health = Arc::new(StoreHealth::default());
         let counters = Arc::new(StoreCounters::default());
-        let (jobs, jobs_out) = bounded(options.queue_jobs_max.clamp(1, 1_000_000));
-        let (latest, latest_out) = bounded(LATEST_MAX);
-        let (log, log_out) = bounded(LOG_MAX);
-        let (reads, reads_out) = bounded::<ReadCall>(options.reads_max.max(1));
+        let (front, back) = Front::new(1, options.queue_jobs_max, options.reads_max, Arc::clone(&counters));
         let (deliveries, deliveries_out) = bounded::<Delivery>(DELIVERIES_MAX);
-        let (ending, ended) = bounded(1);
         let newest = db.newest()?;
+        let [jobs] = <[_; 1]>::try_from(back.jobs).expect("one lane was asked for");
         let mut writer = Writer {
             db,
             clock: options.clock,
             batch_jobs_max: options.batch_jobs_max.clamp(1, 256),
             latest_rows_max: options.latest_rows_max.clamp(1, 10_000),
-            jobs: jobs_out,
-            latest_in: latest_out,
+            jobs,
+            latest_in: back.latest,
             latest: VecDeque::new(),
             latest_at: instant(),
             probed_at: instant(),
             deliveries,
-            log: log.clone(),
+            log: back.to_log,
             health: Arc::clone(&health),
             counters: Arc::clone(&counters),
             newest,
         };
         writer.set_health(None);
-        let mut threads = Threads { handles: Vec::new(), ending };
+        let mut threads = Threads::new();
         threads.start("store-writer", move || writer.run())?;
         threads.start("store-delivery", move || {
             while let Ok(delivery) = deliveries_out.recv() {
@@ -160,9 +142,9 @@ impl SqliteStore {
             }
         })?;
         let log_counters = Arc::clone(&counters);
-        threads.start("store-cmd-log", move || cmd_log::write(&log_db, &log_out, &log_counters))?;
+        threads.start("store-cmd-log", move || cmd_log::write(&log_db, &back.log, &log_counters))?;
         for conn in readers {
-            let calls = reads_out.clone();
+            let calls = back.reads.clone();
             threads.start("store-reader", move || {
                 let mut reader = SqlReader { conn: Conn::Sqlite(&conn) };
                 while let Ok(call) = calls.recv() {
@@ -170,13 +152,7 @@ impl SqliteStore {
                 }
             })?;
         }
-        Ok(Self {
-            queues: RwLock::new(Some(Queues { jobs, latest, log, reads })),
-            health,
-            counters,
-            ended,
-            threads: Mutex::new(threads.handles),
-        })
+        Ok(Self { front, health, counters, threads: threads.running() })
     }
 
     /// What was counted since start.
@@ -186,68 +162,25 @@ impl SqliteStore {
 
     /// Durable jobs that wait now.
     pub fn queue_depth(&self) -> usize {
-        self.with_queues(|queues| queues.jobs.len()).unwrap_or(0)
-    }
-
-    /// Never waits: the lock is taken for writing only to close.
-    fn with_queues<T>(&self, body: impl FnOnce(&Queues) -> T) -> Option<T> {
-        self.queues.try_read()?.as_ref().map(body)
+        self.front.jobs_waiting()
     }
 }
 
 impl Store for SqliteStore {
     fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)> {
-        let mut item = Some((job, reply));
-        self.with_queues(|queues| {
-            let Some(taken) = item.take() else { return };
-            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queues.jobs.try_send(taken) {
-                item = Some(back);
-            }
-        });
-        item.map_or(Ok(()), |back| {
-            add(&self.counters.refused, 1);
-            Err(back)
-        })
+        self.front.submit(0, job, reply)
     }
 
     fn coalesce(&self, rows: &mut Vec<Latest>) -> bool {
-        if rows.is_empty() {
-            return true;
-        }
-        let sent = self.with_queues(|queues| match queues.latest.try_send(std::mem::take(rows)) {
-            Ok(()) => true,
-            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
-                *rows = back;
-                false
-            }
-        });
-        let sent = sent.unwrap_or(false);
-        if !sent {
-            add(&self.counters.latest_refused, rows.len() as u64);
-        }
-        sent
+        self.front.coalesce(rows)
     }
 
     fn append(&self, rows: Vec<CommandLogRow>) {
-        let count = rows.len() as u64;
-        let sent = self.with_queues(|queues| queues.log.try_send(LogMessage::Rows(rows)).is_ok());
-        if sent != Some(true) {
-            add(&self.counters.log_dropped, count);
-        }
+        self.front.append(rows);
     }
 
     fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
-        let mut call = Some(call);
-        self.with_queues(|queues| {
-            let Some(taken) = call.take() else { return };
-            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queues.reads.try_send(taken) {
-                call = Some(back);
-            }
-        });
-        call.map_or(Ok(()), |back| {
-            add(&self.counters.reads_refused, 1);
-            Err(back)
-        })
+        self.front.read(call)
     }
 
     fn health(&self) -> &StoreHealth {
@@ -255,34 +188,15 @@ impl Store for SqliteStore {
     }
 
     fn close(&self, deadline: Duration) {
-        drop(self.queues.write().take());
-        if self.ended.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
-            log::error!("the store did not finish within {deadline:?}; what was not acknowledged is lost");
-            return;
-        }
-        for thread in self.threads.lock().drain(..) {
-            if thread.join().is_err() {
-                log::error!("a thread of the store had panicked");
-            }
-        }
+        self.front.close();
+        self.threads.join(deadline);
     }
 }
 
 impl MetricSource for SqliteStore {
     fn render(&self, to: &mut Exposition<'_>) {
         self.counters.render(to);
-        let name = "chargegate_store_queue_length";
-        to.family(name, "gauge", "What waits for a thread of the store.");
-        self.with_queues(|queues| {
-            for (queue, length) in [
-                ("jobs", queues.jobs.len()),
-                ("latest", queues.latest.len()),
-                ("command_log", queues.log.len()),
-                ("reads", queues.reads.len()),
-            ] {
-                to.sample(name, &[("queue", queue)], length);
-            }
-        });
+        self.front.render(to);
     }
 }
 
@@ -291,24 +205,6 @@ impl Drop for SqliteStore {
         // Threads end by themselves once the queues are gone; without this a dropped store would leave its lock held for a
         // moment longer.
         self.close(Duration::from_secs(5));
-    }
-}
-
-struct Threads {
-    handles: Vec<JoinHandle<()>>,
-    ending: Sender<()>,
-}
-
-impl Threads {
-    fn start(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
-        let ending = self.ending.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            body();
-            drop(ending);
-        });
-        let thread = thread.map_err(|error| StoreError::Unavailable(format!("cannot start thread {name}: {error}")))?;
-        self.handles.push(thread);
-        Ok(())
     }
 }
 
@@ -378,7 +274,7 @@ impl Writer {
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.health.commit_us.store(us, Ordering::Relaxed);
         self.counters.committed_in(us);
-        self.count(jobs, &applied);
+        self.counters.count(jobs, &applied);
         let error = applied.error.as_ref().map(ToString::to_string);
         if error.is_none() {
             self.newest = self.newest.max(now);
@@ -398,27 +294,6 @@ impl Writer {
             Delivery { outcomes, queued: applied.queued, owners: applied.owners, last_pos: applied.last_event };
         if self.deliveries.send(delivery).is_err() {
             log::error!("outcomes are not delivered: the delivery thread has ended");
-        }
-    }
-
-    fn count(&self, jobs: &[Job], applied: &Applied) {
-        let counters = &self.counters;
-        for (job, outcome) in jobs.iter().zip(&applied.outcomes) {
-            let failed = matches!(outcome, Outcome::Failed { .. });
-            let kinds = if failed { &counters.failures } else { &counters.jobs };
-            if let Some(counter) = kinds.get(kind(job)) {
-                add(counter, 1);
-            }
-            if matches!(outcome, Outcome::Settled(settled) if settled.quarantined) {
-                add(&counters.quarantined, 1);
-            }
-        }
-        add(&counters.events_lost, applied.events_lost);
-        if applied.error.is_some() {
-            add(&counters.batches_failed, 1);
-        } else {
-            add(&counters.batches, 1);
-            add(&counters.batch_jobs, jobs.len() as u64);
         }
     }
 

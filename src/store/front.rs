@@ -1,0 +1,157 @@
+//! The side of a store that everybody else touches: bounded queues, which are full rather than waited for.
+
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use parking_lot::RwLock;
+
+use super::{
+    CommandLogRow, Job, Latest, ReadCall, Reply,
+    counters::{StoreCounters, add},
+};
+use crate::telemetry::Exposition;
+
+/// Hand-overs of latest values that may wait.
+const LATEST_MAX: usize = 64;
+/// Hand-overs of command-log rows that may wait.
+const LOG_MAX: usize = 1024;
+
+/// For the thread of the command log.
+pub(super) enum LogMessage {
+    Rows(Vec<CommandLogRow>),
+    /// Deletes at most `rows_max` rows older than `before`.
+    Prune {
+        before: i64,
+        rows_max: u32,
+    },
+}
+
+/// The queues, from outside.
+#[derive(Debug)]
+pub(super) struct Front {
+    /// Gone once the store closes; each thread ends when its queue is empty and has no sender left.
+    queues: RwLock<Option<Queues>>,
+    counters: Arc<StoreCounters>,
+}
+
+#[derive(Debug)]
+struct Queues {
+    jobs: Vec<Sender<(Job, Reply)>>,
+    latest: Sender<Vec<Latest>>,
+    log: Sender<LogMessage>,
+    reads: Sender<ReadCall>,
+}
+
+/// The queues, from inside.
+pub(super) struct Back {
+    /// One per lane.
+    pub(super) jobs: Vec<Receiver<(Job, Reply)>>,
+    pub(super) latest: Receiver<Vec<Latest>>,
+    pub(super) log: Receiver<LogMessage>,
+    /// For who writes to the log's thread from inside.
+    pub(super) to_log: Sender<LogMessage>,
+    pub(super) reads: Receiver<ReadCall>,
+}
+
+impl Front {
+    /// `jobs_max` may wait in each of `lanes`.
+    pub(super) fn new(lanes: usize, jobs_max: usize, reads_max: usize, counters: Arc<StoreCounters>) -> (Self, Back) {
+        let (jobs, jobs_out) = (0..lanes.max(1)).map(|_| bounded(jobs_max.clamp(1, 1_000_000))).unzip();
+        let (latest, latest_out) = bounded(LATEST_MAX);
+        let (log, log_out) = bounded(LOG_MAX);
+        let (reads, reads_out) = bounded(reads_max.max(1));
+        let to_log = log.clone();
+        let queues = RwLock::new(Some(Queues { jobs, latest, log, reads }));
+        (Self { queues, counters }, Back { jobs: jobs_out, latest: latest_out, log: log_out, to_log, reads: reads_out })
+    }
+
+    /// Never waits: the lock is taken for writing only to close.
+    fn with_queues<T>(&self, body: impl FnOnce(&Queues) -> T) -> Option<T> {
+        self.queues.try_read()?.as_ref().map(body)
+    }
+
+    /// As [`Store::submit`](super::Store::submit), to a lane.
+    pub(super) fn submit(&self, lane: usize, job: Job, reply: Reply) -> Result<(), (Job, Reply)> {
+        let mut item = Some((job, reply));
+        self.with_queues(|queues| {
+            let Some(queue) = queues.jobs.get(lane) else { return };
+            let Some(taken) = item.take() else { return };
+            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queue.try_send(taken) {
+                item = Some(back);
+            }
+        });
+        item.map_or(Ok(()), |back| {
+            add(&self.counters.refused, 1);
+            Err(back)
+        })
+    }
+
+    /// As [`Store::coalesce`](super::Store::coalesce).
+    pub(super) fn coalesce(&self, rows: &mut Vec<Latest>) -> bool {
+        if rows.is_empty() {
+            return true;
+        }
+        let sent = self.with_queues(|queues| match queues.latest.try_send(std::mem::take(rows)) {
+            Ok(()) => true,
+            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
+                *rows = back;
+                false
+            }
+        });
+        let sent = sent.unwrap_or(false);
+        if !sent {
+            add(&self.counters.latest_refused, rows.len() as u64);
+        }
+        sent
+    }
+
+    /// As [`Store::append`](super::Store::append).
+    pub(super) fn append(&self, rows: Vec<CommandLogRow>) {
+        let count = rows.len() as u64;
+        let sent = self.with_queues(|queues| queues.log.try_send(LogMessage::Rows(rows)).is_ok());
+        if sent != Some(true) {
+            add(&self.counters.log_dropped, count);
+        }
+    }
+
+    /// As [`Store::read`](super::Store::read).
+    pub(super) fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
+        let mut call = Some(call);
+        self.with_queues(|queues| {
+            let Some(taken) = call.take() else { return };
+            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queues.reads.try_send(taken) {
+                call = Some(back);
+            }
+        });
+        call.map_or(Ok(()), |back| {
+            add(&self.counters.reads_refused, 1);
+            Err(back)
+        })
+    }
+
+    /// Durable jobs that wait now.
+    pub(super) fn jobs_waiting(&self) -> usize {
+        self.with_queues(|queues| queues.jobs.iter().map(Sender::len).sum()).unwrap_or(0)
+    }
+
+    /// Takes nothing more.
+    pub(super) fn close(&self) {
+        drop(self.queues.write().take());
+    }
+
+    pub(super) fn render(&self, to: &mut Exposition<'_>) {
+        let name = "chargegate_store_queue_length";
+        to.family(name, "gauge", "What waits for a thread of the store.");
+        let jobs = self.jobs_waiting();
+        self.with_queues(|queues| {
+            for (queue, length) in [
+                ("jobs", jobs),
+                ("latest", queues.latest.len()),
+                ("command_log", queues.log.len()),
+                ("reads", queues.reads.len()),
+            ] {
+                to.sample(name, &[("queue", queue)], length);
+            }
+        });
+    }
+}
