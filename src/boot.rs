@@ -226,7 +226,7 @@ impl Gateway {
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
-            Ok(Arc::new(Api {
+            let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
                 store: Arc::clone(&store),
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
@@ -243,7 +243,17 @@ impl Gateway {
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 start,
-            }))
+            });
+            if let Some(cluster) = &cluster {
+                // What Redis forgot of nonces, those who accepted them know.
+                let api = Arc::downgrade(&api);
+                cluster.link.on_back(move |back| {
+                    if let Some(api) = api.upgrade().filter(|_| back.emptied || back.restarted) {
+                        api.auth.restore_shared(Clock::since(start).refresh().unix_ms);
+                    }
+                });
+            }
+            Ok(api)
         })?;
         let ticks = Ticks::new(usize::from(shards));
         let (server, guard) = stages.run("http", || {
