@@ -130,7 +130,7 @@ fn a_creation_with_the_live_epoch_is_claimed_and_one_without_is_queued() {
     bench.settle_down();
     assert_eq!(*bench.told.queued.lock(), [ap(1), ap(1)]);
     assert_eq!(bench.told.orders.lock().len(), 3);
-    assert_eq!(bench.read(|reader| reader.devices_with_queued_commands(10)), [ap(1)]);
+    assert_eq!(bench.read(|reader| reader.devices_with_queued_commands(None, 10)), [ap(1)]);
 }
 
 #[test]
