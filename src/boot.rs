@@ -42,7 +42,13 @@ use crate::{
         route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
-    cluster::{JoinError, Member, link::LinkSettings, link::OpenError, sessions::OnNewer},
+    cluster::{
+        JoinError, Member,
+        inbox::{self, Inbox},
+        link::LinkSettings,
+        link::OpenError,
+        sessions::OnNewer,
+    },
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
@@ -53,6 +59,7 @@ use crate::{
     model::{OrderNumbers, ServerId},
     ota,
     protocol::{ap3000::Magics, bkv},
+    queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
         Clock, ListenAddress,
@@ -146,6 +153,8 @@ struct Gateway {
     desk: Option<Arc<CardDesk>>,
     jobs: Jobs,
     updates: ota::Driver,
+    /// Takes in what waits for this instance's devices.
+    inbox: Arc<Inbox>,
     shards: Running,
     ticks: Ticks,
     /// The key made for this data directory, if no other is configured.
@@ -202,6 +211,7 @@ impl Gateway {
             let cluster = Member::join(settings, &server_id, &directory, clock, on_newer)?;
             health.set(Component::Redis, cluster.link.state());
             cluster.join_metrics(&metrics);
+            router.join_peers(cluster.peers(server_id.clone()));
             Ok(Some(cluster))
         })?;
         let limits = stages.run("sessions", || {
@@ -225,7 +235,7 @@ impl Gateway {
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
-            Ok(Arc::new(Api {
+            let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
                 store: Arc::clone(&store),
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
@@ -242,7 +252,17 @@ impl Gateway {
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 start,
-            }))
+            });
+            if let Some(cluster) = &cluster {
+                // What Redis forgot of nonces, those who accepted them know.
+                let api = Arc::downgrade(&api);
+                cluster.link.on_back(move |back| {
+                    if let Some(api) = api.upgrade().filter(|_| back.emptied || back.restarted) {
+                        api.auth.restore_shared(Clock::since(start).refresh().unix_ms);
+                    }
+                });
+            }
+            Ok(api)
         })?;
         let ticks = Ticks::new(usize::from(shards));
         let (server, guard) = stages.run("http", || {
@@ -265,7 +285,7 @@ impl Gateway {
             Ok((server, guard))
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
-        let (pusher, jobs, updates) = stages.run("workers and jobs", || {
+        let (pusher, jobs, updates, inbox) = stages.run("workers and jobs", || {
             let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
             router.join_pusher(Arc::clone(&pusher));
             metrics.join(&pusher);
@@ -274,6 +294,7 @@ impl Gateway {
                 link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
                 clock,
@@ -290,7 +311,28 @@ impl Gateway {
             };
             let updates = ota::Driver::start(context, ota_schedule(config))?;
             router.join_ota(updates.waker());
-            Ok((pusher, jobs, updates))
+            let sequencer = opened.sequencer();
+            let context = inbox::Context {
+                store: Arc::clone(&store),
+                router: Arc::clone(&router),
+                own: server_id.clone(),
+                unsequenced: Arc::new(move || {
+                    if let Some(sequencer) = &sequencer {
+                        sequencer.wake();
+                    }
+                }),
+            };
+            let inbox = match &cluster {
+                Some(cluster) => cluster.listen(context)?,
+                None => {
+                    let queue = Arc::new(EmbeddedQueue::new(server_id.clone()));
+                    metrics.join(&queue);
+                    router.join_queue(server_id.clone(), Arc::clone(&queue) as Arc<dyn Queue>);
+                    Inbox::start(context, queue)?
+                }
+            };
+            metrics.join(&inbox);
+            Ok((pusher, jobs, updates, inbox))
         })?;
         let desk = stages.run("cards", || {
             if config.cards.mode != config::CardMode::Webhook {
@@ -339,6 +381,7 @@ impl Gateway {
             desk,
             jobs,
             updates,
+            inbox,
             shards,
             ticks,
             made_key,
@@ -406,6 +449,7 @@ impl Gateway {
         self.jobs.stop();
         self.updates.stop();
         let pushed = self.pusher.stop(left());
+        self.inbox.stop();
         if let Some(cluster) = &self.cluster {
             cluster.leave();
         }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     gateway::card::CardRules,
-    model::{DeviceId, OrderNumbers, ServerId},
+    model::{CommandBody, DeviceId, OrderNumbers, ServerId},
     store::{Job, Latest, Outcome, Queued, SettlementKey, StoreError},
 };
 
@@ -209,7 +209,13 @@ impl Tx<'_> {
                 Some(fenced) => fenced,
                 None => {
                     let commands = self.claim_live(*device_id, *epoch, *at)?;
-                    Outcome::Claimed { device_id: *device_id, commands }
+                    let mut orders = Vec::new();
+                    for command in &commands {
+                        if let (CommandBody::Start { .. }, Some(order_no)) = (&command.body, command.order_no) {
+                            orders.extend(self.find_order(order_no)?);
+                        }
+                    }
+                    Outcome::Claimed { device_id: *device_id, commands, orders }
                 }
             },
             Job::Backstop(backstop) => Outcome::Backstop(self.backstop(backstop)?),
@@ -225,6 +231,8 @@ impl Tx<'_> {
             Job::Ota(job) => self.ota(job)?,
             Job::Settings(settings) => self.settings_once(settings)?,
             Job::Network(job) => self.network_once(job)?,
+            Job::Instance(job) => Outcome::Instance(self.instance_job(job)?),
+            Job::Lease(lease) => Outcome::Leased(self.lease(lease)?),
         })
     }
 }
@@ -259,7 +267,7 @@ pub(in crate::store) fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
         Job::Command(update) => Some(update.device_id),
-        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) => None,
+        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) | Job::Instance(_) | Job::Lease(_) => None,
     }
 }
 
