@@ -8,6 +8,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
     sync::{
         Arc, Barrier,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -453,4 +455,61 @@ fn a_commit_without_an_answer_is_neither_lost_nor_made_twice() {
         assert_eq!(*proxy.cut.lock(), Cut::No, "it was cut");
     }
     assert_log_is_in_order(&mut client(&direct));
+}
+
+/// Has a server take TLS, with the certificate of `testdata/tls`: for `localhost` and `127.0.0.1`.
+fn encrypt(server: &Postgres) {
+    let data = std::fs::metadata(server.directory().join("data")).unwrap();
+    for name in ["server.pem", "server.key"] {
+        let path = server.directory().join(name);
+        std::fs::copy(tls_file(name), &path).unwrap();
+        // The server takes no key that others may read.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        chown(&path, Some(data.uid()), Some(data.gid())).unwrap();
+        let setting = if name == "server.key" { "ssl_key_file" } else { "ssl_cert_file" };
+        server.client().batch_execute(&format!("ALTER SYSTEM SET {setting} = '{}'", path.display())).unwrap();
+    }
+    server.client().batch_execute("ALTER SYSTEM SET ssl = on").unwrap();
+    server.client().batch_execute("SELECT pg_reload_conf()").unwrap();
+    until("the server takes TLS", || {
+        count(&mut server.client(), "SELECT count(*) FROM pg_settings WHERE name = 'ssl' AND setting = 'on'") == 1
+    });
+}
+
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tls").join(name)
+}
+
+#[test]
+fn a_connection_is_as_safe_as_its_url_says() {
+    let settings = vec![("log_connections".to_owned(), "on".to_owned())];
+    let server = Postgres::start(&PostgresOptions { fsync: false, settings });
+    let connect = |host: &str, query: &str| {
+        let url = format!("postgres://postgres@{host}:{}/postgres?{query}", server.port());
+        let before = server.log().matches("SSL enabled").count();
+        let result = chargegate::store::postgres::migrate(&url, Timeouts::default());
+        let encrypted = server.log().matches("SSL enabled").count() > before;
+        result.map(|_| encrypted).map_err(|error| error.to_string())
+    };
+    assert_eq!(connect("127.0.0.1", ""), Ok(false), "it takes no TLS yet");
+    assert!(connect("127.0.0.1", "sslmode=require").is_err());
+    encrypt(&server);
+    let root = format!("sslrootcert={}", tls_file("ca.pem").display());
+    assert_eq!(connect("127.0.0.1", ""), Ok(true), "TLS where the server can");
+    assert_eq!(connect("127.0.0.1", "sslmode=disable"), Ok(false));
+    assert_eq!(connect("127.0.0.1", "sslmode=require"), Ok(true));
+    assert_eq!(connect("127.0.0.1", &format!("sslmode=verify-full&{root}")), Ok(true));
+    assert_eq!(connect("localhost", &format!("sslmode=verify-full&{root}")), Ok(true));
+    let elsewhere = "hostaddr=127.0.0.1";
+    assert_eq!(connect("db.example", &format!("{elsewhere}&sslmode=verify-ca&{root}")), Ok(true));
+    assert_eq!(connect("db.example", &format!("{elsewhere}&sslmode=require")), Ok(true));
+    for (host, query, why) in [
+        ("db.example", format!("{elsewhere}&sslmode=verify-full&{root}"), "not valid for name"),
+        ("localhost", "sslmode=verify-full".to_owned(), "UnknownIssuer"),
+        ("localhost", "sslmode=verify-ca".to_owned(), "UnknownIssuer"),
+        ("localhost", "sslmode=verify-ca&sslrootcert=missing.pem".to_owned(), "missing.pem"),
+    ] {
+        let error = connect(host, &query).expect_err(&query);
+        assert!(error.contains(why) && !error.contains('\n'), "{query}: {error}");
+    }
 }
