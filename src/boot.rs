@@ -42,7 +42,7 @@ use crate::{
         route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
-    cluster::{JoinError, Member, inbox, link::LinkSettings, link::OpenError, sessions::OnNewer},
+    cluster::{JoinError, Member, inbox, instances, link::LinkSettings, link::OpenError, sessions::OnNewer},
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
@@ -53,6 +53,7 @@ use crate::{
     model::{OrderNumbers, ServerId},
     ota,
     protocol::{ap3000::Magics, bkv},
+    queue::Queue,
     router::Router,
     shard::{
         Clock, ListenAddress,
@@ -305,6 +306,16 @@ impl Gateway {
                     }),
                 };
                 metrics.join(&cluster.listen(context)?);
+                let context = instances::Context {
+                    store: Arc::clone(&store),
+                    directory: Arc::clone(&directory),
+                    sessions: Arc::clone(&cluster.sessions),
+                    queue: Arc::clone(&cluster.queue) as Arc<dyn Queue>,
+                    metrics: Arc::clone(&metrics),
+                    own: server_id.clone(),
+                    clock,
+                };
+                metrics.join(&cluster.enlist(context)?);
             }
             Ok((pusher, jobs, updates))
         })?;
