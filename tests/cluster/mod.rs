@@ -125,11 +125,19 @@ impl Cluster {
     /// All rows of a query.
     pub(crate) fn rows(&self, query: &str) -> Vec<Row> {
         let mut slot = self.sql.lock();
-        // A server that was restarted has ended the last connection.
-        let client = slot.take().filter(|client| !client.is_closed());
-        let mut client = client.unwrap_or_else(|| Client::connect(&self.url, NoTls).expect("it takes connections"));
-        let messages = client.simple_query(query).unwrap_or_else(|error| panic!("{query}: {error}"));
-        *slot = Some(client);
+        let messages = loop {
+            let kept = slot.take();
+            let is_new = kept.is_none();
+            let mut client = kept.unwrap_or_else(|| Client::connect(&self.url, NoTls).expect("it takes connections"));
+            match client.simple_query(query) {
+                Ok(messages) => {
+                    *slot = Some(client);
+                    break messages;
+                }
+                // A server that was restarted has ended the last connection.
+                Err(error) => assert!(!is_new, "{query}: {error}"),
+            }
+        };
         let rows = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
