@@ -133,6 +133,7 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let Context { store, link, directory, router, owner, metrics, health, mut clock, ticks } = context;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+    let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let ready = clock.refresh();
     let mut backstop_at = ready.mono_ms + millis(schedule.backstop);
     let mut poll_at = ready.mono_ms + millis(schedule.command_poll);
@@ -155,6 +156,8 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
                 at: now.unix_ms,
                 interrupts_from: unix(ready.unix_ms, schedule.interrupt_grace),
                 offline_from: unix(ready.unix_ms, schedule.offline_grace),
+                interrupt_grace: signed(schedule.interrupt_grace),
+                offline_grace: signed(schedule.offline_grace),
             };
             drop(store.submit(Job::Backstop(job), Reply::None));
         }

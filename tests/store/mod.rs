@@ -155,6 +155,11 @@ impl Bench {
         self
     }
 
+    /// Name of the instance that the store is of, where there may be several.
+    pub(crate) fn instance(&self) -> Option<ServerId> {
+        ON_POSTGRES.then(|| ServerId::new("test"))
+    }
+
     pub(crate) fn submit(&self, job: Job) -> mpsc::Receiver<Outcome> {
         let (reply, answer) = mpsc::channel();
         let call = Box::new(move |outcome| drop(reply.send(outcome)));

@@ -292,8 +292,8 @@ impl PostgresStore {
                 OtaJob::Cancel { id, .. } => spread(&|hasher| id.hash(hasher)),
                 _ => self.lanes,
             },
-            // Events of one endpoint stay in order.
-            Job::Delivery(_) => 0,
+            // Events of one endpoint stay in order, and behind its lease.
+            Job::Delivery(_) | Job::Lease(_) => 0,
             _ => self.lanes,
         }
     }

@@ -16,7 +16,8 @@ use crate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
-        OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
+        InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader,
+        StoreError,
     },
 };
 
@@ -291,6 +292,10 @@ impl Reader for SqlReader<'_> {
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )
+    }
+
+    fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
+        super::instance::instances(self.conn)
     }
 
     fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError> {
