@@ -191,6 +191,18 @@ fn free_address() -> String {
     }
 }
 
+/// Waits until a gateway's log tells of an order to the end, and checks that it tells this; events have their places in the log a
+/// moment after they are committed.
+#[track_caller]
+pub(crate) fn assert_tells(gateway: &Gateway, order_no: &str, expected: &[&str]) {
+    let last = expected.last().expect("a story has an end");
+    let events = until(&format!("{last} of {order_no} is in the log"), || {
+        let events = gateway.events_of(order_no);
+        events.iter().any(|event| event["event_type"] == *last).then_some(events)
+    });
+    assert_whole_story(&events, expected);
+}
+
 /// Sequence numbers of an order's events are 1, 2, 3, … in this order, and no event is told twice.
 #[track_caller]
 pub(crate) fn assert_whole_story(events: &[Value], expected: &[&str]) {
