@@ -42,7 +42,7 @@ use crate::{
         route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
-    cluster::{JoinError, Member, link::LinkSettings, link::OpenError, sessions::OnNewer},
+    cluster::{JoinError, Member, inbox, link::LinkSettings, link::OpenError, sessions::OnNewer},
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
@@ -202,6 +202,7 @@ impl Gateway {
             let cluster = Member::join(settings, &server_id, &directory, clock, on_newer)?;
             health.set(Component::Redis, cluster.link.state());
             cluster.join_metrics(&metrics);
+            router.join_peers(cluster.peers(server_id.clone()));
             Ok(Some(cluster))
         })?;
         let limits = stages.run("sessions", || {
@@ -225,7 +226,7 @@ impl Gateway {
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
-            Ok(Arc::new(Api {
+            let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
                 store: Arc::clone(&store),
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
@@ -242,7 +243,17 @@ impl Gateway {
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 start,
-            }))
+            });
+            if let Some(cluster) = &cluster {
+                // What Redis forgot of nonces, those who accepted them know.
+                let api = Arc::downgrade(&api);
+                cluster.link.on_back(move |back| {
+                    if let Some(api) = api.upgrade().filter(|_| back.emptied || back.restarted) {
+                        api.auth.restore_shared(Clock::since(start).refresh().unix_ms);
+                    }
+                });
+            }
+            Ok(api)
         })?;
         let ticks = Ticks::new(usize::from(shards));
         let (server, guard) = stages.run("http", || {
@@ -274,6 +285,7 @@ impl Gateway {
                 link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
                 clock,
@@ -290,6 +302,20 @@ impl Gateway {
             };
             let updates = ota::Driver::start(context, ota_schedule(config))?;
             router.join_ota(updates.waker());
+            if let Some(cluster) = &cluster {
+                let sequencer = opened.sequencer();
+                let context = inbox::Context {
+                    store: Arc::clone(&store),
+                    router: Arc::clone(&router),
+                    own: server_id.clone(),
+                    unsequenced: Arc::new(move || {
+                        if let Some(sequencer) = &sequencer {
+                            sequencer.wake();
+                        }
+                    }),
+                };
+                metrics.join(&cluster.listen(context)?);
+            }
             Ok((pusher, jobs, updates))
         })?;
         let desk = stages.run("cards", || {
@@ -772,7 +798,7 @@ mod tests {
         assert_eq!(order_times(&config), OrderTimes::default());
         assert_eq!(store_limits(&config), store::Limits::default());
         assert_eq!(card_rules(&config), CardRules::default());
-        let options = Options::new("");
+        let options = store::sqlite::Options::new("");
         assert_eq!(usize::try_from(config.store.waiting_jobs_max), Ok(options.queue_jobs_max));
         assert_eq!(usize::try_from(config.store.flush_rows_max), Ok(options.latest_rows_max));
         assert_eq!(usize::try_from(config.store.batch_jobs_max), Ok(options.batch_jobs_max));

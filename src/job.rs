@@ -22,6 +22,7 @@ use crate::{
     boot::Ticks,
     cluster::Link,
     gateway::directory::Directory,
+    model::ServerId,
     router::Router,
     shard::Clock,
     store::{Backstop, Job, Outcome, Prune, Reply, Store},
@@ -89,6 +90,8 @@ pub struct Context {
     pub directory: Arc<Directory>,
     /// Tells shards of queued commands.
     pub router: Arc<Router>,
+    /// This instance, where there are several: it looks for commands of its own devices only.
+    pub owner: Option<ServerId>,
     /// Gauges.
     pub metrics: Arc<Metrics>,
     /// Readiness.
@@ -127,7 +130,7 @@ impl Jobs {
 }
 
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
-    let Context { store, link, directory, router, metrics, health, mut clock, ticks } = context;
+    let Context { store, link, directory, router, owner, metrics, health, mut clock, ticks } = context;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let ready = clock.refresh();
@@ -157,9 +160,10 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
         }
         if now.mono_ms >= poll_at {
             poll_at = now.mono_ms + millis(schedule.command_poll);
-            let router = Arc::clone(&router);
+            let (router, owner) = (Arc::clone(&router), owner.clone());
             drop(store.read(Box::new(move |reader| {
-                let devices = reader.and_then(|reader| reader.devices_with_queued_commands(POLL_DEVICES_MAX));
+                let devices =
+                    reader.and_then(|reader| reader.devices_with_queued_commands(owner.as_ref(), POLL_DEVICES_MAX));
                 devices.into_iter().flatten().for_each(|device_id| router.commands_waiting(device_id));
             })));
         }

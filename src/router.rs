@@ -1,14 +1,24 @@
-//! Carries what the store committed to whoever must know: owner shards, the webhook pusher, metrics.
+//! Carries what the store committed to whoever must know: owner shards, the webhook pusher, metrics; and, where there are several
+//! instances, the one that has the device.
 //!
 //! Called on the store's delivery thread, after the commit. Nothing here waits: a mailbox keeps room for every outcome of a job
-//! under way, and other messages that find it full are found again by their safety polls.
+//! under way, and other messages that find it full are found again by their safety polls. So are notes and queue entries for other
+//! instances, which may be lost: they say where to look, never what is so.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
 use crate::{
+    cluster::{Note, Notes},
     gateway::{Message, OtaStart, ShardId, directory::Directory},
     model::{Command, DeviceId, Order, OrderStatus, OtaTask, ServerId},
     ota,
+    queue::{Entry, Queue},
     shard::Mailbox,
     store::{NetworkTold, Notify, Outcome, Queued, SettingsOutcome},
     telemetry::{Metrics, label::OrderFailure},
@@ -23,12 +33,47 @@ pub struct Router {
     mailboxes: Vec<Mailbox>,
     pusher: OnceLock<Arc<Pusher>>,
     ota: OnceLock<ota::Waker>,
+    peers: OnceLock<Peers>,
+    /// The log is complete up to here, as far as this process knows.
+    last_pos: AtomicI64,
+}
+
+/// The way to other instances.
+pub struct Peers {
+    /// This one.
+    pub own: ServerId,
+    /// Ids of waiting commands.
+    pub queue: Arc<dyn Queue>,
+    /// Everything else.
+    pub notes: Arc<Notes>,
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// Puts waiting commands into the queues of the instances that have their devices.
+    fn push(&self, owner: &ServerId, queued: &Queued) {
+        let entry = Entry { id: queued.id, priority: queued.priority, at_ns: queued.at.saturating_mul(1_000_000) };
+        self.queue.push(owner, vec![entry]);
+    }
 }
 
 impl Router {
     /// Routes by `directory` to the mailboxes of all shards.
     pub const fn new(directory: Arc<Directory>, metrics: Arc<Metrics>, mailboxes: Vec<Mailbox>) -> Self {
-        Self { directory, metrics, mailboxes, pusher: OnceLock::new(), ota: OnceLock::new() }
+        Self {
+            directory,
+            metrics,
+            mailboxes,
+            pusher: OnceLock::new(),
+            ota: OnceLock::new(),
+            peers: OnceLock::new(),
+            last_pos: AtomicI64::new(0),
+        }
     }
 
     /// Joins the pusher, which is started after the store. Commits before that are found by its first read.
@@ -42,6 +87,61 @@ impl Router {
     pub fn join_ota(&self, waker: ota::Waker) {
         let joined = self.ota.set(waker);
         debug_assert!(joined.is_ok(), "the driver of updates joins once");
+    }
+
+    /// Joins the other instances. What is committed before is found by their polls.
+    pub fn join_peers(&self, peers: Peers) {
+        let joined = self.peers.set(peers);
+        debug_assert!(joined.is_ok(), "peers join once");
+    }
+
+    /// Passes a waiting command on to the instance that has its device, as its row says now. False: that is this one, or nobody.
+    pub fn pass_on(&self, queued: &Queued) -> bool {
+        match self.elsewhere(queued.owner.as_ref()) {
+            Some((peers, owner)) => {
+                peers.push(owner, queued);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Another instance changed what a device of this one follows.
+    pub fn tell(&self, device_id: DeviceId, message: Message) {
+        self.tell_owner(device_id, || message);
+    }
+
+    /// Whether a shard of this instance has the device, or had it last.
+    pub fn has(&self, device_id: DeviceId) -> bool {
+        self.directory.find(device_id).is_some_and(|entry| entry.owner().is_some())
+    }
+
+    /// An update of a device may be open.
+    pub fn wake_ota(&self, device_id: DeviceId) {
+        if let Some(ota) = self.ota.get() {
+            ota.wake(device_id);
+        }
+    }
+
+    /// The log of events is complete up to here, as this or another instance says; whether that is news.
+    pub fn events_known(&self, pos: i64) -> bool {
+        if let Some(pusher) = self.pusher.get() {
+            pusher.events_committed(pos);
+        }
+        self.last_pos.fetch_max(pos, Ordering::AcqRel) < pos
+    }
+
+    /// The way to `owner`, where that is another instance.
+    fn elsewhere<'a>(&'a self, owner: Option<&'a ServerId>) -> Option<(&'a Peers, &'a ServerId)> {
+        let peers = self.peers.get()?;
+        owner.filter(|owner| **owner != peers.own).map(|owner| (peers, owner))
+    }
+
+    /// Tells the instance that has a device, if it is another one.
+    fn note(&self, owner: Option<&ServerId>, note: impl FnOnce() -> Note) -> bool {
+        let Some((peers, owner)) = self.elsewhere(owner) else { return false };
+        peers.notes.publish(owner, note());
+        true
     }
 
     /// Hands an update to the shard that owns its device.
@@ -132,8 +232,16 @@ impl Notify for Router {
         }
     }
 
-    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], _owner: Option<&ServerId>) {
+    fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], owner: Option<&ServerId>) {
         self.count(order, None);
+        if self.elsewhere(owner).is_some() {
+            // A new order comes with the claim of its start.
+            if order.sequence_no > 1 || !withdrawn.is_empty() {
+                let (device_id, order_no) = (order.device_id, order.order_no);
+                self.note(owner, || Note::OrderChanged { device_id, order_no, withdrawn: withdrawn.to_vec() });
+            }
+            return;
+        }
         self.tell_owner(order.device_id, || Message::OrderChanged {
             order: Box::new(order.clone()),
             commands: commands.to_vec(),
@@ -142,29 +250,54 @@ impl Notify for Router {
     }
 
     fn commands_queued(&self, queued: &Queued) {
-        self.commands_waiting(queued.device_id);
-    }
-
-    fn ota_changed(&self, task: &OtaTask, _owner: Option<&ServerId>) {
-        if task.state.is_final() {
-            let (device_id, task_id) = (task.device_id, task.id);
-            self.tell_owner(device_id, || Message::OtaEnded { device_id, task_id });
-        } else if let Some(ota) = self.ota.get() {
-            ota.wake(task.device_id);
+        if !self.pass_on(queued) {
+            self.commands_waiting(queued.device_id);
         }
     }
 
-    fn settings_changed(&self, settings: &SettingsOutcome, _owner: Option<&ServerId>) {
+    fn superseded(&self, device_id: DeviceId, epoch: i64, owner: &ServerId) {
+        self.note(Some(owner), || Note::Superseded { device_id, epoch });
+    }
+
+    fn ota_changed(&self, task: &OtaTask, owner: Option<&ServerId>) {
+        let (device_id, task_id) = (task.device_id, task.id);
+        if self.note(owner, || Note::OtaChanged { device_id, task_id }) {
+            return;
+        }
+        if task.state.is_final() {
+            self.tell_owner(device_id, || Message::OtaEnded { device_id, task_id });
+        } else {
+            self.wake_ota(device_id);
+        }
+    }
+
+    fn settings_changed(&self, settings: &SettingsOutcome, owner: Option<&ServerId>) {
+        if self.note(owner, || Note::SettingsChanged { device_id: settings.device_id }) {
+            return;
+        }
         self.tell_owner(settings.device_id, || Message::SettingsChanged(Box::new(settings.clone())));
     }
 
-    fn network_changed(&self, told: &NetworkTold, _owner: Option<&ServerId>) {
+    fn network_changed(&self, told: &NetworkTold, owner: Option<&ServerId>) {
+        let device_id = told.device_id;
+        if self.note(owner, || Note::NetworkChanged { device_id, withdrawn: told.withdrawn.clone() }) {
+            return;
+        }
         self.tell_owner(told.device_id, || Message::NetworkChanged(Box::new(told.clone())));
     }
 
     fn events_committed(&self, pos: i64) {
-        if let Some(pusher) = self.pusher.get() {
-            pusher.events_committed(pos);
+        // What another instance said already, all have heard.
+        if self.events_known(pos)
+            && let Some(peers) = self.peers.get()
+        {
+            peers.notes.broadcast(Note::EventsCommitted { pos: Some(pos) });
+        }
+    }
+
+    fn events_waiting(&self) {
+        if let Some(peers) = self.peers.get() {
+            peers.notes.broadcast(Note::EventsCommitted { pos: None });
         }
     }
 }

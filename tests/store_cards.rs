@@ -3,6 +3,7 @@
 //! The last test runs random operations, replays among them, beside a model of the accounts, and after each compares balance and
 //! hold of every card, the sums of the log and the open holds of the orders.
 
+mod services;
 mod store;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -113,10 +114,7 @@ impl Cards for Bench {
     }
 
     fn log_sums(&self, card: u32) -> (i64, i64) {
-        let conn = rusqlite::Connection::open(self.dir.path().join("chargegate.db")).unwrap();
-        let sql = "SELECT coalesce(sum(balance_change), 0), coalesce(sum(held_change), 0) FROM card_balance_logs \
-                   WHERE card_no = ?1";
-        conn.query_row(sql, [card_no(card).as_str()], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+        self.card_log_sums(card_no(card).as_str())
     }
 }
 

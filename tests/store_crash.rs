@@ -4,6 +4,7 @@
 //! After each kill: every acknowledged order, settlement and transition is there; each order's events are gapless and single;
 //! nothing that was not submitted is there; sequence of epochs and message ids goes on.
 
+mod services;
 mod store;
 
 use std::{

@@ -3,6 +3,7 @@
 //! The model keeps [`Facts`] and a counter per order and asks the same pure function what an event does, so what is tested is
 //! that the store keeps facts whole: guards, claims, sequences, money once.
 
+mod services;
 mod store;
 
 use std::collections::BTreeSet;

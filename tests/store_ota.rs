@@ -1,5 +1,6 @@
 //! Images are stored once, a device has one open update, and its row decides where the update goes on.
 
+mod services;
 mod store;
 
 use chargegate::{

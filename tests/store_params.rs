@@ -1,5 +1,6 @@
 //! Device parameters in the store: what is wanted, what the device says, and the commands between the two.
 
+mod services;
 mod store;
 
 use chargegate::{

@@ -18,11 +18,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
         FirmwareKey, Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery,
-        PortRecord, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -251,7 +251,10 @@ impl Reader for FakeReader {
     fn network(&mut self, _: DeviceId) -> Result<Option<chargegate::gateway::network::NetworkList>, StoreError> {
         absent()
     }
-    fn devices_with_queued_commands(&mut self, _: u32) -> Result<Vec<DeviceId>, StoreError> {
+    fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {
+        absent()
+    }
+    fn devices_with_queued_commands(&mut self, _: Option<&ServerId>, _: u32) -> Result<Vec<DeviceId>, StoreError> {
         absent()
     }
     fn firmware(&mut self, _: FirmwareKey) -> Result<Option<Firmware>, StoreError> {

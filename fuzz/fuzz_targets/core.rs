@@ -339,7 +339,7 @@ impl World {
                 quarantined: false,
             })),
             Job::Report(report) => Outcome::Reported { device_id: report.event.device_id, ticket: report.ticket },
-            Job::Claim { device_id, .. } => Outcome::Claimed { device_id, commands: Vec::new() },
+            Job::Claim { device_id, .. } => Outcome::Claimed { device_id, commands: Vec::new(), orders: Vec::new() },
             _ => Outcome::Done,
         }
     }
@@ -371,7 +371,7 @@ impl World {
         let claim = |job: &Job| matches!(job, Job::Claim { device_id: of, .. } if *of == device_id);
         if let Some(at) = self.jobs.iter().position(claim) {
             self.jobs.remove(at);
-            self.tell(Message::Outcome(Outcome::Claimed { device_id, commands: vec![command] }));
+            self.tell(Message::Outcome(Outcome::Claimed { device_id, commands: vec![command], orders: Vec::new() }));
         }
     }
 

@@ -292,7 +292,8 @@ impl Link {
     }
 
     /// Runs `work` on a connection, then `done` with what came of it, both on a worker's thread; `done` at once and here where nothing can
-    /// be sent. `within` counts from now to the last answer. Neither closure may block on anything but this connection.
+    /// be sent, so the caller must hold no lock that `done` takes. `within` counts from now to the last answer. Neither closure may block
+    /// on anything but this connection.
     pub fn submit_within<T: 'static>(
         &self,
         within: Duration,
@@ -319,7 +320,8 @@ impl Link {
         }
         let (jobs, left) = if op == RedisOp::Guard { &self.guard_jobs } else { &self.jobs };
         match jobs.try_send(Job { deadline: now() + within, run }) {
-            Ok(()) if !self.is_up() => fail_left(&self.shared, left),
+            // The workers may have gone just now.
+            Ok(()) if *self.shared.closing.lock() && !self.is_up() => fail_left(&self.shared, left),
             Ok(()) => {}
             Err(TrySendError::Full(job)) => (job.run)(Err(LinkError::Full)),
             Err(TrySendError::Disconnected(job)) => (job.run)(Err(LinkError::Closed)),
@@ -557,7 +559,7 @@ impl Shared {
     }
 }
 
-/// Fails what waits: Redis is away, or no worker is left to do so.
+/// Fails what waits when no worker is left to do so.
 fn fail_left(shared: &Shared, jobs: &Receiver<Job>) {
     for job in jobs.try_iter() {
         (job.run)(Err(shared.why_down()));

@@ -1,15 +1,17 @@
 //! This instance as one of several: the parts that speak to the others, started and stopped together.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::guards::Guards;
+use super::inbox::{Context, Inbox};
 use super::link::{Link, LinkSettings, OpenError};
 use super::notes::Notes;
 use super::sessions::{OnNewer, Sessions};
 use crate::gateway::directory::Directory;
 use crate::model::ServerId;
 use crate::queue::{Queue, RedisQueue};
+use crate::router::Peers;
 use crate::shard::Clock;
 use crate::telemetry::Metrics;
 
@@ -25,6 +27,7 @@ pub struct Member {
     pub sessions: Arc<Sessions>,
     /// Nonces and rates that hold for all.
     pub guards: Arc<Guards>,
+    inbox: OnceLock<Arc<Inbox>>,
 }
 
 /// Why this instance could not join.
@@ -55,7 +58,24 @@ impl Member {
         let notes = Arc::new(Notes::start(Arc::clone(&link), server.clone())?);
         let sessions = Sessions::start(Arc::clone(&link), Arc::clone(directory), server.clone(), clock, on_newer)?;
         let guards = Arc::new(Guards::new(Arc::clone(&link)));
-        Ok(Self { link, queue, notes, sessions, guards })
+        Ok(Self { link, queue, notes, sessions, guards, inbox: OnceLock::new() })
+    }
+
+    /// The way to the others, for the router.
+    pub fn peers(&self, own: ServerId) -> Peers {
+        Peers { own, queue: Arc::clone(&self.queue) as Arc<dyn Queue>, notes: Arc::clone(&self.notes) }
+    }
+
+    /// Begins to take in what the others send.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn listen(&self, context: Context) -> Result<Arc<Inbox>, std::io::Error> {
+        let inbox = Inbox::start(context, Arc::clone(&self.queue) as Arc<dyn Queue>)?;
+        let hearing = Arc::clone(&inbox);
+        self.notes.listen(move |note| hearing.heard(note))?;
+        let inbox = self.inbox.get_or_init(|| inbox);
+        Ok(Arc::clone(inbox))
     }
 
     /// Has the parts' counters shown.
@@ -69,7 +89,10 @@ impl Member {
 
     /// Leaves: removes this instance's sessions and ends the threads.
     pub fn leave(&self) {
-        self.queue.close();
+        match self.inbox.get() {
+            Some(inbox) => inbox.stop(),
+            None => self.queue.close(),
+        }
         self.notes.close();
         self.sessions.stop();
         self.link.close();

@@ -78,7 +78,7 @@ impl Mailbox {
     }
 
     /// The shard's side: takes a message.
-    pub(super) fn take(&self) -> Option<Message> {
+    pub fn take(&self) -> Option<Message> {
         self.0.queue.pop()
     }
 

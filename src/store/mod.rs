@@ -856,6 +856,8 @@ pub enum Outcome {
         device_id: DeviceId,
         /// What was claimed.
         commands: Vec<Command>,
+        /// Orders of the starts among them: the shard may not have heard of them.
+        orders: Vec<Order>,
     },
     /// Of [`Job::Claim`], [`Job::Order`] and [`Job::Device`] of a shard whose epoch is not the device's newest: nothing was
     /// changed, and the device is somebody else's.
@@ -1214,8 +1216,14 @@ pub trait Reader {
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
     /// The network list of a gateway; `None`: no such device.
     fn network(&mut self, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError>;
-    /// Devices that have queued commands.
-    fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
+    /// Devices that have queued commands; only those that `owner` has, where one is given.
+    fn devices_with_queued_commands(
+        &mut self,
+        owner: Option<&ServerId>,
+        limit: u32,
+    ) -> Result<Vec<DeviceId>, StoreError>;
+    /// Those of these commands that are still queued, and who has their devices now.
+    fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError>;
     /// One image.
     fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
     /// Images, newest first; `page` from 1.

@@ -118,6 +118,11 @@ impl Gateway {
         if !is_allowed(engine) {
             return None;
         }
+        Some(Self::try_start(engine, variables).unwrap_or_else(|failed| panic!("no start: {failed:?}")))
+    }
+
+    /// As [`Gateway::start`], where it may end before it is ready.
+    pub(crate) fn try_start(engine: Engine, variables: &[(&str, &str)]) -> Result<Self, NoStart> {
         let keys = json!([{"name": "tests", "key": KEY}]).to_string();
         let engine = engine.to_string();
         let defaults = [
@@ -133,7 +138,7 @@ impl Gateway {
             set(&mut all, name, value);
         }
         let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        Some(Self::launch(directory, all).unwrap_or_else(|failed| panic!("no start: {failed:?}")))
+        Self::launch(directory, all)
     }
 
     /// A second gateway on the directory of this one, with the same variables but for `variables`.
@@ -147,6 +152,12 @@ impl Gateway {
 
     /// Starts again where a gateway was: same data, same ports.
     pub(crate) fn restart(mut self) -> Self {
+        self.start_again();
+        self
+    }
+
+    /// As [`Gateway::restart`], in its place. What it depends on may come back only while it tries, as under a supervisor.
+    pub(crate) fn start_again(&mut self) {
         self.kill9();
         let (devices, gn_devices, http) =
             (self.devices.to_string(), self.gn_devices.to_string(), self.http.to_string());
@@ -155,11 +166,11 @@ impl Gateway {
             ports.push(("CHARGEGATE_DEVICE_LISTEN_GN", &gn_devices));
         }
         // What an io_uring held the kernel gives back some time after the process's end.
-        until("the ports are free", || match self.start_beside(&ports) {
+        *self = until("the ports are free", || match self.start_beside(&ports) {
             Ok(gateway) => Some(gateway),
-            Err(failed) if failed.stderr.contains("Address already in use") => None,
+            Err(failed) if failed.stderr.contains("Address already in use") || failed.status.code() == Some(3) => None,
             Err(failed) => panic!("no start: {failed:?}"),
-        })
+        });
     }
 
     fn launch(directory: Arc<TempDir>, variables: Vec<(String, String)>) -> Result<Self, NoStart> {
@@ -226,6 +237,13 @@ impl Gateway {
     pub(crate) fn sigterm(&mut self) -> ExitStatus {
         self.signal(libc::SIGTERM);
         self.ended()
+    }
+
+    /// Resident memory, bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is not a zombie");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// Sends it a signal.

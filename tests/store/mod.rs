@@ -3,7 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     time::Duration,
 };
 
@@ -13,13 +13,15 @@ use chargegate::{
     store::{
         Bind, Bound, Created, EventRecord, Job, NewOrder, Notify, OrderJob, OrderKey, OrderOutcome, Outcome, Queued,
         Reader, Reply, Settled, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
-        sqlite::{Options, SqliteStore},
+        postgres::{self, PostgresStore},
+        sqlite::{self, SqliteStore},
     },
 };
 use parking_lot::Mutex;
 
 /// Nothing in a test takes this long; it only keeps a broken store from hanging the suite.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// The time jobs are given: the present, as the store's clock checks deadlines.
 pub(crate) const T0: i64 = 1_800_000_000_000;
 
@@ -64,14 +66,63 @@ pub(crate) struct Bench {
     pub(crate) cards: Arc<CardRules>,
 }
 
-/// Opens the embedded store in `dir`. Another store joins the suite by a function like this.
-pub(crate) fn open_sqlite(dir: &Path, told: &Arc<Told>) -> Result<Arc<dyn Store>, StoreError> {
-    open_with_cards(dir, told, &Arc::default())
+/// Whether this binary runs the suites over PostgreSQL; the others run them over the embedded store.
+pub(crate) const ON_POSTGRES: bool = konst_eq(env!("CARGO_CRATE_NAME"), "store_on_postgres");
+
+const fn konst_eq(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut same = a.len() == b.len();
+    let mut at = 0;
+    while same && at < a.len() {
+        same = a[at] == b[at];
+        at += 1;
+    }
+    same
 }
 
-fn open_with_cards(dir: &Path, told: &Arc<Told>, cards: &Arc<CardRules>) -> Result<Arc<dyn Store>, StoreError> {
-    let options = Options { clock, cards: Arc::clone(cards), ..Options::new(dir.join("chargegate.db")) };
+/// Opens the embedded store in `dir`.
+pub(crate) fn open_sqlite(dir: &Path, told: &Arc<Told>) -> Result<Arc<dyn Store>, StoreError> {
+    sqlite_with_cards(dir, told, &Arc::default())
+}
+
+fn sqlite_with_cards(dir: &Path, told: &Arc<Told>, cards: &Arc<CardRules>) -> Result<Arc<dyn Store>, StoreError> {
+    let options =
+        sqlite::Options { clock, cards: Arc::clone(cards), ..sqlite::Options::new(dir.join("chargegate.db")) };
     Ok(Arc::new(SqliteStore::open(options, Arc::clone(told) as Arc<dyn Notify>)?))
+}
+
+/// A database of its own, with the schema.
+pub(crate) fn postgres_database(name: &str) -> String {
+    static TEMPLATE: OnceLock<String> = OnceLock::new();
+    let server = crate::services::postgres();
+    let template = TEMPLATE.get_or_init(|| {
+        let url = server.database("template");
+        postgres::migrate(&url, postgres::Timeouts::default()).unwrap();
+        url
+    });
+    server.database_like(template, name)
+}
+
+/// Opens the clustered store with the database that `dir` names, or a new one.
+pub(crate) fn open_postgres(
+    dir: &Path,
+    told: &Arc<Told>,
+    cards: &Arc<CardRules>,
+) -> Result<Arc<dyn Store>, StoreError> {
+    let file = dir.join("url");
+    let url = std::fs::read_to_string(&file).unwrap_or_else(|_| postgres_database("store"));
+    std::fs::write(file, &url).unwrap();
+    let options = postgres::Options {
+        clock,
+        cards: Arc::clone(cards),
+        lanes: 3,
+        ..postgres::Options::new(url, ServerId::new("test"))
+    };
+    Ok(Arc::new(PostgresStore::open(options, Arc::clone(told) as Arc<dyn Notify>)?))
+}
+
+fn open(dir: &Path, told: &Arc<Told>, cards: &Arc<CardRules>) -> Result<Arc<dyn Store>, StoreError> {
+    if ON_POSTGRES { open_postgres(dir, told, cards) } else { sqlite_with_cards(dir, told, cards) }
 }
 
 impl Bench {
@@ -87,7 +138,7 @@ impl Bench {
     /// The same with other rules for cards.
     pub(crate) fn with_cards(dir: tempfile::TempDir, cards: Arc<CardRules>) -> Self {
         let told = Arc::new(Told::default());
-        let store = open_with_cards(dir.path(), &told, &cards).unwrap();
+        let store = open(dir.path(), &told, &cards).unwrap();
         Self { store, told, numbers: OrderNumbers::new(*b"THD", 1), dir, cards }
     }
 
@@ -100,7 +151,7 @@ impl Bench {
     /// Closes the store and opens it again, as a restart does.
     pub(crate) fn reopen(mut self) -> Self {
         self.store.close(PATIENCE);
-        self.store = open_with_cards(self.dir.path(), &self.told, &self.cards).unwrap();
+        self.store = open(self.dir.path(), &self.told, &self.cards).unwrap();
         self
     }
 
@@ -119,6 +170,37 @@ impl Bench {
     pub(crate) fn settle_down(&self) {
         drop(self.run(Job::Delivery(Vec::new())));
         drop(self.run(Job::Delivery(Vec::new())));
+        if ON_POSTGRES {
+            self.sequenced();
+            let pos: i64 = self.client().query_one("SELECT pos FROM event_sequencer", &[]).unwrap().get(0);
+            until("the positions are told", || *self.told.pos.lock() >= pos);
+        }
+    }
+
+    /// A connection to the database of a clustered store.
+    pub(crate) fn client(&self) -> ::postgres::Client {
+        let url = std::fs::read_to_string(self.dir.path().join("url")).unwrap();
+        ::postgres::Client::connect(&url, ::postgres::NoTls).unwrap()
+    }
+
+    /// Waits until all events have their position.
+    fn sequenced(&self) {
+        let mut client = self.client();
+        let sql = "SELECT count(*) FROM events e WHERE NOT EXISTS (SELECT 1 FROM event_log l WHERE l.id = e.id)";
+        until("events get their positions", || client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 0);
+    }
+
+    /// Sums of the balance and held changes of a card.
+    pub(crate) fn card_log_sums(&self, card_no: &str) -> (i64, i64) {
+        let sql = "SELECT coalesce(sum(balance_change), 0), coalesce(sum(held_change), 0) FROM card_balance_logs \
+                   WHERE card_no = $1";
+        if ON_POSTGRES {
+            let sql = sql.replace("0)", "0)::bigint");
+            let row = self.client().query_one(&sql, &[&card_no]).unwrap();
+            return (row.get(0), row.get(1));
+        }
+        let conn = rusqlite::Connection::open(self.dir.path().join("chargegate.db")).unwrap();
+        conn.query_row(&sql.replace('$', "?"), [card_no], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     }
 
     pub(crate) fn read<T: Send + 'static>(
@@ -199,6 +281,9 @@ impl Bench {
     }
 
     pub(crate) fn events(&self, order_no: OrderNo) -> Vec<EventRecord> {
+        if ON_POSTGRES {
+            self.sequenced();
+        }
         self.read(move |reader| reader.order_events(order_no))
     }
 
@@ -212,6 +297,9 @@ impl Bench {
     }
 
     pub(crate) fn log(&self) -> Vec<EventRecord> {
+        if ON_POSTGRES {
+            self.sequenced();
+        }
         self.read(|reader| reader.events_after(0, 10_000_000))
     }
 
@@ -224,6 +312,17 @@ impl Bench {
         };
         alarms.map(reason).collect()
     }
+}
+
+/// Looks until it is so.
+pub(crate) fn until(what: &str, mut look: impl FnMut() -> bool) {
+    for _ in 0..PATIENCE.as_millis() / LOOK_AGAIN.as_millis() {
+        if look() {
+            return;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    panic!("{what}: not within {PATIENCE:?}");
 }
 
 pub(crate) fn order_job(order_no: OrderNo, event: Event, at: i64) -> OrderJob {

@@ -52,8 +52,12 @@ impl Core {
                     Cx { now, shared: &mut self.shared, effects }.acknowledge(waiting);
                 }
             }
-            Outcome::Claimed { device_id, commands } => {
-                self.with_device(now, device_id, effects, |device, cx| device.commands_claimed(cx, commands));
+            Outcome::Claimed { device_id, commands, orders } => {
+                self.with_device(now, device_id, effects, |device, cx| {
+                    // A start whose order is not followed would be answered for nobody.
+                    orders.iter().for_each(|order| device.follow(cx, order, false));
+                    device.commands_claimed(cx, commands);
+                });
             }
             Outcome::Fenced { device_id, epoch } => {
                 if !self.bound_elsewhere(now, device_id, epoch, effects) {

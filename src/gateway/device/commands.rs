@@ -357,6 +357,8 @@ impl Device {
                             track.business_no = track.business_no.or(business_no);
                             track.start_acked(cx.now, &cx.shared.config.orders)
                         }
+                        // Claimed by a poll, and nobody told of the order: what it is now, the answer to this says.
+                        None if waited <= cx.shared.config.orders.start_ack => Some(Action::Tell(Event::StartAcked)),
                         None => Some(Action::Tell(Event::StartAckedLate)),
                     };
                     if let Some(Action::Tell(event)) = event {

@@ -183,7 +183,7 @@ impl Device {
         }
     }
 
-    pub(super) fn follow(&mut self, cx: &Cx<'_>, order: &Order, taken_over: bool) {
+    pub(in crate::gateway) fn follow(&mut self, cx: &Cx<'_>, order: &Order, taken_over: bool) {
         let (now, times) = (cx.now, &cx.shared.config.orders);
         match self.tracks.iter_mut().find(|track| track.order_no == order.order_no) {
             Some(track) => track.update(order, now, times),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! BEGIN; the lane's row says which batch this is      one round trip
-//! lock the batch's devices, in the order of their ids
-//! the jobs, as for every store
+//! lock the batch's devices, in the order of their ids, and read what the jobs will ask for
+//! the jobs, as for every store, on what was read; what they write, a statement per table
 //! COMMIT
 //! ```
 //!
@@ -28,18 +28,12 @@ use super::{
     session::{Fault, PgSession},
     watch::now,
 };
-use crate::{
-    model::DeviceId,
-    store::{
-        Applied, Job, OrderKey, OtaJob, Reply, StoreError,
-        counters::add,
-        delivery::Delivery,
-        front::LogMessage,
-        sql::{
-            apply::{apply_open, device_of},
-            conn::Conn,
-        },
-    },
+use crate::store::{
+    Applied, Job, Reply, StoreError,
+    counters::add,
+    delivery::Delivery,
+    front::LogMessage,
+    sql::{apply::apply_open, conn::Conn},
 };
 
 /// How often an idle lane looks after its connection.
@@ -180,15 +174,8 @@ impl Lane {
         self.batch += 1;
         let batch = self.batch;
         let result = begin(session, &self.row, batch, savepoints)
-            .and_then(|()| lock_devices(session, &self.shared, jobs))
-            .and_then(|owners| {
-                let mut applied = apply_open(Conn::Postgres(session), self.shared.rules(), at, jobs)?;
-                // What the jobs found out themselves is newer.
-                for (device_id, owner) in owners {
-                    applied.owners.entry(device_id).or_insert(owner);
-                }
-                Ok(applied)
-            });
+            .and_then(|()| apply_open(Conn::Postgres(session), self.shared.rules(), at, jobs))
+            .and_then(|applied| session.flush().map(|()| applied));
         let applied = match result {
             Ok(applied) => applied,
             Err(error) => {
@@ -266,54 +253,4 @@ fn begin(session: &PgSession, row: &str, batch: i64, savepoints: bool) -> Result
         "INSERT INTO store_lanes (lane, batch) VALUES ({row}, {batch}) ON CONFLICT (lane) DO UPDATE SET batch = excluded.batch"
     );
     session.begin(&mark, savepoints)
-}
-
-/// Takes the locks of all devices of a batch, and says who has those that another instance has.
-fn lock_devices(
-    session: &PgSession,
-    shared: &Shared,
-    jobs: &[Job],
-) -> Result<Vec<(DeviceId, crate::model::ServerId)>, StoreError> {
-    let mut devices: Vec<String> = Vec::with_capacity(jobs.len());
-    let (mut orders, mut tasks) = (Vec::new(), Vec::new());
-    for job in jobs {
-        match (device_of(job), job) {
-            (Some(device_id), _) => devices.push(device_id.to_string()),
-            (None, Job::Order(job)) => {
-                if let OrderKey::No(order_no) = job.order {
-                    orders.push(order_no.as_str().to_owned());
-                }
-            }
-            (None, Job::Ota(job)) => {
-                if let OtaJob::Cancel { id, .. } = **job {
-                    tasks.push(id);
-                }
-            }
-            // These take what they need themselves.
-            (None, _) => {}
-        }
-    }
-    if !orders.is_empty() || !tasks.is_empty() {
-        // An order or task never changes its device, so that no lock is needed to ask.
-        let statement = session.prepared(
-            "SELECT device_id FROM orders WHERE order_no = ANY($1) \
-             UNION SELECT device_id FROM ota_tasks WHERE task_id = ANY($2)",
-        )?;
-        let rows = session.call(|client| client.query(&statement, &[&orders, &tasks]))?;
-        devices.extend(rows.iter().map(|row| row.get::<_, String>(0)));
-    }
-    devices.sort_unstable();
-    devices.dedup();
-    if devices.is_empty() {
-        return Ok(Vec::new());
-    }
-    let statement = session.prepared(
-        "SELECT device_id, owner FROM devices WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE",
-    )?;
-    let rows = session.call(|client| client.query(&statement, &[&devices]))?;
-    let elsewhere = rows.iter().filter_map(|row| {
-        let owner = row.get::<_, Option<&str>>(1).filter(|owner| *owner != shared.instance.as_str())?;
-        Some((row.get::<_, &str>(0).parse().ok()?, crate::model::ServerId::new(owner)))
-    });
-    Ok(elsewhere.collect())
 }

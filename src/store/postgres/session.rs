@@ -190,8 +190,8 @@ impl PgSession {
 
     /// Commits. An error leaves it open whether it did; see [`PgSession::take_fault`].
     pub(super) fn commit(&self) -> Result<(), StoreError> {
-        self.flush()?;
-        self.stage.take();
+        let stage = self.stage.take();
+        debug_assert!(!stage.is_some_and(|stage| stage.is_dirty()), "everything is written before the commit");
         self.in_transaction.set(false);
         self.call(|client| client.batch_execute("COMMIT"))
     }
@@ -300,7 +300,7 @@ impl PgSession {
     }
 
     /// Writes what waits in the stage.
-    fn flush(&self) -> Result<(), StoreError> {
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
         let statements = self.stage.borrow_mut().as_mut().map(Stage::take);
         for (sql, columns) in statements.into_iter().flatten() {
             // Which job wrote the row that is refused is not known.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     gateway::card::CardRules,
-    model::{DeviceId, OrderNumbers, ServerId},
+    model::{CommandBody, DeviceId, OrderNumbers, ServerId},
     store::{Job, Latest, Outcome, Queued, SettlementKey, StoreError},
 };
 
@@ -209,7 +209,13 @@ impl Tx<'_> {
                 Some(fenced) => fenced,
                 None => {
                     let commands = self.claim_live(*device_id, *epoch, *at)?;
-                    Outcome::Claimed { device_id: *device_id, commands }
+                    let mut orders = Vec::new();
+                    for command in &commands {
+                        if let (CommandBody::Start { .. }, Some(order_no)) = (&command.body, command.order_no) {
+                            orders.extend(self.find_order(order_no)?);
+                        }
+                    }
+                    Outcome::Claimed { device_id: *device_id, commands, orders }
                 }
             },
             Job::Backstop(backstop) => Outcome::Backstop(self.backstop(backstop)?),

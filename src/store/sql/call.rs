@@ -81,7 +81,11 @@ impl Tx<'_> {
         if let Some(call) = of_network(&ended.body) {
             let Some(command) = ended.claimed() else { return Ok(Outcome::Done) };
             let next = self.network_answered(&command, call, update.state, update.at)?;
-            return Ok(next.map_or(Outcome::Done, |next| Outcome::Claimed { device_id, commands: vec![next] }));
+            return Ok(next.map_or(Outcome::Done, |next| Outcome::Claimed {
+                device_id,
+                commands: vec![next],
+                orders: Vec::new(),
+            }));
         }
         let (CommandBody::Call { call }, Some(epoch)) = (&ended.body, ended.epoch) else { return Ok(Outcome::Done) };
         if !matches!(update.state, CommandState::Acked | CommandState::Refused) {
@@ -96,6 +100,10 @@ impl Tx<'_> {
         };
         let Some(call) = follow_up else { return Ok(Outcome::Done) };
         let command = self.follow_up(device_id, call, Some(epoch), update.at)?;
-        Ok(command.map_or(Outcome::Done, |command| Outcome::Claimed { device_id, commands: vec![command] }))
+        Ok(command.map_or(Outcome::Done, |command| Outcome::Claimed {
+            device_id,
+            commands: vec![command],
+            orders: Vec::new(),
+        }))
     }
 }

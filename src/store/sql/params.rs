@@ -223,8 +223,9 @@ impl Tx<'_> {
                         "INSERT INTO device_params (device_id, socket, name, reported, reported_at) \
                          VALUES ($1, $2, $3, $4, $5) ON CONFLICT (device_id, socket, name) DO UPDATE SET \
                          reported = excluded.reported, reported_at = excluded.reported_at, \
-                         refused = CASE WHEN set_at IS NOT NULL AND desired IS DISTINCT FROM excluded.reported \
-                         THEN 'device_kept_another_value' ELSE refused END",
+                         refused = CASE WHEN device_params.set_at IS NOT NULL \
+                         AND device_params.desired IS DISTINCT FROM excluded.reported \
+                         THEN 'device_kept_another_value' ELSE device_params.refused END",
                         (&id, socket, param.name, json(value)?, at),
                     )?;
                 }

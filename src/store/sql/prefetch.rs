@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{CommandState, DeviceId, OrderNo},
-    store::{Earlier, Idempotency, Job, OrderKey, SettlementKey, StoreError},
+    store::{Earlier, Idempotency, Job, OrderKey, OtaJob, SettlementKey, StoreError},
 };
 
 /// What to read.
@@ -102,18 +102,29 @@ impl Tx<'_> {
     /// Locks the devices of the jobs, in the order of their ids, so that two batches never wait for each other.
     pub(in crate::store) fn lock_batch(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
         let mut devices: FxHashSet<DeviceId> = jobs.iter().filter_map(device_of).collect();
-        let nameless = jobs.iter().filter_map(|job| match job {
-            Job::Order(job) => match job.order {
-                OrderKey::No(no) if job.device_id.is_none() => Some(no),
-                OrderKey::No(_) | OrderKey::ActiveOn(..) => None,
-            },
-            _ => None,
-        });
-        let nameless: Vec<OrderNo> = nameless.collect();
-        if !nameless.is_empty() {
-            let sql = "SELECT device_id FROM orders WHERE order_no = ANY($1::text[])";
-            let numbers = texts(&nameless, |no| no.as_str().to_owned());
-            devices.extend(all(self.conn, sql, [numbers], |row| device_id(row, 0))?);
+        let (mut orders, mut tasks) = (Vec::new(), Vec::new());
+        for job in jobs.iter().filter(|job| device_of(job).is_none()) {
+            match job {
+                Job::Order(job) => {
+                    if let OrderKey::No(no) = job.order {
+                        orders.push(Value::Text(no.as_str().to_owned().into()));
+                    }
+                }
+                Job::Ota(job) => {
+                    if let OtaJob::Cancel { id, .. } = **job {
+                        tasks.push(Value::Int(id));
+                    }
+                }
+                // These take what they need themselves.
+                _ => {}
+            }
+        }
+        if !orders.is_empty() || !tasks.is_empty() {
+            // An order or task never changes its device, so that no lock is needed to ask.
+            let sql = "SELECT device_id FROM orders WHERE order_no = ANY($1::text[]) \
+                       UNION SELECT device_id FROM ota_tasks WHERE task_id = ANY($2::bigint[])";
+            let named = [Value::Array(orders), Value::Array(tasks)];
+            devices.extend(all(self.conn, sql, named, |row| device_id(row, 0))?);
         }
         self.lock_devices(&devices)
     }

@@ -8,15 +8,15 @@ use super::{
     ota,
     row::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
-        event_columns, order, order_columns, port, port_columns, transaction, transaction_columns,
+        event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
     },
 };
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask},
+    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
-        OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Reader, StoreError,
+        OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
     },
 };
 
@@ -275,12 +275,40 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn devices_with_queued_commands(&mut self, limit: u32) -> Result<Vec<DeviceId>, StoreError> {
+    fn devices_with_queued_commands(
+        &mut self,
+        owner: Option<&ServerId>,
+        limit: u32,
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        let Some(owner) = owner else {
+            let sql = "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT $1";
+            return all(self.conn, sql, [limit], |row| device_id(row, 0));
+        };
         all(
             self.conn,
-            "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT $1",
-            [limit],
+            "SELECT DISTINCT q.device_id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
+             WHERE q.state = 'queued' AND d.owner = $2 LIMIT $1",
+            (limit, owner.as_str()),
             |row| device_id(row, 0),
+        )
+    }
+
+    fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError> {
+        all(
+            self.conn,
+            "SELECT q.id, q.device_id, q.priority, q.created_at, d.owner FROM outbound_queue q \
+             JOIN devices d ON d.device_id = q.device_id WHERE q.state = 'queued' \
+             AND q.id IN (SELECT CAST(value AS bigint) FROM json_array_elements_text($1::json))",
+            [json(&ids)?],
+            |row| {
+                Ok(Queued {
+                    id: row.get(0)?,
+                    device_id: device_id(row, 1)?,
+                    priority: priority(row, 2)?,
+                    at: row.get(3)?,
+                    owner: server_id(row, 4)?,
+                })
+            },
         )
     }
 }

@@ -9,7 +9,7 @@ use super::conn::Row;
 use crate::{
     model::{
         Card, CardNo, CardState, CardTransaction, ChargeSpec, DeviceDetails, DeviceId, Order, OrderCard, OrderNo,
-        OrderStatus, Origin, PortStatus, Protocol, ServerId, TransactionKind,
+        OrderStatus, Origin, PortStatus, Priority, Protocol, ServerId, TransactionKind,
     },
     pricing::Tariff,
     store::{CommandRecord, DeviceRecord, EventRecord, PortRecord, StoreError},
@@ -83,6 +83,10 @@ pub(super) fn order_no(row: &Row<'_>, column: usize) -> Result<OrderNo, StoreErr
 pub(super) fn order_no_or_none(row: &Row<'_>, column: usize) -> Result<Option<OrderNo>, StoreError> {
     let text = row.text_or_null(column)?;
     text.map(|text| OrderNo::parse(text).ok_or_else(|| row.corrupt(column, text))).transpose()
+}
+
+pub(super) fn priority(row: &Row<'_>, column: usize) -> Result<Priority, StoreError> {
+    Priority::from_code(row.get(column)?).ok_or_else(|| row.corrupt(column, "unknown"))
 }
 
 /// An instance, where there is one.

@@ -69,7 +69,7 @@ pub(super) fn command_row(row: &Row<'_>) -> Result<CommandRow, StoreError> {
         device_id: device_id(row, 1)?,
         order_no: order_no_or_none(row, 2)?,
         body: serde_json::from_str(body).map_err(|_| row.corrupt(3, body))?,
-        priority: Priority::from_code(row.get(4)?).ok_or_else(|| row.corrupt(4, "unknown"))?,
+        priority: super::row::priority(row, 4)?,
         state: CommandState::from_word(state).ok_or_else(|| row.corrupt(5, state))?,
         epoch: row.get(6)?,
         msg_id: row.get(7)?,
