@@ -289,7 +289,8 @@ fn commands(args: &Args, system: &System) {
     let acked = system.query(acked);
     let (count, ms) = (acked[0][0], acked[0][1]);
     println!("{count} acknowledged by their devices, {:.0} per second", count as f64 * 1e3 / ms.max(1) as f64);
-    let others = system.query("SELECT count(*), count(*) FROM outbound_queue WHERE kind = 'locate' AND state <> 'acked'");
+    let others =
+        system.query("SELECT count(*), count(*) FROM outbound_queue WHERE kind = 'locate' AND state <> 'acked'");
     println!("{} in another state", others[0][0]);
 }
 
