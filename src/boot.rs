@@ -42,7 +42,14 @@ use crate::{
         route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
-    cluster::{JoinError, Member, inbox, instances, link::LinkSettings, link::OpenError, sessions::OnNewer},
+    cluster::{
+        JoinError, Member,
+        inbox::{self, Inbox},
+        instances,
+        link::LinkSettings,
+        link::OpenError,
+        sessions::OnNewer,
+    },
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
@@ -53,7 +60,7 @@ use crate::{
     model::{OrderNumbers, ServerId},
     ota,
     protocol::{ap3000::Magics, bkv},
-    queue::Queue,
+    queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
         Clock, ListenAddress,
@@ -147,6 +154,8 @@ struct Gateway {
     desk: Option<Arc<CardDesk>>,
     jobs: Jobs,
     updates: ota::Driver,
+    /// Takes in what waits for this instance's devices.
+    inbox: Arc<Inbox>,
     shards: Running,
     ticks: Ticks,
     /// The key made for this data directory, if no other is configured.
@@ -227,7 +236,7 @@ impl Gateway {
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
-            Ok(Arc::new(Api {
+            let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
                 store: Arc::clone(&store),
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
@@ -244,7 +253,17 @@ impl Gateway {
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 start,
-            }))
+            });
+            if let Some(cluster) = &cluster {
+                // What Redis forgot of nonces, those who accepted them know.
+                let api = Arc::downgrade(&api);
+                cluster.link.on_back(move |back| {
+                    if let Some(api) = api.upgrade().filter(|_| back.emptied || back.restarted) {
+                        api.auth.restore_shared(Clock::since(start).refresh().unix_ms);
+                    }
+                });
+            }
+            Ok(api)
         })?;
         let ticks = Ticks::new(usize::from(shards));
         let (server, guard) = stages.run("http", || {
@@ -267,7 +286,7 @@ impl Gateway {
             Ok((server, guard))
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
-        let (pusher, jobs, updates) = stages.run("workers and jobs", || {
+        let (pusher, jobs, updates, inbox) = stages.run("workers and jobs", || {
             let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
             router.join_pusher(Arc::clone(&pusher));
             metrics.join(&pusher);
@@ -293,19 +312,28 @@ impl Gateway {
             };
             let updates = ota::Driver::start(context, ota_schedule(config))?;
             router.join_ota(updates.waker());
+            let sequencer = opened.sequencer();
+            let context = inbox::Context {
+                store: Arc::clone(&store),
+                router: Arc::clone(&router),
+                own: server_id.clone(),
+                unsequenced: Arc::new(move || {
+                    if let Some(sequencer) = &sequencer {
+                        sequencer.wake();
+                    }
+                }),
+            };
+            let inbox = match &cluster {
+                Some(cluster) => cluster.listen(context)?,
+                None => {
+                    let queue = Arc::new(EmbeddedQueue::new(server_id.clone()));
+                    metrics.join(&queue);
+                    router.join_queue(server_id.clone(), Arc::clone(&queue) as Arc<dyn Queue>);
+                    Inbox::start(context, queue)?
+                }
+            };
+            metrics.join(&inbox);
             if let Some(cluster) = &cluster {
-                let sequencer = opened.sequencer();
-                let context = inbox::Context {
-                    store: Arc::clone(&store),
-                    router: Arc::clone(&router),
-                    own: server_id.clone(),
-                    unsequenced: Arc::new(move || {
-                        if let Some(sequencer) = &sequencer {
-                            sequencer.wake();
-                        }
-                    }),
-                };
-                metrics.join(&cluster.listen(context)?);
                 let context = instances::Context {
                     store: Arc::clone(&store),
                     directory: Arc::clone(&directory),
@@ -317,7 +345,7 @@ impl Gateway {
                 };
                 metrics.join(&cluster.enlist(context)?);
             }
-            Ok((pusher, jobs, updates))
+            Ok((pusher, jobs, updates, inbox))
         })?;
         let desk = stages.run("cards", || {
             if config.cards.mode != config::CardMode::Webhook {
@@ -366,6 +394,7 @@ impl Gateway {
             desk,
             jobs,
             updates,
+            inbox,
             shards,
             ticks,
             made_key,
@@ -433,6 +462,7 @@ impl Gateway {
         self.jobs.stop();
         self.updates.stop();
         let pushed = self.pusher.stop(left());
+        self.inbox.stop();
         if let Some(cluster) = &self.cluster {
             cluster.leave();
         }

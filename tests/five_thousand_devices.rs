@@ -13,7 +13,7 @@ use std::{
 
 use chargegate::shard::{Engine, EngineChoice, launch::prepare};
 use chargegate_loadtest::{
-    api::ApiPlan,
+    api::{ApiPlan, Ask},
     device::{Behaviour, Request, Rudeness, SECOND_US},
     fleet::Protocol,
     run::{Plan, run},
@@ -29,7 +29,7 @@ fn serves_five_thousand(engine: &str) {
     raise_descriptor_limit();
     let mut gateway = Gateway::start(&[("SHARD_ENGINE", engine), ("SHARD_COUNT", "2"), ("LOG_LEVEL", "error")]);
     let plan = Plan {
-        connect: gateway.device,
+        connect: vec![gateway.device],
         devices: DEVICES,
         protocol: Protocol::Mix,
         ports: 2,
@@ -47,10 +47,12 @@ fn serves_five_thousand(engine: &str) {
         ],
         threads: 1,
         api: Some(ApiPlan {
-            base: format!("http://{}", gateway.http),
+            bases: vec![format!("http://{}", gateway.http)],
+            ask: Ask::Charges,
+            after: Duration::ZERO,
             key: gateway.api_key(),
             secret: None,
-            charges_per_s: 60.0,
+            per_s: 60.0,
             minutes: 1..=3,
             stop_percent: 20,
             threads: 2,

@@ -84,7 +84,8 @@ pub struct Engine {
     quiet: bool,
     ramp_per_s: u64,
     timers: BinaryHeap<Reverse<(u64, usize)>>,
-    connect: SocketAddr,
+    /// Devices connect to these in turn, by index.
+    connect: Box<[SocketAddr]>,
     source_addresses: u32,
     shared: Shared,
     counters: Arc<Counters>,
@@ -126,7 +127,8 @@ impl Engine {
             let index = rude::rude_index(number * threads + thread);
             peers.push(Peer::new(Box::new(RudeDevice::new(rudeness, index)), index, true));
         }
-        peers.extend(mine(plan.devices).map(|index| {
+        peers.extend(mine(plan.devices).map(|nth| {
+            let index = extras.first_device.saturating_add(nth);
             let device: Box<dyn Device> = if plan.protocol.is_ap3000(index) {
                 let device = Ap3000Device::new(index, plan.ports, plan.behaviour);
                 Box::new(Active::new(device, extras.activity, plan.behaviour.seed, index))
@@ -138,7 +140,8 @@ impl Engine {
         }));
         // Behind the devices of the plan, each with room for the chargers behind it.
         peers.extend(mine(extras.hosts).map(|host| {
-            let index = plan.devices.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
+            let first = extras.first_device.saturating_add(plan.devices);
+            let index = first.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
             let device = HostDevice::new(index, extras.sub_devices, plan.ports, plan.behaviour);
             let device = Active::new(device, extras.activity, plan.behaviour.seed, index);
             Peer::new(Box::new(device), index, false)
@@ -150,7 +153,7 @@ impl Engine {
             quiet: false,
             ramp_per_s: u64::from(plan.ramp_per_s.div_ceil(threads).max(1)),
             timers: BinaryHeap::new(),
-            connect: plan.connect,
+            connect: plan.connect.clone().into(),
             source_addresses: plan.source_addresses,
             shared,
             counters,
@@ -257,18 +260,20 @@ impl Engine {
     }
 
     fn open(&self, peer: &Peer) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(self.connect), Type::STREAM, Some(Protocol::TCP))?;
+        let nth = usize::try_from(peer.index).unwrap_or_default() % self.connect.len().max(1);
+        let Some(&server) = self.connect.get(nth) else { return Err(io::Error::other("nowhere to connect to")) };
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         if !peer.device.reads() {
             // So that what stays unread soon fills the server's buffers instead of this one.
             socket.set_recv_buffer_size(UNREAD_MAX)?;
         }
-        if self.source_addresses > 0 && self.connect.is_ipv4() {
+        if self.source_addresses > 0 && server.is_ipv4() {
             let source = source_address(peer.index % self.source_addresses);
             socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
         }
-        match socket.connect(&self.connect.into()) {
+        match socket.connect(&server.into()) {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             Ok(()) | Err(_) => {}
         }
@@ -375,11 +380,11 @@ impl Engine {
     /// Takes a device's outputs after it was called.
     fn settle(&mut self, at: usize, now_us: u64) {
         self.take_output(at, now_us);
-        self.take_events(at);
+        self.take_events(at, now_us);
         if self.peers[at].device.poll_close() && matches!(self.peers[at].link, Link::Up(_)) {
             add(&self.counters.closed_by_device, 1);
             self.close(at, now_us);
-            self.take_events(at);
+            self.take_events(at, now_us);
         }
         let peer = &mut self.peers[at];
         let deadline_us = peer.deadline_us();
@@ -414,7 +419,7 @@ impl Engine {
         }
     }
 
-    fn take_events(&mut self, at: usize) {
+    fn take_events(&mut self, at: usize, now_us: u64) {
         let peer = &mut self.peers[at];
         while let Some(event) = peer.device.poll_event() {
             self.counters.count(event);
@@ -424,11 +429,11 @@ impl Engine {
                     self.shared.fleet.set_registered(peer.index, true);
                 }
                 Event::Answered(request, after_us) => self.latencies.record(request, after_us),
+                Event::Command => self.shared.fleet.note_command(peer.index, now_us),
                 Event::ChargeStarted(port_no) => self.shared.fleet.set_charging(peer.index, port_no, true),
                 Event::ChargeEnded(port_no) => self.shared.fleet.set_charging(peer.index, port_no, false),
                 Event::Sent(_)
                 | Event::Unanswered(_)
-                | Event::Command
                 | Event::ChargeRefused(_)
                 | Event::Settled
                 | Event::OfflineMode

@@ -4,7 +4,7 @@
 //! threads reserve the ones they are about to charge; no lock, because each word has one writer that matters and a stale
 //! read only costs a refused request.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::device::{ap3000, bkv};
 
@@ -40,6 +40,8 @@ pub struct Fleet {
     protocol: Protocol,
     ports: u16,
     holes: u16,
+    /// Index of the first device.
+    first: u32,
     devices: Box<[Shared]>,
 }
 
@@ -49,13 +51,27 @@ struct Shared {
     /// Ports that charge, and whether the device is registered.
     state: AtomicU32,
     reserved: AtomicU32,
+    /// When the first command came since one was expected; 0: none did.
+    command_us: AtomicU64,
 }
 
 impl Fleet {
     /// `devices` devices: chargers with `ports` ports, gateways with `sockets` sockets (0 = standalone).
     pub fn new(protocol: Protocol, devices: u32, ports: u8, sockets: u8) -> Self {
         let holes = u16::from(sockets.max(1)) * 2;
-        Self { protocol, ports: u16::from(ports), holes, devices: (0..devices).map(|_| Shared::default()).collect() }
+        let devices = (0..devices).map(|_| Shared::default()).collect();
+        Self { protocol, ports: u16::from(ports), holes, first: 0, devices }
+    }
+
+    /// The same number of devices from this index on.
+    #[must_use]
+    pub fn from_index(self, first: u32) -> Self {
+        Self { first, ..self }
+    }
+
+    /// Whether a device is a charger.
+    pub const fn is_ap3000(&self, index: u32) -> bool {
+        self.protocol.is_ap3000(index)
     }
 
     /// The id under which the API knows a device.
@@ -73,7 +89,7 @@ impl Fleet {
     }
 
     fn shared(&self, index: u32) -> Option<&Shared> {
-        self.devices.get(usize::try_from(index).ok()?)
+        self.devices.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
     /// Notes that a device is registered, or no longer.
@@ -101,13 +117,53 @@ impl Fleet {
     pub fn reserve(&self, random: u64) -> Option<(u32, u16)> {
         let devices = u64::try_from(self.devices.len()).ok().filter(|devices| *devices > 0)?;
         (0..32).find_map(|attempt: u64| {
-            let index = u32::try_from((random >> 16).wrapping_add(attempt * 7919) % devices).ok()?;
+            let index = self.first + u32::try_from((random >> 16).wrapping_add(attempt * 7919) % devices).ok()?;
             let port_no = u16::try_from(random.wrapping_add(attempt) % u64::from(self.ports(index))).ok()? + 1;
             let (shared, bit) = (self.shared(index)?, 1 << (port_no - 1));
             let state = shared.state.load(Relaxed);
             let free = state & REGISTERED != 0 && state & bit == 0;
             (free && shared.reserved.fetch_or(bit, Relaxed) & bit == 0).then_some((index, port_no))
         })
+    }
+
+    /// Reserves a whole registered device, near a random place; `None` if the few places tried are taken.
+    pub fn reserve_device(&self, random: u64) -> Option<u32> {
+        let devices = u64::try_from(self.devices.len()).ok().filter(|devices| *devices > 0)?;
+        (0..32).find_map(|attempt: u64| {
+            let index = self.first + u32::try_from((random >> 16).wrapping_add(attempt * 7919) % devices).ok()?;
+            let shared = self.shared(index)?;
+            let registered = shared.state.load(Relaxed) & REGISTERED != 0;
+            let free = || shared.reserved.compare_exchange(0, u32::MAX, Relaxed, Relaxed).is_ok();
+            (registered && free()).then_some(index)
+        })
+    }
+
+    /// Gives a reserved device back.
+    pub fn release_device(&self, index: u32) {
+        if let Some(shared) = self.shared(index) {
+            shared.reserved.store(0, Relaxed);
+        }
+    }
+
+    /// The time of the next command to a device is to be noted.
+    pub fn expect_command(&self, index: u32) {
+        if let Some(shared) = self.shared(index) {
+            shared.command_us.store(0, Relaxed);
+        }
+    }
+
+    /// Notes when a command came.
+    pub fn note_command(&self, index: u32, now_us: u64) {
+        if let Some(shared) = self.shared(index)
+            && shared.command_us.load(Relaxed) == 0
+        {
+            shared.command_us.store(now_us.max(1), Relaxed);
+        }
+    }
+
+    /// When the expected command came.
+    pub fn command_us(&self, index: u32) -> Option<u64> {
+        Some(self.shared(index)?.command_us.load(Relaxed)).filter(|us| *us > 0)
     }
 
     /// Gives a reserved port back.
@@ -142,5 +198,28 @@ mod tests {
         fleet.release(0, 2);
         fleet.set_charging(0, 1, false);
         assert_eq!(fleet.reserve(0), Some((0, 1)));
+    }
+
+    #[test]
+    fn a_fleet_may_begin_at_any_index() {
+        let fleet = Fleet::new(Protocol::Ap3000, 2, 1, 0).from_index(7);
+        assert_eq!(fleet.device_id(7), Fleet::new(Protocol::Ap3000, 8, 1, 0).device_id(7));
+        fleet.set_registered(8, true);
+        assert_eq!(fleet.reserve_device(0), Some(8));
+        assert_eq!(fleet.reserve_device(0), None);
+        assert_eq!(fleet.reserve(0), None, "its ports are reserved with it");
+        fleet.release_device(8);
+        assert_eq!(fleet.reserve(0), Some((8, 1)));
+    }
+
+    #[test]
+    fn the_first_command_after_it_was_expected_counts() {
+        let fleet = Fleet::new(Protocol::Ap3000, 1, 1, 0);
+        fleet.note_command(0, 5);
+        fleet.expect_command(0);
+        assert_eq!(fleet.command_us(0), None);
+        fleet.note_command(0, 7);
+        fleet.note_command(0, 9);
+        assert_eq!(fleet.command_us(0), Some(7));
     }
 }

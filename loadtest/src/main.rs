@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use chargegate_loadtest::api::ApiPlan;
+use chargegate_loadtest::api::{ApiPlan, Ask};
 use chargegate_loadtest::device::activity::{Activity, CARDS_MAX};
 use chargegate_loadtest::device::ap3000::SUB_DEVICES_MAX;
 use chargegate_loadtest::device::{Behaviour, Rudeness};
@@ -34,12 +34,15 @@ enum Command {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Device port of the gateway.
-    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
-    connect: SocketAddr,
+    /// Device ports of the gateway's instances; devices connect to them in turn.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', required = true, value_parser = address)]
+    connect: Vec<SocketAddr>,
     /// Number of devices.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     devices: u32,
+    /// Index of the first device: several simulators that are one fleet have each a part of it.
+    #[arg(long, value_name = "INDEX", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    first_device: u32,
     /// What they speak.
     #[arg(long, value_enum, default_value = "mix")]
     protocol: Protocol,
@@ -112,20 +115,27 @@ struct ActivityArgs {
 }
 
 #[derive(Args)]
-#[command(next_help_heading = "Charges by REST")]
+#[command(next_help_heading = "Charges and commands by REST")]
 struct ApiArgs {
-    /// Base URL of the gateway's API, e.g. http://127.0.0.1:7055.
-    #[arg(long, value_name = "URL", requires = "api_key")]
-    api: Option<String>,
+    /// Base URLs of the API, e.g. http://127.0.0.1:7055; requests go to them in turn. With several, in the order of
+    /// --connect: times of requests to the device's instance and to another are told apart.
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "api_key")]
+    api: Vec<String>,
     /// API key.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
     /// Secret of a key that requires signed requests.
     #[arg(long, value_name = "SECRET")]
     api_secret: Option<String>,
-    /// Charges per second.
-    #[arg(long, default_value_t = 5.0, value_parser = rate)]
+    /// Charges per second; max: each thread asks again as soon as it has an answer.
+    #[arg(long, value_name = "RATE", default_value_t = 5.0, value_parser = rate_or_max)]
     charges_per_s: f64,
+    /// Named commands per second instead of charges, each to another device; max as above.
+    #[arg(long, value_name = "RATE", value_parser = rate_or_max)]
+    commands_per_s: Option<f64>,
+    /// When requests begin, e.g. 20s after the start.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    api_after: Option<Duration>,
     /// Ordered minutes, as a number or first..last.
     #[arg(long, default_value = "1..3", value_parser = minutes)]
     charge_minutes: (u16, u16),
@@ -202,16 +212,18 @@ fn extras(args: &RunArgs) -> Extras {
         cards: args.activity.cards,
         alarm_every_us: every_us(args.activity.alarms_per_s),
     };
-    Extras { activity, hosts: args.hosts, sub_devices: args.sub_devices }
+    Extras { activity, hosts: args.hosts, sub_devices: args.sub_devices, first_device: args.first_device }
 }
 
 fn plan(args: RunArgs) -> Plan {
     let (ApiArgs { api, api_key, .. }, rude) = (&args.api, &args.rude);
-    let api = api.clone().zip(api_key.clone()).map(|(base, key)| ApiPlan {
-        base: base.trim_end_matches('/').to_owned(),
+    let api = api_key.clone().filter(|_| !api.is_empty()).map(|key| ApiPlan {
+        bases: api.iter().map(|base| base.trim_end_matches('/').to_owned()).collect(),
+        ask: if args.api.commands_per_s.is_some() { Ask::Commands } else { Ask::Charges },
+        after: args.api.api_after.unwrap_or_default(),
         key,
         secret: args.api.api_secret.clone(),
-        charges_per_s: args.api.charges_per_s,
+        per_s: args.api.commands_per_s.unwrap_or(args.api.charges_per_s),
         minutes: args.api.charge_minutes.0..=args.api.charge_minutes.1,
         stop_percent: args.api.stop_percent,
         threads: args.api.api_threads,
@@ -279,6 +291,10 @@ fn rate(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= 100_000.0).ok_or_else(wrong)
 }
 
+fn rate_or_max(text: &str) -> Result<f64, String> {
+    if text == "max" { Ok(f64::INFINITY) } else { rate(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,7 +311,8 @@ mod tests {
         for bad in ["0", "3..1", "1..901", "x", "1..", ""] {
             assert!(minutes(bad).is_err(), "{bad}");
         }
-        assert!(rate("0").is_err() && rate("NaN").is_err() && rate("0.5").is_ok());
+        assert!(rate("0").is_err() && rate("NaN").is_err() && rate("inf").is_err() && rate("0.5").is_ok());
+        assert_eq!(rate_or_max("max"), Ok(f64::INFINITY));
     }
 
     #[test]

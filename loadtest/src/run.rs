@@ -27,8 +27,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// What to simulate.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Device port of the gateway.
-    pub connect: SocketAddr,
+    /// Device ports of the gateway's instances; devices connect to them in turn, by index.
+    pub connect: Vec<SocketAddr>,
     /// Number of devices.
     pub devices: u32,
     /// What they speak.
@@ -51,7 +51,7 @@ pub struct Plan {
     pub rude: Vec<(Rudeness, u32)>,
     /// Engine threads.
     pub threads: u32,
-    /// Charges asked for by REST.
+    /// Charges or commands asked for by REST.
     pub api: Option<ApiPlan>,
 }
 
@@ -72,6 +72,8 @@ pub struct Extras {
     pub hosts: u32,
     /// Chargers behind each host.
     pub sub_devices: u8,
+    /// Index of the first device: processes that simulate one fleet together have each a part of it.
+    pub first_device: u32,
 }
 
 /// As [`run`], with `extras`.
@@ -87,7 +89,9 @@ pub fn run_with(
     raise_file_limit();
     let shared = Shared {
         clock: Clock::start(),
-        fleet: Arc::new(Fleet::new(plan.protocol, plan.devices, plan.ports, plan.sockets)),
+        fleet: Arc::new(
+            Fleet::new(plan.protocol, plan.devices, plan.ports, plan.sockets).from_index(extras.first_device),
+        ),
         stop: Arc::default(),
         draining: Arc::default(),
     };
@@ -104,7 +108,8 @@ pub fn run_with(
     let mut api_threads = Vec::new();
     for (api, thread) in clients {
         let shared = shared.clone();
-        let run = move || ApiClient::new(api, thread, shared).run();
+        let instances = plan.connect.len();
+        let run = move || ApiClient::new(api, thread, instances, shared).run();
         api_threads.push(std::thread::Builder::new().name(format!("api-{thread}")).spawn(run)?);
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use chargegate::protocol::Step;
 use chargegate::protocol::ap3000::{Item, Magics, deframe, encode};
 use chargegate::signature::SignedRequest;
-use chargegate_loadtest::api::ApiPlan;
+use chargegate_loadtest::api::{ApiPlan, Ask};
 use chargegate_loadtest::device::Behaviour;
 use chargegate_loadtest::fleet::Protocol;
 use chargegate_loadtest::run::{Plan, run};
@@ -102,7 +102,7 @@ fn charges_are_asked_by_signed_requests() {
     let counters = (Arc::clone(&count), Arc::clone(&bad));
     let api = listen(move |stream| serve_http(&stream, &counters.0, &counters.1));
     let plan = Plan {
-        connect: listen(serve_device),
+        connect: vec![listen(serve_device)],
         devices: 50,
         protocol: Protocol::Ap3000,
         ports: 2,
@@ -115,10 +115,12 @@ fn charges_are_asked_by_signed_requests() {
         rude: Vec::new(),
         threads: 1,
         api: Some(ApiPlan {
-            base: format!("http://{api}"),
+            bases: vec![format!("http://{api}")],
+            ask: Ask::Charges,
+            after: Duration::ZERO,
             key: "the key".to_owned(),
             secret: Some(SECRET.to_owned()),
-            charges_per_s: 30.0,
+            per_s: 30.0,
             minutes: 1..=1,
             stop_percent: 50,
             threads: 2,

@@ -136,7 +136,7 @@ impl Connection {
 
 fn plan(connect: SocketAddr) -> Plan {
     Plan {
-        connect,
+        connect: vec![connect],
         devices: 20,
         protocol: Protocol::Mix,
         ports: 2,

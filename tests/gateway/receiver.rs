@@ -94,6 +94,11 @@ impl Receiver {
         deliveries.iter().map(Delivery::verified).collect()
     }
 
+    /// How often something was delivered.
+    pub(crate) fn count(&self) -> usize {
+        self.deliveries.lock().expect("no test holds it in a panic").len()
+    }
+
     /// Waits for the delivery of an order's `last` event, and returns all of that order.
     pub(crate) fn events_of(&self, order_no: &str, last: &str) -> Vec<Value> {
         until(&format!("{last} of {order_no} is delivered"), || {

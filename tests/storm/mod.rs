@@ -3,6 +3,10 @@
 //!
 //! A module of the tests that have a `witness`.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod verdict;
+
 use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read as _, Write as _},

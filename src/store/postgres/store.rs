@@ -353,7 +353,7 @@ impl Store for PostgresStore {
         self.front.close();
         self.shared.closing.store(true, Relaxed);
         self.threads.join(deadline);
-        self.shared.status.set(("store", 0), Some("the store is closed"));
+        self.shared.status.close();
     }
 }
 
