@@ -45,6 +45,7 @@ use crate::{
     cluster::{
         JoinError, Member,
         inbox::{self, Inbox},
+        instances,
         link::LinkSettings,
         link::OpenError,
         sessions::OnNewer,
@@ -332,6 +333,18 @@ impl Gateway {
                 }
             };
             metrics.join(&inbox);
+            if let Some(cluster) = &cluster {
+                let context = instances::Context {
+                    store: Arc::clone(&store),
+                    directory: Arc::clone(&directory),
+                    sessions: Arc::clone(&cluster.sessions),
+                    queue: Arc::clone(&cluster.queue) as Arc<dyn Queue>,
+                    metrics: Arc::clone(&metrics),
+                    own: server_id.clone(),
+                    clock,
+                };
+                metrics.join(&cluster.enlist(context)?);
+            }
             Ok((pusher, jobs, updates, inbox))
         })?;
         let desk = stages.run("cards", || {

@@ -975,6 +975,7 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     prune(T0 + 1000, 100);
     assert_eq!(bench.log().iter().map(|event| event.pos).collect::<Vec<_>>(), [5]);
     bench.bind(ap(6), T0 + 6);
+    bench.settle_down();
     assert_eq!(bench.read(|reader| reader.last_pos()), 6);
 }
 
