@@ -43,7 +43,7 @@ fn command_reaches_the_other_instance() {
     a_charge_runs_from_order_to_bill(&cluster, &receiver);
     a_bkv_charge_is_stopped(&cluster, &receiver);
     named_commands_and_parameters_are_answered(&cluster);
-    //lists_show_all_instances(&cluster);
+    lists_show_all_instances(&cluster);
     a_device_that_is_gone_takes_no_order(&cluster);
     a_parked_command_goes_out_where_the_device_comes_back(&cluster);
     a_waiting_command_moves_with_its_device(&cluster);
