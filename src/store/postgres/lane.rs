@@ -209,6 +209,7 @@ impl Lane {
                     }
                     Some(false) => {
                         add(&self.shared.link_counters.found_lost, 1);
+                        log::info!("a transaction whose COMMIT had no answer was not committed");
                         Err(Stop::Lost(error))
                     }
                     None => Err(Stop::Failed(StoreError::Unavailable(format!(
