@@ -287,7 +287,9 @@ impl Gateway {
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
         let (pusher, jobs, updates, inbox) = stages.run("workers and jobs", || {
-            let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
+            let instance = cluster.as_ref().map(|_| server_id.clone());
+            let pusher =
+                Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config, instance))?);
             router.join_pusher(Arc::clone(&pusher));
             metrics.join(&pusher);
             let context = job::Context {
@@ -728,12 +730,13 @@ fn schedule(config: &Config) -> Schedule {
     }
 }
 
-fn pusher_settings(config: &Config) -> webhook::Settings {
+fn pusher_settings(config: &Config, instance: Option<ServerId>) -> webhook::Settings {
     webhook::Settings {
         timeout: config.webhook.timeout,
         retry_delays: config.webhook.retry_schedule.0.clone(),
         concurrency: usize::try_from(config.webhook.concurrency).unwrap_or(32),
         allow_private_targets: config.webhook.allow_private_targets,
+        instance,
         ..webhook::Settings::default()
     }
 }
