@@ -57,7 +57,7 @@ fn jobs_are_not_doubled() {
 
 /// Which gateway has the lease of an endpoint.
 fn deliverer(cluster: &Cluster, endpoint: &str) -> Option<String> {
-    cluster.value(&format!("SELECT owner FROM event_cursors WHERE endpoint = '{endpoint}'"))
+    cluster.value(&format!("SELECT owner FROM event_leases WHERE endpoint = '{endpoint}'"))
 }
 
 /// Orders asked for at each gateway, for devices at each gateway, from order to bill.

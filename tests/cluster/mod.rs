@@ -83,6 +83,12 @@ impl Cluster {
         Self { gateways: Vec::new(), postgres, redis, url, sql: Mutex::default() }
     }
 
+    /// Gateways that are started from now on have an empty database.
+    pub(crate) fn take_another_database(&mut self) {
+        self.url = self.postgres.database("cluster");
+        self.sql = Mutex::default();
+    }
+
     /// Starts one more gateway, which the cluster does not keep.
     pub(crate) fn gateway(&self, variables: &[(&str, &str)]) -> Result<Gateway, NoStart> {
         let (devices, http, queue) = (free_address(), free_address(), self.redis.url());
