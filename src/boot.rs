@@ -45,6 +45,7 @@ use crate::{
     cluster::{
         JoinError, Member,
         inbox::{self, Inbox},
+        instances,
         link::LinkSettings,
         link::OpenError,
         sessions::OnNewer,
@@ -286,7 +287,9 @@ impl Gateway {
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
         let (pusher, jobs, updates, inbox) = stages.run("workers and jobs", || {
-            let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
+            let instance = cluster.as_ref().map(|_| server_id.clone());
+            let pusher =
+                Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config, instance))?);
             router.join_pusher(Arc::clone(&pusher));
             metrics.join(&pusher);
             let context = job::Context {
@@ -332,6 +335,18 @@ impl Gateway {
                 }
             };
             metrics.join(&inbox);
+            if let Some(cluster) = &cluster {
+                let context = instances::Context {
+                    store: Arc::clone(&store),
+                    directory: Arc::clone(&directory),
+                    sessions: Arc::clone(&cluster.sessions),
+                    queue: Arc::clone(&cluster.queue) as Arc<dyn Queue>,
+                    metrics: Arc::clone(&metrics),
+                    own: server_id.clone(),
+                    clock,
+                };
+                metrics.join(&cluster.enlist(context)?);
+            }
             Ok((pusher, jobs, updates, inbox))
         })?;
         let desk = stages.run("cards", || {
@@ -715,12 +730,13 @@ fn schedule(config: &Config) -> Schedule {
     }
 }
 
-fn pusher_settings(config: &Config) -> webhook::Settings {
+fn pusher_settings(config: &Config, instance: Option<ServerId>) -> webhook::Settings {
     webhook::Settings {
         timeout: config.webhook.timeout,
         retry_delays: config.webhook.retry_schedule.0.clone(),
         concurrency: usize::try_from(config.webhook.concurrency).unwrap_or(32),
         allow_private_targets: config.webhook.allow_private_targets,
+        instance,
         ..webhook::Settings::default()
     }
 }

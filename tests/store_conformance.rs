@@ -877,6 +877,7 @@ fn a_device_that_is_seen_is_not_interrupted() {
     let seen = Latest::Device {
         device_id: ap(1),
         last_seen_at: T0 + 10 * MINUTE,
+        offline_at: T0 + 12 * MINUTE,
         signal: Some(20),
         firmware: Some("5.1".to_owned()),
         iccid: None,
@@ -891,6 +892,14 @@ fn a_device_that_is_seen_is_not_interrupted() {
     let device = bench.read(|reader| reader.device(ap(1))).unwrap();
     assert_eq!((device.last_seen_at, device.signal), (Some(T0 + 10 * MINUTE), Some(20)));
     assert_eq!(device.firmware.as_deref(), Some("5.1"));
+    bench.bind(ap(2), T0);
+    let found = |online, at| {
+        let filter = DeviceFilter { online: Some((online, at)), ..DeviceFilter::default() };
+        let page = bench.read(move |reader| reader.devices(&filter, 1, 10));
+        page.rows.into_iter().map(|row| row.device_id).collect::<Vec<_>>()
+    };
+    assert_eq!((found(true, T0 + 11 * MINUTE), found(false, T0 + 11 * MINUTE)), (vec![ap(1)], vec![ap(2)]));
+    assert_eq!((found(true, T0 + 12 * MINUTE), found(false, T0 + 12 * MINUTE)), (vec![], vec![ap(1), ap(2)]));
 }
 
 #[test]

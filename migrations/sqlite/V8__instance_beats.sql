@@ -10,6 +10,8 @@ CREATE TABLE instances (
 ) STRICT;
 -- When the instance that had the device was found to be gone.
 ALTER TABLE devices ADD COLUMN owner_ended_at INTEGER;
+-- When the device counts as offline if nothing more comes; latest value.
+ALTER TABLE devices ADD COLUMN offline_at INTEGER;
 -- Which instance delivers to a webhook endpoint.
 CREATE TABLE event_leases (
     endpoint    TEXT PRIMARY KEY,

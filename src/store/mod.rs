@@ -1075,6 +1075,8 @@ pub enum Latest {
         device_id: DeviceId,
         /// Unix ms.
         last_seen_at: i64,
+        /// When it is offline if nothing more comes, Unix ms.
+        offline_at: i64,
         /// Radio signal, raw.
         signal: Option<u8>,
         /// Firmware text.
@@ -1172,6 +1174,8 @@ pub struct DeviceFilter {
     pub protocol: Option<Protocol>,
     /// Only this printed number.
     pub printed_no: Option<u32>,
+    /// Only those online, or only those offline, at this time (Unix ms), by the latest values stored: seconds old.
+    pub online: Option<(bool, i64)>,
     /// Only these (for `online`, which memory decides).
     pub among: Option<Vec<DeviceId>>,
     /// All but these.

@@ -186,13 +186,14 @@ fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, 
 /// of something that has gone.
 pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreError> {
     match latest {
-        Latest::Device { device_id, last_seen_at, signal, firmware, iccid, networked, device_type } => run(
+        Latest::Device { device_id, last_seen_at, offline_at, signal, firmware, iccid, networked, device_type } => run(
             conn,
             "UPDATE devices SET last_seen_at = greatest(coalesce(last_seen_at, 0), $2), signal = coalesce($3, signal), \
              firmware = coalesce($4, firmware), iccid = coalesce($5, iccid), networked = networked OR $6, \
-             device_type = coalesce($7, device_type) \
+             device_type = coalesce($7, device_type), \
+             offline_at = CASE WHEN $2 >= coalesce(last_seen_at, 0) THEN $8 ELSE offline_at END \
              WHERE device_id = $1",
-            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type),
+            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type, offline_at),
         )?,
         Latest::Port(port) => run(
             conn,

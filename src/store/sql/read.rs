@@ -161,6 +161,9 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
         sql.and("printed_no = ?", filter.printed_no.map(i64::from));
+        let online = |wanted| filter.online.filter(|(online, _)| *online == wanted).map(|(_, at)| at);
+        sql.and("offline_at > ?", online(true));
+        sql.and("coalesce(offline_at, 0) <= ?", online(false));
         sql.and("device_id IN (SELECT value FROM json_array_elements_text(?::json))", id_list(filter.among.as_ref())?);
         sql.and(
             "device_id NOT IN (SELECT value FROM json_array_elements_text(?::json))",
