@@ -266,6 +266,7 @@ fn a_device_that_somebody_holds_makes_no_other_wait_for_ever() {
         iccid: None,
         networked: false,
         device_type: None,
+        offline_at: T0,
     };
     assert!(instance.store.coalesce(&mut vec![seen(4, T0 + 4), seen(5, T0 + 5), seen(6, T0 + 6)]));
     let mut watch = client(&url);
