@@ -8,7 +8,7 @@ FUZZ_LONG := $(or $(FUZZ_SECONDS),300)
 # Size of `make soak`.
 DEVICES ?= 1000
 HOURS ?= 24
-# `make crash-test`: how many seeds, the first of them, and the mode (embedded, clustered-1, clustered-3; none: those of `make test`).
+# `make crash-test`: how many seeds, the first of them, and the mode (embedded, clustered-1, clustered-3; none: embedded).
 RUNS ?= 100
 SEED ?= 1
 MODE ?=
@@ -21,7 +21,7 @@ help:
 	@echo "crash-test  $(RUNS) seeds of kill -9 in a storm, each about a minute, then the store is compared with what was acknowledged"
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
-	@echo "bench       benchmarks"
+	@echo "bench       benchmarks; installs PostgreSQL and Redis where they are missing (Debian)"
 	@echo "soak        $(DEVICES) simulated devices for $(HOURS) hours of virtual time, then the books are compared"
 	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SMOKE) s; needs a nightly toolchain"
 	@echo "fuzz        the same for $(FUZZ_LONG) s (FUZZ_SECONDS=...)"
@@ -48,6 +48,7 @@ fmt:
 	$(CARGO) fmt --all
 
 bench:
+	scripts/install-services
 	$(CARGO) bench --bench '*'
 
 soak:

@@ -49,11 +49,11 @@ fn what_is_missing_is_named() {
     let address = format!("127.0.0.1:{port}");
     assert_line(&ended(&cluster, &[("CHARGEGATE_STORE_URL", &nowhere)]), 3, &["PostgreSQL", &address]);
     let nowhere = format!("redis://:hunter2@127.0.0.1:{port}");
-    assert_line(&ended(&cluster, &[("CHARGEGATE_QUEUE_URL", &nowhere)]), 3, &["Redis", &address]);
+    assert_line(&ended(&cluster, &[("CHARGEGATE_QUEUE_URL", &nowhere)]), 3, &["redis", &address]);
     // One that accepts and does not answer is missing as well.
     let impatient = [("CHARGEGATE_QUEUE_CONNECT_TIMEOUT", "300ms"), ("CHARGEGATE_STORE_CONNECT_TIMEOUT", "300ms")];
     cluster.redis.pause();
-    assert_line(&ended(&cluster, &impatient), 3, &["Redis"]);
+    assert_line(&ended(&cluster, &impatient), 3, &["redis"]);
     cluster.redis.resume();
     cluster.postgres.pause();
     assert_line(&ended(&cluster, &impatient), 3, &["PostgreSQL"]);

@@ -1,7 +1,7 @@
 //! Whatever instance the API is asked at, the command reaches the instance that has the device, once, and every instance tells the
 //! same of it.
 //!
-//! Three gateways: the API is asked at the first, devices connect to the others. Scripted devices check each frame byte for byte; a
+//! Three gateways: the API is asked at the first, which also delivers the webhooks; devices connect to the others. Scripted devices check each frame byte for byte; a
 //! webhook receiver checks each delivery. The second gateway's pause between commands is long, so that a command waits there for as
 //! long as the test looks at it.
 
@@ -12,7 +12,7 @@ mod services;
 use std::thread;
 
 use chargegate::protocol::ap3000::codes::StartMode;
-use cluster::{Cluster, Options, assert_whole_story};
+use cluster::{Cluster, Options, assert_tells, assert_whole_story};
 use gateway::{
     Gateway,
     receiver::Receiver,
@@ -30,11 +30,9 @@ fn command_reaches_the_other_instance() {
     let receiver = Receiver::start();
     let endpoints = receiver.endpoints();
     let options = Options {
-        variables: &[
-            ("CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true"),
-            ("CHARGEGATE_WEBHOOK_ENDPOINTS", &endpoints),
-        ],
         own: &[
+            (API, "CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true"),
+            (API, "CHARGEGATE_WEBHOOK_ENDPOINTS", &endpoints),
             (SLOW, "CHARGEGATE_AP3000_COMMAND_INTERVAL", "60s"),
             (FAST, "CHARGEGATE_AP3000_COMMAND_INTERVAL", "0ms"),
         ],
@@ -58,8 +56,8 @@ fn check_story(cluster: &Cluster, receiver: &Receiver, order_no: &str, expected:
     let delivered = receiver.events_of(order_no, expected.last().expect("a story has an end"));
     assert_whole_story(&delivered, expected);
     for gateway in &cluster.gateways {
+        assert_tells(gateway, order_no, expected);
         let logged = gateway.events_of(order_no);
-        assert_whole_story(&logged, expected);
         let ids = |events: &[Value]| events.iter().map(|event| event["event_id"].clone()).collect::<Vec<_>>();
         assert_eq!(ids(&logged), ids(&delivered));
     }

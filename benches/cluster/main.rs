@@ -273,7 +273,7 @@ fn orders(args: &Args, system: &System) {
         "{} charges began at the devices, {} starts were refused there",
         summary.totals.charges_started, summary.totals.charges_refused
     );
-    let stored = system.query("SELECT status, count(*) FROM orders GROUP BY status ORDER BY status");
+    let stored = system.query("SELECT CAST(status AS BIGINT), count(*) FROM orders GROUP BY status ORDER BY status");
     println!("orders in the store by status: {}", pairs(&stored));
 }
 
@@ -285,11 +285,12 @@ fn commands(args: &Args, system: &System) {
     complain(api);
     print_rate("commands", args.clients, api);
     let acked = "SELECT count(*), coalesce(max(updated_at) - min(created_at), 0) FROM outbound_queue \
-                 WHERE kind = 'call' AND state = 'acked'";
+                 WHERE kind = 'locate' AND state = 'acked'";
     let acked = system.query(acked);
     let (count, ms) = (acked[0][0], acked[0][1]);
     println!("{count} acknowledged by their devices, {:.0} per second", count as f64 * 1e3 / ms.max(1) as f64);
-    let others = system.query("SELECT count(*), count(*) FROM outbound_queue WHERE kind = 'call' AND state <> 'acked'");
+    let others =
+        system.query("SELECT count(*), count(*) FROM outbound_queue WHERE kind = 'locate' AND state <> 'acked'");
     println!("{} in another state", others[0][0]);
 }
 

@@ -16,7 +16,7 @@ use chargegate::protocol::bkv::{self, encode as bkv_encode};
 use chargegate::protocol::{Direction, Step};
 use chargegate_loadtest::device::{Behaviour, Request, Rudeness, SECOND_US};
 use chargegate_loadtest::fleet::Protocol;
-use chargegate_loadtest::run::{Plan, run};
+use chargegate_loadtest::run::{Extras, Plan, run, run_with};
 
 fn serve() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -172,6 +172,17 @@ fn no_server_is_a_failure() {
     let summary = run(&plan, &AtomicBool::new(false), |_, _| {}).unwrap();
     assert!(!summary.ok, "{summary}");
     assert_eq!(summary.never_connected, summary.totals.attempted, "{summary}");
+}
+
+#[test]
+fn devices_connect_to_the_instances_in_turn() {
+    // Of two instances one is down; the fleet begins at an odd index.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let plan =
+        Plan { connect: vec![nobody, serve()], devices: 5, duration: Some(Duration::from_secs(1)), ..plan(nobody) };
+    let extras = Extras { first_device: 101, ..Extras::default() };
+    let summary = run_with(&plan, extras, &AtomicBool::new(false), |_, _| {}).unwrap();
+    assert_eq!(summary.totals.ever_connected, 3, "101, 103 and 105: {summary}");
 }
 
 #[test]

@@ -149,6 +149,12 @@ impl Device {
         let mine = self.entry.owner() == Some(self.owner);
         while let Some(conn) = self.conn.filter(|_| mine && self.epoch > 0) {
             let Some(next) = self.lane.next(cx.now.mono_ms) else { break };
+            if let Outgoing::Stop { order_no, port_no } = next.what
+                && self.tracks.iter().any(|t| t.port_no == port_no && t.order_no != order_no && t.is_active())
+            {
+                // The port changed hands while this waited: it would end the charge of another order.
+                continue;
+            }
             self.write(cx, conn, next);
         }
         self.waiting_changed(cx, &before);
@@ -251,7 +257,14 @@ impl Device {
 
     pub(super) fn resend(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, stop: bool) {
         let Some(conn) = self.conn.filter(|_| self.entry.owner() == Some(self.owner)) else { return };
-        let Some(in_flight) = self.lane.in_flight_mut(order_no, stop) else { return };
+        let Some(in_flight) = self.lane.in_flight_mut(order_no, stop) else {
+            // Another process wrote it, or this one for an earlier connection. A start is not repeated blindly.
+            let track = self.tracks.iter().find(|track| stop && track.order_no == order_no);
+            if let Some(port_no) = track.map(|track| track.port_no) {
+                self.lane.push(Outgoing::Stop { order_no, port_no }, cx.now.mono_ms + ASK_MS);
+            }
+            return;
+        };
         in_flight.writes = in_flight.writes.saturating_add(1);
         let (what, msg_id) = (in_flight.what.clone(), in_flight.key.msg_id);
         cx.shared.metrics.events[ShardEvent::Resend].inc();
