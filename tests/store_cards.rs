@@ -780,7 +780,7 @@ fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if store::ON_POSTGRES { 8 } else { 32 }, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn accounts_agree_with_a_model_whatever_happens(operations in prop::collection::vec(operation(), 1..60)) {

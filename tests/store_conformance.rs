@@ -976,7 +976,10 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     for n in 1..=5 {
         bench.bind(ap(n), T0 + i64::from(n));
     }
-    let prune = |before, rows_max| drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
+    let prune = |before, rows_max| {
+        bench.settle_down();
+        drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
+    };
     prune(T0 + 3, 1);
     assert_eq!(bench.log().first().unwrap().pos, 2);
     prune(T0 + 3, 100);

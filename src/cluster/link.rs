@@ -476,7 +476,7 @@ pub enum OpenError {
         problem: String,
     },
     /// The server does not answer, or not as it should.
-    #[error("Redis at {server} cannot be used: {cause}")]
+    #[error("redis at {server} cannot be used: {cause}")]
     Unreachable {
         /// Address without user and password.
         server: String,

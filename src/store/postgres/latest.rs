@@ -22,9 +22,9 @@ use crate::store::{Latest, PortRecord, StoreError, counters::add};
 
 const IDLE: Duration = Duration::from_millis(250);
 /// After so many transactions that found its device locked, or not there, a value is dropped.
-const TRIES_MAX: u8 = 5;
-/// Between two transactions that both found nothing free.
-const LOCKED_WAIT: Duration = Duration::from_millis(5);
+const TRIES_MAX: u8 = 50;
+/// Before values are tried again, where there are no others.
+const LOCKED_WAIT: Duration = Duration::from_millis(10);
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -89,7 +89,7 @@ impl Writer {
                         add(&self.shared.counters.latest_lost, 1);
                     }
                 }
-                if done == 0 {
+                if self.waiting.iter().all(|(tries, _)| *tries > 0) && !self.waiting.is_empty() {
                     std::thread::sleep(LOCKED_WAIT);
                 }
                 true
