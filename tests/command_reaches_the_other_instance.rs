@@ -9,7 +9,7 @@ mod cluster;
 mod gateway;
 mod services;
 
-use std::thread;
+use std::{sync::Mutex, thread};
 
 use chargegate::protocol::ap3000::codes::StartMode;
 use cluster::{Cluster, Options, assert_tells, assert_whole_story};
@@ -328,14 +328,16 @@ fn concurrent_starts_of_one_port_make_one_order(cluster: &Cluster) {
         cluster.shows(at, device_id, FAST);
     }
     let order = json!({"port_no": 1, "mode": "full"});
-    let answers: Vec<_> = thread::scope(|scope| {
-        let asks = cluster.gateways.iter().flat_map(|gateway| [gateway, gateway]);
-        let order = &order;
-        let asks: Vec<_> = asks
-            .map(|gateway| scope.spawn(move || gateway.post(&format!("devices/{device_id}/charge"), order)))
-            .collect();
-        asks.into_iter().map(|ask| ask.join().expect("it asked")).collect()
+    let answers = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for gateway in cluster.gateways.iter().flat_map(|gateway| [gateway, gateway]) {
+            scope.spawn(|| {
+                let answer = gateway.post(&format!("devices/{device_id}/charge"), &order);
+                answers.lock().expect("nobody panicked").push(answer);
+            });
+        }
     });
+    let answers = answers.into_inner().expect("nobody panicked");
     let taken: Vec<_> = answers.iter().filter(|answer| answer.status == 202).collect();
     assert_eq!(taken.len(), 1, "{answers:?}");
     for answer in answers.iter().filter(|answer| answer.status != 202) {

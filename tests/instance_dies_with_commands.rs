@@ -29,6 +29,7 @@ const START_FULL: [u8; 9] = [0, 0, 0, 0, 0, 0, 1, 0, 0];
 const STOP: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// A start by time, an hour, on socket 0 and hole 0.
 const BKV_START: [u8; 11] = [0, 8, 0x07, 0, 0, 1, 1, 0, 60, 0, 0];
+const VOICE: [u8; 8] = [0, 5, 0x1B, 0, 1, 1, 1, 0];
 const HOLES_QUERY: [u8; 4] = [0, 1, 0x1D, 0];
 
 #[test]
@@ -52,6 +53,7 @@ fn instance_dies_with_commands() {
             Box::new(StopWritten::on(&cluster, &format!("42aace{round:02x}"))),
             Box::new(BkvStartWritten::on(&cluster, &format!("8610000000010{round}"), false)),
             Box::new(BkvStartWritten::on(&cluster, &format!("8610000000020{round}"), true)),
+            Box::new(BkvStartClaimed::on(&cluster, &format!("8610000000030{round}"))),
         ];
         let epochs: Vec<_> = held.iter().map(|device| cluster.epoch(&device.device_id())).collect();
         cluster.gateways[DIES].kill9();
@@ -357,6 +359,64 @@ impl Held for BkvStartWritten {
         assert_eq!((&done["energy_wh"], &done["business_no"]), (&json!(812), &json!(7)));
         // A charge with a new business number is an acknowledgement.
         assert_tells(api, &self.order_no, &A_WHOLE_CHARGE);
+    }
+}
+
+/// The start waits behind as many commands as may be in flight at a time. Whether it was written nobody knows, so that the hole is
+/// asked before it is.
+struct BkvStartClaimed {
+    device: Bkv,
+    order_no: String,
+}
+
+impl BkvStartClaimed {
+    const IN_FLIGHT_MAX: usize = 8;
+
+    fn on(cluster: &Cluster, gateway_id: &str) -> Self {
+        let mut device = Bkv::standalone(cluster.gateways[DIES].devices, gateway_id);
+        cluster.shows(API, gateway_id, DIES);
+        let api = &cluster.gateways[API];
+        let voice = json!({"command": "set_voice", "socket": 0, "buzzer": true, "voice": true});
+        for _ in 0..Self::IN_FLIGHT_MAX {
+            let answer = api.post(&format!("devices/{gateway_id}/commands"), &voice);
+            assert_eq!(answer.status, 202, "{}", answer.text);
+            device.expect_command(0x0015, &VOICE);
+        }
+        let order_no = api.charge(gateway_id, &json!({"port_no": 1, "mode": "time", "duration_minutes": 60}));
+        command_is(cluster, &order_no, "start", "claimed");
+        Self { device, order_no }
+    }
+}
+
+impl Held for BkvStartClaimed {
+    fn device_id(&self) -> String {
+        self.device.gateway_id.to_string()
+    }
+
+    fn comes_back(&mut self, cluster: &Cluster) {
+        self.device = Bkv::connect(cluster.gateways[TAKES_OVER].devices, &self.device_id());
+        self.device.beat();
+        let mut asked = 0;
+        loop {
+            let frame = self.device.line.frame();
+            let sequence = u32::from_be_bytes([frame[6], frame[7], frame[8], frame[9]]);
+            match &frame[18..frame.len() - 3] {
+                payload if *payload == HOLES_QUERY => {
+                    asked += 1;
+                    self.device.answer_query(sequence, 0, &[hole(0, 0x80, 0), hole(1, 0x80, 0)]);
+                }
+                payload if *payload == VOICE => {}
+                payload => {
+                    assert_eq!(*payload, BKV_START, "{frame:02x?}");
+                    assert!(asked > 0, "a start without a question");
+                    self.device.answer(sequence, 0x07, 1, 0, 0, 7);
+                    break;
+                }
+            }
+        }
+        cluster.gateways[API].order_becomes(&self.order_no, "confirmed");
+        let written = format!("SELECT start_written_at FROM orders WHERE order_no = '{}'", self.order_no);
+        assert!(cluster.value(&written).is_some());
     }
 }
 
