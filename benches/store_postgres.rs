@@ -12,7 +12,8 @@
 //! | settlements | first reports of AP3000 records of charging orders, 1,024 under way; each ends its order and appends its events |
 //! | commands | named commands to distinct devices, each queued, claimed, written and acknowledged in four commits, 1,024 under way |
 //!
-//! Each round of each row has a database of its own; rounds of all rows alternate. The table shows medians.
+//! Each round of each row has a database of its own; rounds of all rows alternate. The table shows medians. CPU time per job, of this
+//! process and of all of the server's, says what a machine whose cores nobody else uses could do.
 
 #[path = "../tests/services/mod.rs"]
 mod services;
@@ -72,13 +73,12 @@ fn main() {
     let template = server.database("template");
     migrate(&template, Timeouts::default()).expect("the schema");
     // By lanes and row.
-    let mut rates: Vec<[Vec<f64>; 3]> = args.lanes.iter().map(|_| Default::default()).collect();
+    let mut all: Vec<[Vec<Figure>; 3]> = args.lanes.iter().map(|_| Default::default()).collect();
     for round in 0..args.rounds {
-        for (lanes, rates) in args.lanes.iter().zip(&mut rates) {
-            for (row, rates) in rates.iter_mut().enumerate() {
+        for (lanes, rows) in args.lanes.iter().zip(&mut all) {
+            for (row, figures) in rows.iter_mut().enumerate() {
                 let url = server.database_like(&template, ROWS[row]);
-                let elapsed = measure(&url, *lanes, row, args.jobs);
-                rates.push(args.jobs as f64 / elapsed.as_secs_f64());
+                figures.push(measure(&server, &url, *lanes, row, args.jobs));
                 let (_, name) = url.rsplit_once('/').expect("a URL of this server");
                 // What one round leaves to vacuum and to write out shall not slow the next one.
                 let drop = format!("DROP DATABASE \"{name}\"");
@@ -91,39 +91,83 @@ fn main() {
         }
         eprintln!("round {} of {} done", round + 1, args.rounds);
     }
-    println!("| jobs | lanes | per second, median | least | most |\n|---|---:|---:|---:|---:|");
-    for (lanes, rates) in args.lanes.iter().zip(&mut rates) {
-        for (row, rates) in ROWS.iter().zip(rates) {
-            rates.sort_unstable_by(f64::total_cmp);
-            let (least, most) = (rates[0], rates[rates.len() - 1]);
-            println!("| {row} | {lanes} | {:.0} | {least:.0} | {most:.0} |", rates[rates.len() / 2]);
+    println!("| jobs | lanes | per second, median | least | most | CPU µs each, here | PostgreSQL |");
+    println!("|---|---:|---:|---:|---:|---:|---:|");
+    for (lanes, rows) in args.lanes.iter().zip(&all) {
+        for (row, figures) in ROWS.iter().zip(rows) {
+            let sorted = |of: fn(&Figure) -> f64| {
+                let mut all: Vec<f64> = figures.iter().map(of).collect();
+                all.sort_unstable_by(f64::total_cmp);
+                all
+            };
+            let median = |of| sorted(of)[figures.len() / 2];
+            let rates = sorted(|figure| figure.per_second);
+            println!(
+                "| {row} | {lanes} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |",
+                rates[rates.len() / 2],
+                rates[0],
+                rates[rates.len() - 1],
+                median(|figure| figure.own_us),
+                median(|figure| figure.server_us),
+            );
         }
     }
 }
 
+/// One round of one row.
+struct Figure {
+    per_second: f64,
+    /// CPU time per job, of this process.
+    own_us: f64,
+    /// The same of the server's processes.
+    server_us: f64,
+}
+
 /// One round of one row on an empty database.
-fn measure(url: &str, lanes: usize, row: usize, jobs: usize) -> Duration {
+fn measure(server: &Postgres, url: &str, lanes: usize, row: usize, jobs: usize) -> Figure {
     let options = Options { clock: || AT, lanes, ..Options::new(url, ServerId::new("bench")) };
     let opened = PostgresStore::open(options, Arc::new(Nobody)).expect("a store");
     let numbers = OrderNumbers::new(*b"THD", 1);
     store::bind(&opened, if row == 2 { jobs } else { store::devices(jobs) });
     let (orders, creations): (Vec<_>, Vec<_>) = store::creations(&numbers, jobs).into_iter().unzip();
-    let elapsed = match row {
-        0 => timed(|| store::run(&opened, creations, CLIENTS)),
-        1 => {
-            store::run(&opened, creations, UNDER_WAY);
-            store::run(&opened, store::evidence(&orders), UNDER_WAY);
-            let settlements = store::settlements(&orders);
-            timed(|| store::run(&opened, settlements, UNDER_WAY))
+    let timed = |work: &mut dyn FnMut()| {
+        let (own, theirs, began) = (cpu_us("/proc/self"), server_cpu_us(server), now());
+        work();
+        let seconds = now().duration_since(began).as_secs_f64();
+        Figure {
+            per_second: jobs as f64 / seconds,
+            own_us: (cpu_us("/proc/self") - own) / jobs as f64,
+            server_us: (server_cpu_us(server) - theirs) / jobs as f64,
         }
-        _ => timed(|| store::commands(&opened, jobs, UNDER_WAY)),
+    };
+    let mut creations = Some(creations);
+    let mut create = |under_way| store::run(&opened, creations.take().expect("once"), under_way);
+    let figure = match row {
+        0 => timed(&mut || create(CLIENTS)),
+        1 => {
+            create(UNDER_WAY);
+            store::run(&opened, store::evidence(&orders), UNDER_WAY);
+            let mut settlements = Some(store::settlements(&orders));
+            timed(&mut || store::run(&opened, settlements.take().expect("once"), UNDER_WAY))
+        }
+        _ => timed(&mut || store::commands(&opened, jobs, UNDER_WAY)),
     };
     opened.close(Duration::from_secs(10));
-    elapsed
+    figure
 }
 
-fn timed(work: impl FnOnce()) -> Duration {
-    let began = now();
-    work();
-    now().duration_since(began)
+/// CPU time of the server's processes that live now; those of the store live as long as it is open.
+fn server_cpu_us(server: &Postgres) -> f64 {
+    let pids = server.client().query("SELECT pid FROM pg_stat_activity", &[]).expect("the server answers");
+    pids.iter().map(|row| cpu_us(&format!("/proc/{}", row.get::<_, i32>(0)))).sum()
+}
+
+/// CPU time of a process's threads by the scheduler's count; 0: it has ended.
+fn cpu_us(process: &str) -> f64 {
+    let tasks = std::fs::read_dir(format!("{process}/task")).into_iter().flatten().flatten();
+    let spent = tasks.filter_map(|task| {
+        let schedstat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        schedstat.split(' ').next()?.parse::<f64>().ok()
+    });
+    spent.sum::<f64>() / 1e3
 }
