@@ -13,6 +13,9 @@ use crate::{
     time::Rfc3339,
 };
 
+/// A device that was bound just now counts as online for so long, until its first latest values say for how long.
+const SEEN_MS: i64 = 60_000;
+
 impl Tx<'_> {
     pub(super) fn bind(&mut self, bind: &Bind) -> Result<Bound, StoreError> {
         let device_id = bind.device_id;
@@ -55,8 +58,8 @@ impl Tx<'_> {
             "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + $2, \
              protocol = coalesce(protocol_set, CASE WHEN protocol = 'gn' AND $3 = 'bkv' THEN 'gn' ELSE $3 END), \
              printed_no = coalesce($4, printed_no), connected_at = $5, last_seen_at = greatest(coalesce(last_seen_at, 0), $5), \
-             owner = $6 WHERE device_id = $1",
-            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at, instance),
+             owner = $6, offline_at = greatest(coalesce(offline_at, 0), $7) WHERE device_id = $1",
+            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at, instance, bind.at + SEEN_MS),
         )?;
         let row = one(
             self.conn,
