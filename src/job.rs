@@ -57,9 +57,9 @@ pub struct Schedule {
     pub cleaner: Duration,
     /// How long rows are kept.
     pub retention: Retention,
-    /// From readiness until orders may be interrupted by the backstop.
+    /// From readiness, or from when store and Redis were last away, until orders may be interrupted by the backstop.
     pub interrupt_grace: Duration,
-    /// From readiness until orders may be timed out by the backstop.
+    /// The same until orders may be timed out by the backstop.
     pub offline_grace: Duration,
 }
 
@@ -144,6 +144,8 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let ready = clock.refresh();
+    // Nobody is charged with a silence in which nothing could be stored, or other instances not be heard.
+    let mut present_since = ready.unix_ms;
     let mut backstop_at = ready.mono_ms + millis(schedule.backstop);
     let mut poll_at = ready.mono_ms + millis(schedule.command_poll);
     let mut clean_at = ready.mono_ms + millis(schedule.cleaner);
@@ -159,12 +161,16 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
         if let Some(link) = &link {
             health.set(Component::Redis, link.state());
         }
+        let stored = store.health().ready.load(Ordering::Relaxed);
+        if !stored || link.as_ref().is_some_and(|link| !link.is_up()) {
+            present_since = now.unix_ms;
+        }
         if now.mono_ms >= backstop_at {
             backstop_at = now.mono_ms + millis(schedule.backstop);
             let job = Backstop {
                 at: now.unix_ms,
-                interrupts_from: unix(ready.unix_ms, schedule.interrupt_grace),
-                offline_from: unix(ready.unix_ms, schedule.offline_grace),
+                interrupts_from: unix(present_since, schedule.interrupt_grace),
+                offline_from: unix(present_since, schedule.offline_grace),
                 interrupt_grace: signed(schedule.interrupt_grace),
                 offline_grace: signed(schedule.offline_grace),
             };
