@@ -8,7 +8,7 @@ FUZZ_LONG := $(or $(FUZZ_SECONDS),300)
 # Size of `make soak`.
 DEVICES ?= 1000
 HOURS ?= 24
-# `make crash-test`: how many seeds, the first of them, and the mode (embedded, clustered-1, clustered-3; none: those of `make test`).
+# `make crash-test`: how many seeds, the first of them, and the mode (embedded, clustered-1, clustered-3; none: embedded).
 RUNS ?= 100
 SEED ?= 1
 MODE ?=

@@ -42,7 +42,14 @@ use crate::{
         route::FIRMWARE_PATH,
         server::{Server, ServerConfig},
     },
-    cluster::{JoinError, Member, inbox, link::LinkSettings, link::OpenError, sessions::OnNewer},
+    cluster::{
+        JoinError, Member,
+        inbox::{self, Inbox},
+        instances,
+        link::LinkSettings,
+        link::OpenError,
+        sessions::OnNewer,
+    },
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
@@ -53,6 +60,7 @@ use crate::{
     model::{OrderNumbers, ServerId},
     ota,
     protocol::{ap3000::Magics, bkv},
+    queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
         Clock, ListenAddress,
@@ -146,6 +154,8 @@ struct Gateway {
     desk: Option<Arc<CardDesk>>,
     jobs: Jobs,
     updates: ota::Driver,
+    /// Takes in what waits for this instance's devices.
+    inbox: Arc<Inbox>,
     shards: Running,
     ticks: Ticks,
     /// The key made for this data directory, if no other is configured.
@@ -276,8 +286,10 @@ impl Gateway {
             Ok((server, guard))
         })?;
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
-        let (pusher, jobs, updates) = stages.run("workers and jobs", || {
-            let pusher = Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config))?);
+        let (pusher, jobs, updates, inbox) = stages.run("workers and jobs", || {
+            let instance = cluster.as_ref().map(|_| server_id.clone());
+            let pusher =
+                Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config, instance))?);
             router.join_pusher(Arc::clone(&pusher));
             metrics.join(&pusher);
             let context = job::Context {
@@ -302,21 +314,40 @@ impl Gateway {
             };
             let updates = ota::Driver::start(context, ota_schedule(config))?;
             router.join_ota(updates.waker());
+            let sequencer = opened.sequencer();
+            let context = inbox::Context {
+                store: Arc::clone(&store),
+                router: Arc::clone(&router),
+                own: server_id.clone(),
+                unsequenced: Arc::new(move || {
+                    if let Some(sequencer) = &sequencer {
+                        sequencer.wake();
+                    }
+                }),
+            };
+            let inbox = match &cluster {
+                Some(cluster) => cluster.listen(context)?,
+                None => {
+                    let queue = Arc::new(EmbeddedQueue::new(server_id.clone()));
+                    metrics.join(&queue);
+                    router.join_queue(server_id.clone(), Arc::clone(&queue) as Arc<dyn Queue>);
+                    Inbox::start(context, queue)?
+                }
+            };
+            metrics.join(&inbox);
             if let Some(cluster) = &cluster {
-                let sequencer = opened.sequencer();
-                let context = inbox::Context {
+                let context = instances::Context {
                     store: Arc::clone(&store),
-                    router: Arc::clone(&router),
+                    directory: Arc::clone(&directory),
+                    sessions: Arc::clone(&cluster.sessions),
+                    queue: Arc::clone(&cluster.queue) as Arc<dyn Queue>,
+                    metrics: Arc::clone(&metrics),
                     own: server_id.clone(),
-                    unsequenced: Arc::new(move || {
-                        if let Some(sequencer) = &sequencer {
-                            sequencer.wake();
-                        }
-                    }),
+                    clock,
                 };
-                metrics.join(&cluster.listen(context)?);
+                metrics.join(&cluster.enlist(context)?);
             }
-            Ok((pusher, jobs, updates))
+            Ok((pusher, jobs, updates, inbox))
         })?;
         let desk = stages.run("cards", || {
             if config.cards.mode != config::CardMode::Webhook {
@@ -365,6 +396,7 @@ impl Gateway {
             desk,
             jobs,
             updates,
+            inbox,
             shards,
             ticks,
             made_key,
@@ -432,6 +464,7 @@ impl Gateway {
         self.jobs.stop();
         self.updates.stop();
         let pushed = self.pusher.stop(left());
+        self.inbox.stop();
         if let Some(cluster) = &self.cluster {
             cluster.leave();
         }
@@ -697,12 +730,13 @@ fn schedule(config: &Config) -> Schedule {
     }
 }
 
-fn pusher_settings(config: &Config) -> webhook::Settings {
+fn pusher_settings(config: &Config, instance: Option<ServerId>) -> webhook::Settings {
     webhook::Settings {
         timeout: config.webhook.timeout,
         retry_delays: config.webhook.retry_schedule.0.clone(),
         concurrency: usize::try_from(config.webhook.concurrency).unwrap_or(32),
         allow_private_targets: config.webhook.allow_private_targets,
+        instance,
         ..webhook::Settings::default()
     }
 }

@@ -8,6 +8,15 @@
 //! | cleaner | 1 h | prunes by age, in batches, one a second while they are full |
 //!
 //! A job that finds the store's queue full is skipped and runs again at its next time.
+//!
+//! All of them run on every instance that shares the store, and nothing is done twice:
+//! - The backstop looks after orders of this instance's devices and of those nobody has; the transition under the device's lock decides,
+//!   so of two instances one finds the order changed. A device whose lock is taken is left for the next call.
+//! - The command poll asks for this instance's own devices; the claim decides.
+//! - Pruning deletes what nobody needs any more: who comes second finds less.
+//!
+//! Others that do: the driver of updates offers tasks to shards of devices that are connected here, and ends what is overdue under the
+//! device's lock; the reaper (`cluster::instances`) is given each device once; webhooks are delivered by the holder of a lease.
 
 use std::{
     sync::{
@@ -133,6 +142,7 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let Context { store, link, directory, router, owner, metrics, health, mut clock, ticks } = context;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+    let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let ready = clock.refresh();
     let mut backstop_at = ready.mono_ms + millis(schedule.backstop);
     let mut poll_at = ready.mono_ms + millis(schedule.command_poll);
@@ -155,6 +165,8 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
                 at: now.unix_ms,
                 interrupts_from: unix(ready.unix_ms, schedule.interrupt_grace),
                 offline_from: unix(ready.unix_ms, schedule.offline_grace),
+                interrupt_grace: signed(schedule.interrupt_grace),
+                offline_grace: signed(schedule.offline_grace),
             };
             drop(store.submit(Job::Backstop(job), Reply::None));
         }

@@ -34,6 +34,8 @@ pub struct Router {
     pusher: OnceLock<Arc<Pusher>>,
     ota: OnceLock<ota::Waker>,
     peers: OnceLock<Peers>,
+    /// Of an instance that is alone.
+    queue: OnceLock<OwnQueue>,
     /// The log is complete up to here, as far as this process knows.
     last_pos: AtomicI64,
 }
@@ -48,6 +50,18 @@ pub struct Peers {
     pub notes: Arc<Notes>,
 }
 
+/// The queue of an instance that is alone.
+struct OwnQueue {
+    own: ServerId,
+    queue: Arc<dyn Queue>,
+}
+
+impl fmt::Debug for OwnQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnQueue").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peers").field("own", &self.own).finish_non_exhaustive()
@@ -55,10 +69,9 @@ impl fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// Puts waiting commands into the queues of the instances that have their devices.
+    /// Puts a waiting command into the queue of the instance that has its device.
     fn push(&self, owner: &ServerId, queued: &Queued) {
-        let entry = Entry { id: queued.id, priority: queued.priority, at_ns: queued.at.saturating_mul(1_000_000) };
-        self.queue.push(owner, vec![entry]);
+        self.queue.push(owner, vec![entry(queued)]);
     }
 }
 
@@ -72,6 +85,7 @@ impl Router {
             pusher: OnceLock::new(),
             ota: OnceLock::new(),
             peers: OnceLock::new(),
+            queue: OnceLock::new(),
             last_pos: AtomicI64::new(0),
         }
     }
@@ -93,6 +107,12 @@ impl Router {
     pub fn join_peers(&self, peers: Peers) {
         let joined = self.peers.set(peers);
         debug_assert!(joined.is_ok(), "peers join once");
+    }
+
+    /// Joins the queue of an instance that is alone. What is committed before is found by the poll.
+    pub fn join_queue(&self, own: ServerId, queue: Arc<dyn Queue>) {
+        let joined = self.queue.set(OwnQueue { own, queue });
+        debug_assert!(joined.is_ok(), "the queue joins once");
     }
 
     /// Passes a waiting command on to the instance that has its device, as its row says now. False: that is this one, or nobody.
@@ -183,6 +203,10 @@ impl Router {
     }
 }
 
+const fn entry(queued: &Queued) -> Entry {
+    Entry { id: queued.id, priority: queued.priority, at_ns: queued.at.saturating_mul(1_000_000) }
+}
+
 /// Why a failed order failed.
 fn failure(order: &Order) -> OrderFailure {
     match order.failure_reason.as_deref() {
@@ -250,8 +274,13 @@ impl Notify for Router {
     }
 
     fn commands_queued(&self, queued: &Queued) {
-        if !self.pass_on(queued) {
-            self.commands_waiting(queued.device_id);
+        if self.pass_on(queued) {
+            return;
+        }
+        match self.queue.get() {
+            Some(OwnQueue { own, queue }) => queue.push(own, vec![entry(queued)]),
+            // Of one among several: the way over Redis would lead back here.
+            None => self.commands_waiting(queued.device_id),
         }
     }
 

@@ -22,6 +22,7 @@ use chargegate::{
     },
     model::{DeviceId, PortStatus, Protocol, ServerId},
     shard::Clock,
+    store::{InstanceJob, Job, Outcome},
 };
 use serde_json::{Value, json};
 use services::{Persistence, Redis};
@@ -180,4 +181,16 @@ fn without_the_mirror_only_what_is_here_is_served() {
     eventually("others are found again", || {
         (two.here.get("/devices/00000000000001/status").status == 200).then_some(())
     });
+}
+
+#[test]
+fn an_operator_sees_the_instances() {
+    let rig = Rig::new([api::key("reader", [chargegate::config::Scope::Read])]);
+    let join = InstanceJob::Join { server: ServerId::new("gateway-1"), version: "1.2".to_owned() };
+    assert!(matches!(rig.run(Job::Instance(join)), Outcome::Instance(_)));
+    let path = "/api/v1/admin/instances";
+    rig.send("GET", path, Some("key-reader"), None).error(403, "FORBIDDEN");
+    let shown = rig.send("GET", path, Some(api::ALL), None).data(200);
+    assert_eq!((&shown[0]["server_id"], &shown[0]["version"]), (&json!("gateway-1"), &json!("1.2")));
+    assert_eq!((&shown[0]["connections"], &shown[0]["draining"]), (&json!(0), &json!(false)));
 }

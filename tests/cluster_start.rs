@@ -42,59 +42,63 @@ fn assert_line(failed: &NoStart, code: i32, named: &[&str]) {
 }
 
 #[test]
-fn what_is_missing_is_named() {
-    let cluster = Cluster::without_gateways(&Options::default());
+fn cluster_start() {
+    let mut cluster = Cluster::without_gateways(&Options::default());
+    store_and_queue_belong_together(&cluster);
+    foreign_tables_are_refused_and_left_alone(&cluster);
+    cluster.take_another_database();
+    what_is_missing_is_named(&cluster);
+    cluster.take_another_database();
+    instances_that_start_at_once_all_come_up(&mut cluster);
+}
+
+fn what_is_missing_is_named(cluster: &Cluster) {
     let (_socket, port) = closed_port();
     let nowhere = format!("postgres://u:hunter2@127.0.0.1:{port}/d");
     let address = format!("127.0.0.1:{port}");
-    assert_line(&ended(&cluster, &[("CHARGEGATE_STORE_URL", &nowhere)]), 3, &["PostgreSQL", &address]);
+    assert_line(&ended(cluster, &[("CHARGEGATE_STORE_URL", &nowhere)]), 3, &["PostgreSQL", &address]);
     let nowhere = format!("redis://:hunter2@127.0.0.1:{port}");
-    assert_line(&ended(&cluster, &[("CHARGEGATE_QUEUE_URL", &nowhere)]), 3, &["Redis", &address]);
+    assert_line(&ended(cluster, &[("CHARGEGATE_QUEUE_URL", &nowhere)]), 3, &["redis", &address]);
     // One that accepts and does not answer is missing as well.
     let impatient = [("CHARGEGATE_QUEUE_CONNECT_TIMEOUT", "300ms"), ("CHARGEGATE_STORE_CONNECT_TIMEOUT", "300ms")];
     cluster.redis.pause();
-    assert_line(&ended(&cluster, &impatient), 3, &["Redis"]);
+    assert_line(&ended(cluster, &impatient), 3, &["redis"]);
     cluster.redis.resume();
     cluster.postgres.pause();
-    assert_line(&ended(&cluster, &impatient), 3, &["PostgreSQL"]);
+    assert_line(&ended(cluster, &impatient), 3, &["PostgreSQL"]);
     cluster.postgres.resume();
     // No database of this name: the server is there, what is required is not.
     let absent = format!("{}_absent", cluster.url);
-    assert_line(&ended(&cluster, &[("CHARGEGATE_STORE_URL", &absent)]), 3, &["_absent"]);
+    assert_line(&ended(cluster, &[("CHARGEGATE_STORE_URL", &absent)]), 3, &["_absent"]);
 }
 
-#[test]
-fn store_and_queue_belong_together() {
-    let cluster = Cluster::without_gateways(&Options::default());
+fn store_and_queue_belong_together(cluster: &Cluster) {
     for pair in [("CHARGEGATE_STORE_URL", "sqlite:x.db"), ("CHARGEGATE_QUEUE_URL", "embedded")] {
-        let failed = ended(&cluster, &[pair]);
+        let failed = ended(cluster, &[pair]);
         assert_line(&failed, 2, &["store.url", "queue.url"]);
     }
     assert!(cluster.rows("SELECT 1 FROM pg_class WHERE relname = 'orders'").is_empty(), "nothing was made");
 }
 
-#[test]
-fn foreign_tables_are_refused_and_left_alone() {
-    let cluster = Cluster::without_gateways(&Options::default());
+fn foreign_tables_are_refused_and_left_alone(cluster: &Cluster) {
     let mut client = Client::connect(&cluster.url, NoTls).expect("it takes connections");
     client.batch_execute("CREATE TABLE orders (mine int); INSERT INTO orders VALUES (7)").expect("made");
-    assert_line(&ended(&cluster, &[]), 1, &["`orders`", "did not make"]);
+    assert_line(&ended(cluster, &[]), 1, &["`orders`", "did not make"]);
     let tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace";
     assert_eq!(cluster.rows(tables), [[Some("orders".to_owned())]]);
     assert_eq!(cluster.number("SELECT mine FROM orders"), 7);
 }
 
 /// One migrates the empty database, the others wait for it; then all serve.
-#[test]
-fn instances_that_start_at_once_all_come_up() {
+fn instances_that_start_at_once_all_come_up(cluster: &mut Cluster) {
     const INSTANCES: usize = 4;
-    let mut cluster = Cluster::without_gateways(&Options::default());
     let (barrier, started) = (Barrier::new(INSTANCES), Mutex::new(Vec::new()));
+    let starting = &*cluster;
     thread::scope(|scope| {
         for _ in 0..INSTANCES {
             scope.spawn(|| {
                 barrier.wait();
-                let gateway = cluster.gateway(&[]).unwrap_or_else(|failed| panic!("no start: {failed:?}"));
+                let gateway = starting.gateway(&[]).unwrap_or_else(|failed| panic!("no start: {failed:?}"));
                 started.lock().expect("nobody panicked").push(gateway);
             });
         }

@@ -1,18 +1,22 @@
 //! An instance is killed while it holds commands: no start is doubled, none is forgotten, and orders end as their devices say.
 //!
 //! Three gateways; devices connect to the second, which is killed, and come back at the third; the API is asked at the first. Before
-//! the kill commands are brought to where it hurts: written and not answered, claimed and not written (the second gateway's pause
-//! between commands is long). The same once more with Redis emptied at that moment. A start may come twice: with the same message id,
-//! which is how its device knows it.
+//! the kill commands are brought to where it hurts:
+//! - a start claimed and not written (the second gateway's pause between commands is long) is written by the third, once;
+//! - a start written and not answered is never written again: the device is asked, and the charge goes on or times out by what it
+//!   shows;
+//! - a stop written and not answered still ends the charge.
+//!
+//! The same once more with Redis emptied at that moment.
 
 mod cluster;
 mod gateway;
 mod services;
 
 use chargegate::protocol::ap3000::codes::StartMode;
-use cluster::{Cluster, Options, assert_whole_story};
+use cluster::{Cluster, Options, assert_tells};
 use gateway::{
-    Gateway, until,
+    until,
     wire::{Ap3000, Ap3000End, Bkv, BkvEnd, ap3000_frame, hole, wire_no},
 };
 use serde_json::{Value, json};
@@ -25,23 +29,31 @@ const START_FULL: [u8; 9] = [0, 0, 0, 0, 0, 0, 1, 0, 0];
 const STOP: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// A start by time, an hour, on socket 0 and hole 0.
 const BKV_START: [u8; 11] = [0, 8, 0x07, 0, 0, 1, 1, 0, 60, 0, 0];
+const VOICE: [u8; 8] = [0, 5, 0x1B, 0, 1, 1, 1, 0];
 const HOLES_QUERY: [u8; 4] = [0, 1, 0x1D, 0];
 
 #[test]
 fn instance_dies_with_commands() {
     let options = Options {
-        own: &[(DIES, "CHARGEGATE_AP3000_COMMAND_INTERVAL", "60s")],
+        own: &[
+            (DIES, "CHARGEGATE_AP3000_COMMAND_INTERVAL", "60s"),
+            (TAKES_OVER, "CHARGEGATE_ORDERS_START_RESEND", "1s"),
+            (TAKES_OVER, "CHARGEGATE_ORDERS_CONFIRM_TIMEOUT", "3s"),
+            (TAKES_OVER, "CHARGEGATE_ORDERS_STOP_RESEND", "1s"),
+        ],
         variables: &[("CHARGEGATE_AP3000_COMMAND_INTERVAL", "0ms")],
         ..Options::default()
     };
     let mut cluster = Cluster::start(3, &options);
     for (round, redis_emptied) in [false, true].into_iter().enumerate() {
         let mut held: Vec<Box<dyn Held>> = vec![
-            Box::new(StartWritten::on(&cluster, &format!("40aace{round:02x}"))),
+            Box::new(StartWritten::on(&cluster, &format!("40aace{round:02x}"), false)),
+            Box::new(StartWritten::on(&cluster, &format!("43aace{round:02x}"), true)),
             Box::new(StartClaimed::on(&cluster, &format!("41aace{round:02x}"))),
             Box::new(StopWritten::on(&cluster, &format!("42aace{round:02x}"))),
             Box::new(BkvStartWritten::on(&cluster, &format!("8610000000010{round}"), false)),
             Box::new(BkvStartWritten::on(&cluster, &format!("8610000000020{round}"), true)),
+            Box::new(BkvStartClaimed::on(&cluster, &format!("8610000000030{round}"))),
         ];
         let epochs: Vec<_> = held.iter().map(|device| cluster.epoch(&device.device_id())).collect();
         cluster.gateways[DIES].kill9();
@@ -87,6 +99,49 @@ fn back(cluster: &Cluster, device_id: &str, state: u8) -> Ap3000 {
     device
 }
 
+/// The next frame that is neither a question for the port's state, which is answered, nor the answer to that.
+fn frame(device: &mut Ap3000, state: u8) -> Vec<u8> {
+    loop {
+        let frame = device.line.frame();
+        match frame[11] {
+            0x81 => {
+                device.heartbeat(&[state]);
+            }
+            0x21 => {}
+            _ => return frame,
+        }
+    }
+}
+
+/// Answers questions for the port's state until something is so; nothing else is asked.
+fn answers_until(device: &mut Ap3000, state: u8, is_so: impl Fn() -> bool) {
+    until("it is so", || {
+        if let Some(frame) = device.line.frame_soon() {
+            match frame[11] {
+                0x81 => {
+                    device.heartbeat(&[state]);
+                }
+                command => assert_eq!(command, 0x21, "{frame:02x?}"),
+            }
+        }
+        is_so().then_some(())
+    });
+}
+
+/// Reads a command of the gateway, which must have this data, and returns its message id.
+fn command(device: &mut Ap3000, state: u8, data: &[u8]) -> u16 {
+    let frame = frame(device, state);
+    let msg_id = u16::from_le_bytes([frame[9], frame[10]]);
+    assert_eq!(frame, ap3000_frame(device.phy_id, msg_id, 0x82, data), "{frame:02x?}");
+    msg_id
+}
+
+/// Sends a record, which is acknowledged.
+fn settle(device: &mut Ap3000, state: u8, end: &Ap3000End) {
+    let msg_id = device.settle(end);
+    assert_eq!(frame(device, state), ap3000_frame(device.phy_id, msg_id, 0x03, &[0]));
+}
+
 fn order(cluster: &Cluster, device_id: &str) -> String {
     cluster.gateways[API].charge(device_id, &json!({"port_no": 1, "mode": "full"}))
 }
@@ -96,18 +151,21 @@ fn with_number(head: &[u8], order_no: &str) -> Vec<u8> {
 }
 
 /// The charge begins, and ends by itself.
-fn charges_to_the_end(cluster: &Cluster, device: &mut Ap3000, order_no: &str) {
+fn charges_to_the_end(cluster: &Cluster, device: &mut Ap3000, order_no: &str, story: &[&str]) {
     let (api, number) = (&cluster.gateways[API], wire_no(order_no));
     device.report_charging(0, number, 300, 2);
-    api.order_becomes(order_no, "charging");
+    // What it said before its bind was answered is asked again.
+    answers_until(device, 1, || api.order(order_no)["status_text"] == "charging");
     let (start_mode, reason) = (StartMode::ONLINE, 1);
     let end = Ap3000End { port: 0, order_no: number, start_mode, reason, duration_s: 600, energy: 10 };
-    let msg_id = device.settle(&end);
-    device.expect(msg_id, 0x03, &[0]);
+    settle(device, 1, &end);
     let done = api.order_becomes(order_no, "completed");
     assert_eq!((&done["energy_wh"], &done["duration_seconds"]), (&json!(100), &json!(600)));
-    assert_whole_story(&api.events_of(order_no), &A_WHOLE_CHARGE);
+    assert_tells(api, order_no, story);
 }
+
+/// The acknowledgement of its start was lost; its reports tell that it runs.
+const TAKEN: [&str; 5] = ["order.created", "charging.started", "charging.ended", "order.completed", "order.settled"];
 
 const A_WHOLE_CHARGE: [&str; 6] =
     ["order.created", "order.confirmed", "charging.started", "charging.ended", "order.completed", "order.settled"];
@@ -116,16 +174,17 @@ const A_WHOLE_CHARGE: [&str; 6] =
 struct StartWritten {
     device: Ap3000,
     order_no: String,
-    msg_id: u16,
+    /// The device did.
+    taken: bool,
 }
 
 impl StartWritten {
-    fn on(cluster: &Cluster, device_id: &str) -> Self {
+    fn on(cluster: &Cluster, device_id: &str, taken: bool) -> Self {
         let mut device = online(cluster, device_id);
         let order_no = order(cluster, device_id);
-        let msg_id = device.expect_command(0x82, &with_number(&START_FULL, &order_no));
+        device.expect_command(0x82, &with_number(&START_FULL, &order_no));
         command_is(cluster, &order_no, "start", "written");
-        Self { device, order_no, msg_id }
+        Self { device, order_no, taken }
     }
 }
 
@@ -135,13 +194,15 @@ impl Held for StartWritten {
     }
 
     fn comes_back(&mut self, cluster: &Cluster) {
-        self.device = back(cluster, &self.device_id(), 0);
-        // Once more, as the same message.
-        let again = self.device.expect_command(0x82, &with_number(&START_FULL, &self.order_no));
-        assert_eq!(again, self.msg_id);
-        self.device.answer(again, 0, 0, wire_no(&self.order_no));
-        cluster.gateways[API].order_becomes(&self.order_no, "confirmed");
-        charges_to_the_end(cluster, &mut self.device, &self.order_no);
+        let state = u8::from(self.taken);
+        self.device = back(cluster, &self.device_id(), state);
+        let api = &cluster.gateways[API];
+        if self.taken {
+            charges_to_the_end(cluster, &mut self.device, &self.order_no, &TAKEN);
+            return;
+        }
+        answers_until(&mut self.device, state, || api.order(&self.order_no)["status_text"] == "timeout");
+        assert_tells(api, &self.order_no, &["order.created", "order.timeout"]);
     }
 }
 
@@ -175,10 +236,10 @@ impl Held for StartClaimed {
     fn comes_back(&mut self, cluster: &Cluster) {
         self.device.line.expect_silent_end();
         self.device = back(cluster, &self.device_id(), 0);
-        let msg_id = self.device.expect_command(0x82, &with_number(&START_FULL, &self.order_no));
+        let msg_id = command(&mut self.device, 0, &with_number(&START_FULL, &self.order_no));
         self.device.answer(msg_id, 0, 0, wire_no(&self.order_no));
         cluster.gateways[API].order_becomes(&self.order_no, "confirmed");
-        charges_to_the_end(cluster, &mut self.device, &self.order_no);
+        charges_to_the_end(cluster, &mut self.device, &self.order_no, &A_WHOLE_CHARGE);
     }
 }
 
@@ -186,7 +247,6 @@ impl Held for StartClaimed {
 struct StopWritten {
     device: Ap3000,
     order_no: String,
-    msg_id: u16,
 }
 
 impl StopWritten {
@@ -205,9 +265,9 @@ impl StopWritten {
         cluster.shows(API, device_id, DIES);
         let stop = cluster.gateways[API].post(&format!("orders/{order_no}/stop"), &json!({}));
         assert_eq!(stop.status, 202, "{}", stop.text);
-        let msg_id = device.expect_command(0x82, &with_number(&STOP, &order_no));
+        command(&mut device, 1, &with_number(&STOP, &order_no));
         command_is(cluster, &order_no, "stop", "written");
-        Self { device, order_no, msg_id }
+        Self { device, order_no }
     }
 }
 
@@ -218,16 +278,15 @@ impl Held for StopWritten {
 
     fn comes_back(&mut self, cluster: &Cluster) {
         self.device = back(cluster, &self.device_id(), 1);
-        let again = self.device.expect_command(0x82, &with_number(&STOP, &self.order_no));
-        assert_eq!(again, self.msg_id);
+        // Once more; whether as the same message does not matter to a stop.
+        let again = command(&mut self.device, 1, &with_number(&STOP, &self.order_no));
         let number = wire_no(&self.order_no);
         self.device.answer(again, 0, 0, number);
         let api = &cluster.gateways[API];
         api.order_becomes(&self.order_no, "stopped");
         let (start_mode, reason) = (StartMode::ONLINE, 7);
         let end = Ap3000End { port: 0, order_no: number, start_mode, reason, duration_s: 400, energy: 3 };
-        let msg_id = self.device.settle(&end);
-        self.device.expect(msg_id, 0x03, &[0]);
+        settle(&mut self.device, 1, &end);
         assert_eq!(api.order(&self.order_no)["energy_wh"], 30);
         let story = [
             "order.created",
@@ -238,15 +297,14 @@ impl Held for StopWritten {
             "order.stopped",
             "order.settled",
         ];
-        assert_whole_story(&api.events_of(&self.order_no), &story);
+        assert_tells(api, &self.order_no, &story);
     }
 }
 
-/// A BKV start is on the wire. It is never sent a second time blindly: its hole is asked first.
+/// A BKV start is on the wire.
 struct BkvStartWritten {
     device: Bkv,
     order_no: String,
-    sequence: u32,
     /// The device took it before the instance died.
     taken: bool,
 }
@@ -257,13 +315,9 @@ impl BkvStartWritten {
         cluster.shows(API, gateway_id, DIES);
         let api = &cluster.gateways[API];
         let order_no = api.charge(gateway_id, &json!({"port_no": 1, "mode": "time", "duration_minutes": 60}));
-        let sequence = device.expect_command(0x0015, &BKV_START);
+        device.expect_command(0x0015, &BKV_START);
         command_is(cluster, &order_no, "start", "written");
-        Self { device, order_no, sequence, taken }
-    }
-
-    fn holes(&self) -> [chargegate::protocol::bkv::report::HoleBlock; 2] {
-        [if self.taken { hole(0, 0x90, 7) } else { hole(0, 0x80, 0) }, hole(1, 0x80, 0)]
+        Self { device, order_no, taken }
     }
 }
 
@@ -276,33 +330,20 @@ impl Held for BkvStartWritten {
         self.device = Bkv::connect(cluster.gateways[TAKES_OVER].devices, &self.device_id());
         self.device.beat();
         let api = &cluster.gateways[API];
+        let holes = [if self.taken { hole(0, 0x90, 7) } else { hole(0, 0x80, 0) }, hole(1, 0x80, 0)];
+        let becomes = if self.taken { "charging" } else { "timeout" };
         let mut asked = 0;
-        // Questions for its holes, and a start only behind one that said that nothing runs.
-        let is_confirmed = |api: &Gateway, order_no: &str| {
-            let status = api.order(order_no)["status_text"].clone();
-            matches!(status.as_str(), Some("confirmed" | "charging"))
-        };
-        while !(self.taken && asked > 0 && is_confirmed(api, &self.order_no)) {
-            let frame = self.device.line.frame();
+        while api.order(&self.order_no)["status_text"] != becomes {
+            let Some(frame) = self.device.line.frame_soon() else { continue };
+            assert_eq!(frame[18..frame.len() - 3], HOLES_QUERY, "{frame:02x?}");
+            asked += 1;
             let sequence = u32::from_be_bytes([frame[6], frame[7], frame[8], frame[9]]);
-            if frame[18..frame.len() - 3] == HOLES_QUERY {
-                asked += 1;
-                self.device.answer_query(sequence, 0, &self.holes());
-                if self.taken {
-                    api.order_becomes(&self.order_no, "charging");
-                }
-                continue;
-            }
-            assert_eq!(frame[18..frame.len() - 3], BKV_START, "{frame:02x?}");
-            assert!(asked > 0 && !self.taken, "a start without a question");
-            assert_eq!(sequence, self.sequence, "another start");
-            self.device.answer(sequence, 0x07, 1, 0, 0, 7);
-            break;
+            self.device.answer_query(sequence, 0, &holes);
         }
+        assert!(asked > 0, "nobody asked, so nobody knows");
         if !self.taken {
-            api.order_becomes(&self.order_no, "confirmed");
-            self.device.push(0, &[hole(0, 0x90, 7), hole(1, 0x80, 0)]);
-            api.order_becomes(&self.order_no, "charging");
+            assert_tells(api, &self.order_no, &["order.created", "order.timeout"]);
+            return;
         }
         let end = BkvEnd { socket: 0, hole: 0, status: 0xB0, business_no: 7, energy_wh: 812, minutes: 60 };
         self.device.settle(&end);
@@ -316,7 +357,66 @@ impl Held for BkvStartWritten {
         }
         let done = api.order_becomes(&self.order_no, "completed");
         assert_eq!((&done["energy_wh"], &done["business_no"]), (&json!(812), &json!(7)));
-        assert_whole_story(&api.events_of(&self.order_no), &A_WHOLE_CHARGE);
+        // A charge with a new business number is an acknowledgement.
+        assert_tells(api, &self.order_no, &A_WHOLE_CHARGE);
+    }
+}
+
+/// The start waits behind as many commands as may be in flight at a time. Whether it was written nobody knows, so that the hole is
+/// asked before it is.
+struct BkvStartClaimed {
+    device: Bkv,
+    order_no: String,
+}
+
+impl BkvStartClaimed {
+    const IN_FLIGHT_MAX: usize = 8;
+
+    fn on(cluster: &Cluster, gateway_id: &str) -> Self {
+        let mut device = Bkv::standalone(cluster.gateways[DIES].devices, gateway_id);
+        cluster.shows(API, gateway_id, DIES);
+        let api = &cluster.gateways[API];
+        let voice = json!({"command": "set_voice", "socket": 0, "buzzer": true, "voice": true});
+        for _ in 0..Self::IN_FLIGHT_MAX {
+            let answer = api.post(&format!("devices/{gateway_id}/commands"), &voice);
+            assert_eq!(answer.status, 202, "{}", answer.text);
+            device.expect_command(0x0015, &VOICE);
+        }
+        let order_no = api.charge(gateway_id, &json!({"port_no": 1, "mode": "time", "duration_minutes": 60}));
+        command_is(cluster, &order_no, "start", "claimed");
+        Self { device, order_no }
+    }
+}
+
+impl Held for BkvStartClaimed {
+    fn device_id(&self) -> String {
+        self.device.gateway_id.to_string()
+    }
+
+    fn comes_back(&mut self, cluster: &Cluster) {
+        self.device = Bkv::connect(cluster.gateways[TAKES_OVER].devices, &self.device_id());
+        self.device.beat();
+        let mut asked = 0;
+        loop {
+            let frame = self.device.line.frame();
+            let sequence = u32::from_be_bytes([frame[6], frame[7], frame[8], frame[9]]);
+            match &frame[18..frame.len() - 3] {
+                payload if *payload == HOLES_QUERY => {
+                    asked += 1;
+                    self.device.answer_query(sequence, 0, &[hole(0, 0x80, 0), hole(1, 0x80, 0)]);
+                }
+                payload if *payload == VOICE => {}
+                payload => {
+                    assert_eq!(*payload, BKV_START, "{frame:02x?}");
+                    assert!(asked > 0, "a start without a question");
+                    self.device.answer(sequence, 0x07, 1, 0, 0, 7);
+                    break;
+                }
+            }
+        }
+        cluster.gateways[API].order_becomes(&self.order_no, "confirmed");
+        let written = format!("SELECT start_written_at FROM orders WHERE order_no = '{}'", self.order_no);
+        assert!(cluster.value(&written).is_some());
     }
 }
 

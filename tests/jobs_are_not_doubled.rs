@@ -11,7 +11,7 @@ mod services;
 use std::collections::BTreeMap;
 
 use chargegate_loadtest::device::{Ap3000Device, Behaviour, Device as _};
-use cluster::{Cluster, Options, assert_whole_story};
+use cluster::{Cluster, Options, assert_tells};
 use gateway::{
     driven::Driven,
     receiver::Receiver,
@@ -57,7 +57,7 @@ fn jobs_are_not_doubled() {
 
 /// Which gateway has the lease of an endpoint.
 fn deliverer(cluster: &Cluster, endpoint: &str) -> Option<String> {
-    cluster.value(&format!("SELECT owner FROM event_cursors WHERE endpoint = '{endpoint}'"))
+    cluster.value(&format!("SELECT owner FROM event_leases WHERE endpoint = '{endpoint}'"))
 }
 
 /// Orders asked for at each gateway, for devices at each gateway, from order to bill.
@@ -126,7 +126,7 @@ fn the_lease_moves(cluster: &mut Cluster, receivers: &[Receiver], holder: &str) 
         assert_eq!(ids.len(), 2, "created and timed out, each once in the log: {told:?}");
         all_delivered(cluster, receiver);
     }
-    assert_whole_story(&cluster.gateways[api].events_of(&order_no), &["order.created", "order.timeout"]);
+    assert_tells(&cluster.gateways[api], &order_no, &["order.created", "order.timeout"]);
     let next = deliverer(cluster, "receiver-0").expect("somebody delivers");
     assert_ne!(next, holder, "a killed instance delivers nothing");
     cluster.gateways[dies].start_again();

@@ -105,6 +105,7 @@ fn several_instances_migrate_one_database_once() {
     let url = services::postgres().database("migrate");
     let dir = TempDir::new().unwrap();
     let outputs: Vec<Output> = std::thread::scope(|scope| {
+        #[expect(clippy::needless_collect, reason = "all are started before the first is waited for")]
         let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| migrate(dir.path(), &clustered(&url)))).collect();
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });

@@ -5,14 +5,14 @@ mod services;
 mod store;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use chargegate::{
     cluster::{
-        Notes,
+        Note, Notes,
         inbox::{Context, Inbox},
         link::{Link, LinkSettings},
     },
@@ -104,9 +104,27 @@ impl Two {
         };
         let inbox = Inbox::start(context, Arc::clone(&b.queue) as Arc<dyn Queue>).expect("a thread");
         let hearing = Arc::clone(&inbox);
-        b.notes.listen(move |note| hearing.heard(note)).expect("a thread");
-        eventually("b listens", || (b.notes.counters().subscribed.get() > 0).then_some(()));
-        Self { a, b, inbox, bench }
+        let (told, listens) = mpsc::channel();
+        let hear = move |note| {
+            let first = note == Note::Reconnected;
+            hearing.heard(note);
+            if first {
+                told.send(()).unwrap_or_default();
+            }
+        };
+        b.notes.listen(hear).expect("a thread");
+        listens.recv_timeout(PATIENCE).expect("it listens");
+        let two = Self { a, b, inbox, bench };
+        two.finish_polls();
+        two
+    }
+
+    /// Waits until what was asked of the readers has been answered.
+    fn finish_polls(&self) {
+        // There are two, and either may be at it.
+        for _ in 0..8 {
+            self.bench.read(|_| Ok(()));
+        }
     }
 
     /// Binds the device at `b`.
@@ -214,7 +232,6 @@ fn what_was_lost_on_the_way_is_found_by_the_poll() {
     assert!(matches!(two.b.next("the poll's"), Message::CommandsQueued(id) if id == ap(1)));
     two.gives(ap(1), "a");
     two.inbox.poll();
-    two.bench.settle_down();
-    two.bench.read(|_| Ok(()));
+    two.finish_polls();
     assert!(two.b.mailbox.is_empty(), "others poll for theirs");
 }

@@ -60,7 +60,7 @@ fn a_trusted_certificate_is_needed_and_enough() {
         assert_eq!(popped.join().unwrap().as_deref(), Ok(&[7][..]), "blocking commands too");
     }
     let unknown = Link::open(settings(format!("rediss://localhost:{port}"), None)).expect_err("nobody trusts it");
-    assert!(matches!(&unknown, OpenError::Unreachable { source: LinkError::Lost(_), .. }), "{unknown}");
+    assert!(matches!(&unknown, OpenError::Unreachable { cause: LinkError::Lost(_), .. }), "{unknown}");
     let plain = Link::open(settings(format!("redis://localhost:{port}"), None));
     assert!(plain.is_err(), "without TLS it is not understood");
     let own_name = Link::open(settings(format!("rediss://localhost:{port}"), Some("server.key")));
@@ -83,6 +83,6 @@ fn a_server_that_says_nothing_is_given_up() {
         let mut settings = settings(format!("{scheme}://127.0.0.1:{port}"), Some("ca.pem"));
         settings.connect_timeout = Duration::from_millis(100);
         let silent = Link::open(settings).expect_err("it never answers");
-        assert!(matches!(silent, OpenError::Unreachable { source: LinkError::Timeout, .. }), "{silent}");
+        assert!(matches!(silent, OpenError::Unreachable { cause: LinkError::Timeout, .. }), "{silent}");
     }
 }

@@ -76,16 +76,19 @@ fn rolling_restart_loses_nothing() {
             assert!(cluster.gateways[number].sigterm().success(), "a stop that is not clean");
             cluster.gateways[number].start_again();
             cluster.is_ready(number);
+            println!("gateway {number} is back, with {before} orders");
             until("orders go on", || (told.lock().unwrap().orders.len() > before).then_some(()));
         }
         pause(BETWEEN_MS);
         no_parties.store(true, Relaxed);
+        println!("no more orders");
         let books = Books::postgres(&cluster.url);
         let rested_by = clock.now_us() + REST_US;
         while let Some(open) = what_is_open(&books, seen.values()) {
             assert!(clock.now_us() < rested_by, "{open}");
             pause(100);
         }
+        println!("everything has come to rest");
         answers_are_kept(&client, &told.lock().unwrap());
         everything_is_delivered(&books, &receiver);
     });

@@ -89,8 +89,9 @@ impl Charger {
 fn charging(cluster: &Cluster, device: &mut Ap3000, device_id: &str) -> String {
     let order_no = until(&format!("{device_id} takes an order"), || {
         let answer = order(&cluster.gateways[HERE], device_id, 1);
-        // What came back a moment ago may be found out only by the next request.
-        (answer.status != 503).then(|| {
+        // What came back a moment ago may be found out only by the next request, and what another gateway knows of a port is
+        // as new as its last word.
+        (!matches!(answer.status, 409 | 503)).then(|| {
             assert_eq!(answer.status, 202, "{}", answer.text);
             answer.data()["order_no"].as_str().expect("a number").to_owned()
         })

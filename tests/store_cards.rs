@@ -314,8 +314,15 @@ fn a_hold_outlives_the_order_until_its_settlement_or_an_hour() {
 
     // Not settled within the hour: the hold goes back, and what comes later takes what is free.
     let order = stopped();
-    let backstop =
-        |at| drop(bench.run(Job::Backstop(Backstop { at, interrupts_from: i64::MAX, offline_from: i64::MAX })));
+    let backstop = |at| {
+        drop(bench.run(Job::Backstop(Backstop {
+            at,
+            interrupts_from: i64::MAX,
+            offline_from: i64::MAX,
+            interrupt_grace: 0,
+            offline_grace: 0,
+        })))
+    };
     backstop(T0 + HOUR_MS - 1);
     assert_eq!(bench.card(1).held_cent, 60);
     backstop(T0 + HOUR_MS);
@@ -732,7 +739,13 @@ fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
                 }
             }
             Operation::HourLater => {
-                let backstop = Backstop { at: T0 + HOUR_MS, interrupts_from: i64::MAX, offline_from: i64::MAX };
+                let backstop = Backstop {
+                    at: T0 + HOUR_MS,
+                    interrupts_from: i64::MAX,
+                    offline_from: i64::MAX,
+                    interrupt_grace: 0,
+                    offline_grace: 0,
+                };
                 drop(bench.run(Job::Backstop(backstop)));
                 for order in &mut model.orders {
                     order.open &= bench.order(order.no).status.is_active();
@@ -767,7 +780,7 @@ fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if store::ON_POSTGRES { 8 } else { 32 }, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn accounts_agree_with_a_model_whatever_happens(operations in prop::collection::vec(operation(), 1..60)) {

@@ -10,12 +10,13 @@ use chargegate::{
     gateway::order::{Event, Verdict},
     model::{
         ChargeMode, ChargeSpec, CommandBody, CommandState, DeviceId, EventType, Order, OrderStatus, Origin, PortStatus,
-        Priority, Protocol,
+        Priority, Protocol, ServerId,
     },
     store::{
         Backstop, Bind, Bound, CommandUpdate, Created, DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport,
-        Earlier, Idempotency, Job, Latest, NewOrder, OrderFilter, OrderJob, OrderKey, OrderOutcome, Outcome,
-        ParkedDelivery, PortRecord, Prune, Settlement, SettlementEnd, SettlementKey, payload,
+        Earlier, Idempotency, InstanceJob, InstanceOutcome, Job, Latest, LeaseJob, NewOrder, OrderFilter, OrderJob,
+        OrderKey, OrderOutcome, Outcome, ParkedDelivery, PortRecord, Prune, Released, Settlement, SettlementEnd,
+        SettlementKey, payload,
     },
 };
 use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job};
@@ -60,7 +61,13 @@ fn charging_bkv_order(bench: &Bench, device: DeviceId, epoch: i64, business_no: 
 }
 
 fn backstop(bench: &Bench, at: i64) -> Vec<OrderOutcome> {
-    match bench.run(Job::Backstop(Backstop { at, interrupts_from: 0, offline_from: 0 })) {
+    match bench.run(Job::Backstop(Backstop {
+        at,
+        interrupts_from: 0,
+        offline_from: 0,
+        interrupt_grace: 0,
+        offline_grace: 0,
+    })) {
         Outcome::Backstop(outcomes) => outcomes,
         other => panic!("{other:?}"),
     }
@@ -411,6 +418,118 @@ fn what_an_older_epoch_saw_is_void_but_for_its_settlement() {
     assert_eq!(command(CommandState::Written, newest.epoch), ("written".to_owned(), Some(T0 + 9)));
 }
 
+fn instance(bench: &Bench, job: InstanceJob) -> InstanceOutcome {
+    match bench.run(Job::Instance(job)) {
+        Outcome::Instance(outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_dead_instance_had_is_nobodys_once() {
+    let bench = Bench::new();
+    let (a, b) = (ServerId::new("a"), ServerId::new("b"));
+    let join = |server: &ServerId| InstanceJob::Join { server: server.clone(), version: "1".to_owned() };
+    let beat = |server: &ServerId| InstanceJob::Beat { server: server.clone(), connections: 7, draining: true };
+    let adopt = |server: &ServerId, devices| InstanceJob::Adopt { server: server.clone(), devices };
+    for server in [&a, &b] {
+        assert_eq!(instance(&bench, join(server)), InstanceOutcome::Joined);
+    }
+    assert_eq!(instance(&bench, beat(&a)), InstanceOutcome::Beaten { known: true });
+    let found = bench.read(|reader| reader.instances());
+    let shown: Vec<_> = found.iter().map(|one| (one.server.as_str(), one.connections, one.draining)).collect();
+    assert_eq!(shown, [("a", 7, true), ("b", 0, false)]);
+
+    // The devices are bound by whoever the store is; then nobody has them, and `a` says that it does.
+    let epochs: Vec<_> = (1..=3).map(|n| (ap(n), bench.bind(ap(n), T0).epoch)).collect();
+    if let Some(own) = bench.instance() {
+        instance(&bench, InstanceJob::Release { server: own });
+    }
+    let mut wrong = epochs.clone();
+    wrong[2].1 -= 1;
+    instance(&bench, adopt(&a, wrong));
+    bench.created(ap(1), 1, None, T0 + 1);
+    bench.created(ap(3), 1, None, T0 + 1);
+    let owner = a.clone();
+    let queued = bench.read(move |reader| reader.devices_with_queued_commands(Some(&owner), 10));
+    assert_eq!(queued, [ap(1)], "an older epoch adopts nothing");
+
+    let reap = |dead_after_ms| instance(&bench, InstanceJob::Reap { by: b.clone(), dead_after_ms });
+    assert_eq!(reap(HOUR), InstanceOutcome::Released(Vec::new()), "it was heard of just now");
+    let released = Released { server: a.clone(), devices: vec![ap(1), ap(2)], all: true };
+    assert_eq!(reap(-1), InstanceOutcome::Released(vec![released]));
+    assert_eq!(reap(-1), InstanceOutcome::Released(Vec::new()), "once");
+    let owner = a.clone();
+    assert!(bench.read(move |reader| reader.devices_with_queued_commands(Some(&owner), 10)).is_empty());
+
+    // Who was only taken for dead finds out, and takes its devices back.
+    assert_eq!(instance(&bench, beat(&a)), InstanceOutcome::Beaten { known: false });
+    assert_eq!(instance(&bench, join(&a)), InstanceOutcome::Joined);
+    instance(&bench, adopt(&a, epochs));
+    assert_eq!(instance(&bench, InstanceJob::Leave { server: a.clone() }), InstanceOutcome::Done);
+    let InstanceOutcome::Released(released) = reap(HOUR) else { panic!() };
+    assert_eq!(released[0].devices, [ap(1), ap(2), ap(3)], "who left is dead at once");
+    assert_eq!(bench.read(|reader| reader.instances()).len(), 1);
+}
+
+#[test]
+fn orders_of_a_dead_instance_have_their_grace() {
+    let bench = Bench::new();
+    let epoch = bench.bind(ap(1), T0).epoch;
+    let (order, _) = bench.created(ap(1), 1, Some(epoch), T0);
+    for event in [Event::StartAcked, Event::Evidence] {
+        bench.happens(order.order_no, event, Some(epoch), T0 + 1);
+    }
+    let other = ServerId::new("another");
+    if let Some(own) = bench.instance() {
+        instance(&bench, InstanceJob::Release { server: own });
+    }
+    instance(&bench, InstanceJob::Adopt { server: other.clone(), devices: vec![(ap(1), epoch)] });
+    let late = T0 + 24 * HOUR;
+    let backstop = |at, interrupt_grace| {
+        let job = Backstop { at, interrupts_from: 0, offline_from: i64::MAX, interrupt_grace, offline_grace: 0 };
+        match bench.run(Job::Backstop(job)) {
+            Outcome::Backstop(outcomes) => outcomes.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(backstop(late, 0), 0, "it is another instance's");
+    instance(&bench, InstanceJob::Release { server: other });
+    // The database's clock, which tells the end, need not be that of the test.
+    assert_eq!(backstop(late, i64::MAX / 2), 0, "its end is too near");
+    assert_eq!(backstop(late, 0), 1);
+    assert_eq!(bench.order(order.order_no).status, OrderStatus::Interrupted);
+}
+
+#[test]
+fn one_instance_holds_the_lease_of_an_endpoint() {
+    let bench = Bench::new();
+    let lease = |owner: &str, for_ms| {
+        let job = LeaseJob { endpoint: "e".to_owned(), owner: ServerId::new(owner), for_ms };
+        match bench.run(Job::Lease(job)) {
+            Outcome::Leased(held) => held,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(lease("a", HOUR));
+    assert!(lease("a", HOUR), "renewed");
+    assert!(!lease("b", HOUR));
+    assert!(!lease("a", 0), "given back");
+    assert!(lease("b", -1), "already over");
+    assert!(lease("a", HOUR), "taken over");
+    let cursor = |pos| Job::Delivery(vec![DeliveryUpdate::Cursor { endpoint: "e".to_owned(), pos }]);
+    bench.run(cursor(5));
+    let stored = bench.read(|reader| reader.delivery_cursor("e"));
+    let expected = if bench.instance().is_some() { None } else { Some(5) };
+    assert_eq!(stored, expected, "progress of who does not hold it is void, where there are several");
+    if let Some(own) = bench.instance() {
+        assert!(!lease("a", 0));
+        assert!(lease(own.as_str(), HOUR));
+        bench.run(cursor(7));
+        assert_eq!(bench.read(|reader| reader.delivery_cursor("e")), Some(7));
+    }
+}
+
 #[test]
 fn command_rows_never_go_back() {
     let bench = Bench::new();
@@ -716,7 +835,13 @@ fn the_backstop_ends_what_nobody_owns_and_respects_grace() {
     to(4, &[Event::StartAcked, Event::Evidence, Event::Stop]);
     let statuses = || orders.iter().map(|order| bench.order(order.order_no).status.code()).collect::<Vec<_>>();
     assert!(backstop(&bench, T0 + 44 * SECOND).is_empty());
-    let held = Backstop { at: T0 + 24 * HOUR, interrupts_from: i64::MAX, offline_from: i64::MAX };
+    let held = Backstop {
+        at: T0 + 24 * HOUR,
+        interrupts_from: i64::MAX,
+        offline_from: i64::MAX,
+        interrupt_grace: 0,
+        offline_grace: 0,
+    };
     assert!(matches!(bench.run(Job::Backstop(held)), Outcome::Backstop(outcomes) if outcomes.is_empty()));
     backstop(&bench, T0 + 45 * SECOND);
     assert_eq!(statuses(), [7, 1, 2, 10, 9]);
@@ -752,6 +877,7 @@ fn a_device_that_is_seen_is_not_interrupted() {
     let seen = Latest::Device {
         device_id: ap(1),
         last_seen_at: T0 + 10 * MINUTE,
+        offline_at: T0 + 12 * MINUTE,
         signal: Some(20),
         firmware: Some("5.1".to_owned()),
         iccid: None,
@@ -766,6 +892,14 @@ fn a_device_that_is_seen_is_not_interrupted() {
     let device = bench.read(|reader| reader.device(ap(1))).unwrap();
     assert_eq!((device.last_seen_at, device.signal), (Some(T0 + 10 * MINUTE), Some(20)));
     assert_eq!(device.firmware.as_deref(), Some("5.1"));
+    bench.bind(ap(2), T0);
+    let found = |online, at| {
+        let filter = DeviceFilter { online: Some((online, at)), ..DeviceFilter::default() };
+        let page = bench.read(move |reader| reader.devices(&filter, 1, 10));
+        page.rows.into_iter().map(|row| row.device_id).collect::<Vec<_>>()
+    };
+    assert_eq!((found(true, T0 + 11 * MINUTE), found(false, T0 + 11 * MINUTE)), (vec![ap(1)], vec![ap(2)]));
+    assert_eq!((found(true, T0 + 12 * MINUTE), found(false, T0 + 12 * MINUTE)), (vec![], vec![ap(1), ap(2)]));
 }
 
 #[test]
@@ -842,7 +976,10 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     for n in 1..=5 {
         bench.bind(ap(n), T0 + i64::from(n));
     }
-    let prune = |before, rows_max| drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
+    let prune = |before, rows_max| {
+        bench.settle_down();
+        drop(bench.run(Job::Prune(Prune::all(before, rows_max))));
+    };
     prune(T0 + 3, 1);
     assert_eq!(bench.log().first().unwrap().pos, 2);
     prune(T0 + 3, 100);
@@ -850,6 +987,7 @@ fn pruning_is_bounded_and_never_repeats_a_position() {
     prune(T0 + 1000, 100);
     assert_eq!(bench.log().iter().map(|event| event.pos).collect::<Vec<_>>(), [5]);
     bench.bind(ap(6), T0 + 6);
+    bench.settle_down();
     assert_eq!(bench.read(|reader| reader.last_pos()), 6);
 }
 

@@ -232,7 +232,7 @@ fn run(operations: Vec<Operation>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if store::ON_POSTGRES { 8 } else { 48 }, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn the_store_agrees_with_a_model(operations in prop::collection::vec(operation(), 1..80)) {

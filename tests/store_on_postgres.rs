@@ -1,5 +1,7 @@
 //! The suites of every store, over PostgreSQL.
 
+#![allow(clippy::duplicate_mod, reason = "each suite brings what it shares with the others, as in a binary of its own")]
+
 mod services;
 
 #[path = "store_cards.rs"]

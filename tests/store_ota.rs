@@ -278,6 +278,7 @@ fn what_a_device_is_is_kept() {
     let latest = |device_type| Latest::Device {
         device_id: ap(1),
         last_seen_at: T0,
+        offline_at: T0,
         signal: None,
         firmware: None,
         iccid: None,

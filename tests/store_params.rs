@@ -107,7 +107,8 @@ fn what_is_pending_is_sent_again_at_the_next_bind() {
     want(&bench, bkv(1), 3, json!({"max_charge_min": 60}), T0);
     // The first command expires while the gateway is away.
     let later = T0 + 3_600 * SECOND;
-    let backstop = Backstop { at: later, interrupts_from: later, offline_from: later };
+    let backstop =
+        Backstop { at: later, interrupts_from: later, offline_from: later, interrupt_grace: 0, offline_grace: 0 };
     assert!(matches!(bench.run(Job::Backstop(backstop)), Outcome::Backstop(_)));
     let bound = bench.bind(bkv(1), later + 40 * SECOND);
     assert_eq!(bound.commands.len(), 1);

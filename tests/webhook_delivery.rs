@@ -21,8 +21,8 @@ use chargegate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
-        FirmwareKey, Idempotency, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery,
-        PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        FirmwareKey, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord,
+        ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -249,6 +249,9 @@ impl Reader for FakeReader {
         absent()
     }
     fn network(&mut self, _: DeviceId) -> Result<Option<chargegate::gateway::network::NetworkList>, StoreError> {
+        absent()
+    }
+    fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
         absent()
     }
     fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {

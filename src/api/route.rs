@@ -76,6 +76,8 @@ routes! {
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
+    /// Who shares the store.
+    Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];

@@ -258,7 +258,7 @@ impl Link {
             look,
         });
         let monitor =
-            Monitor::connect(Arc::clone(&shared)).map_err(|source| OpenError::Unreachable { server, source })?;
+            Monitor::connect(Arc::clone(&shared)).map_err(|cause| OpenError::Unreachable { server, cause })?;
         let link =
             Arc::new(Self { shared, jobs, guard_jobs, stop: Mutex::new(Some(stop)), threads: Mutex::new(Vec::new()) });
         let monitor_stop = stopped.clone();
@@ -476,12 +476,12 @@ pub enum OpenError {
         problem: String,
     },
     /// The server does not answer, or not as it should.
-    #[error("redis at {server} cannot be used: {source}")]
+    #[error("redis at {server} cannot be used: {cause}")]
     Unreachable {
         /// Address without user and password.
         server: String,
         /// What happened.
-        source: LinkError,
+        cause: LinkError,
     },
     /// The system refused a thread.
     #[error("no thread for redis: {0}")]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::guards::Guards;
 use super::inbox::{Context, Inbox};
+use super::instances::{self, InstanceError, Instances};
 use super::link::{Link, LinkSettings, OpenError};
 use super::notes::Notes;
 use super::sessions::{OnNewer, Sessions};
@@ -28,6 +29,7 @@ pub struct Member {
     /// Nonces and rates that hold for all.
     pub guards: Arc<Guards>,
     inbox: OnceLock<Arc<Inbox>>,
+    instances: OnceLock<Arc<Instances>>,
 }
 
 /// Why this instance could not join.
@@ -58,7 +60,7 @@ impl Member {
         let notes = Arc::new(Notes::start(Arc::clone(&link), server.clone())?);
         let sessions = Sessions::start(Arc::clone(&link), Arc::clone(directory), server.clone(), clock, on_newer)?;
         let guards = Arc::new(Guards::new(Arc::clone(&link)));
-        Ok(Self { link, queue, notes, sessions, guards, inbox: OnceLock::new() })
+        Ok(Self { link, queue, notes, sessions, guards, inbox: OnceLock::new(), instances: OnceLock::new() })
     }
 
     /// The way to the others, for the router.
@@ -78,6 +80,16 @@ impl Member {
         Ok(Arc::clone(inbox))
     }
 
+    /// Says that this instance lives, from now on, and looks after what others leave behind. To be called before any device can
+    /// connect.
+    ///
+    /// # Errors
+    /// The store fails, or the system refuses a thread.
+    pub fn enlist(&self, context: instances::Context) -> Result<Arc<Instances>, InstanceError> {
+        let instances = Instances::start(context)?;
+        Ok(Arc::clone(self.instances.get_or_init(|| instances)))
+    }
+
     /// Has the parts' counters shown.
     pub fn join_metrics(&self, metrics: &Metrics) {
         metrics.join(&self.link);
@@ -89,6 +101,9 @@ impl Member {
 
     /// Leaves: removes this instance's sessions and ends the threads.
     pub fn leave(&self) {
+        if let Some(instances) = self.instances.get() {
+            instances.stop();
+        }
         match self.inbox.get() {
             Some(inbox) => inbox.stop(),
             None => self.queue.close(),

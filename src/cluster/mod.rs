@@ -11,12 +11,14 @@
 //! - [`link`]: connections, health, and the jobs that run on them.
 //! - [`guards`]: nonces and rates that hold for all together.
 //! - [`sessions`]: which instance has a device, and what it knows of it.
+//! - [`instances`]: who lives, and what becomes of what a dead one had.
 //! - [`inbox`]: what becomes of ids and notes that come in.
 //! - [`notes`]: what instances tell each other.
 //! - The queue of waiting commands is in [`queue`](crate::queue).
 
 pub mod guards;
 pub mod inbox;
+pub mod instances;
 pub mod link;
 mod member;
 pub mod notes;

@@ -127,7 +127,7 @@ pub(super) struct InFlight {
     /// Attempts so far, resends not counted.
     attempts: u8,
     /// Not to be written after this (monotonic ms).
-    deadline: u64,
+    pub(super) deadline: u64,
     /// When it is sent again, once; `u64::MAX`: not.
     resend_at: u64,
     /// When its reply is overdue; `u64::MAX`: its order's track knows.
@@ -275,9 +275,16 @@ impl Lane {
         }
     }
 
-    /// Notes that an earlier binding may have written this, and nobody knows.
-    pub(super) fn maybe_written(&mut self, what: Outgoing, key: ReplyKey, now_ms: u64) {
-        self.written(Next { what, deadline: u64::MAX, writes: 0, attempts: 0 }, key, now_ms, 0);
+    /// Notes that an earlier binding may have written this, and nobody knows; this one may before `deadline` (monotonic ms).
+    pub(super) fn maybe_written(&mut self, what: Outgoing, key: ReplyKey, deadline: u64, now_ms: u64) {
+        if let Some(known) = self.in_flight.iter_mut().find(|in_flight| in_flight.what.row() == what.row()) {
+            // Written by this process: what becomes of it is told under the newer claim.
+            known.what = what;
+            return;
+        }
+        let (resend_at, reply_by) = (u64::MAX, u64::MAX);
+        let written_at = now_ms;
+        self.in_flight.push(InFlight { what, key, written_at, writes: 0, attempts: 1, deadline, resend_at, reply_by });
     }
 
     /// The next named command to be sent a second time, and its message id.

@@ -186,6 +186,15 @@ impl Track {
         self.start_written.get_or_insert(now.mono_ms);
     }
 
+    /// An earlier binding may have written the start, and nobody knows: the port is asked now. Idle, it did not arrive and is written;
+    /// charging, it did.
+    pub(super) fn start_maybe_written(&mut self, now: Now) {
+        if self.start_written.is_none() {
+            self.start_written = Some(now.mono_ms);
+            self.start_asked = true;
+        }
+    }
+
     pub(super) const fn was_start_written(&self) -> bool {
         self.start_written.is_some()
     }

@@ -148,6 +148,8 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Ota(_)
         | Outcome::Settings(_)
         | Outcome::Networked(_)
+        | Outcome::Instance(_)
+        | Outcome::Leased(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }

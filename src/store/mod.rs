@@ -37,6 +37,7 @@ use crate::{
 mod counters;
 mod delivery;
 mod front;
+mod instance;
 mod ota;
 pub mod payload;
 pub mod postgres;
@@ -45,6 +46,7 @@ pub mod sqlite;
 mod threads;
 
 pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
+pub use instance::{InstanceJob, InstanceOutcome, InstanceRecord, LeaseJob, Released};
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 pub use sql::{Applied, Limits};
 
@@ -76,7 +78,8 @@ pub enum Job {
     },
     /// The order monitor's backstop: timeouts of orders without a live owner. Dropped: runs again in 10 s.
     Backstop(Backstop),
-    /// Webhook delivery progress. Dropped: the event is delivered again (at least once).
+    /// Webhook delivery progress; of an endpoint whose lease another instance holds it changes nothing. Dropped: the event is
+    /// delivered again (at least once).
     Delivery(Vec<DeliveryUpdate>),
     /// Batched pruning by age, bounded rows per call. Dropped: runs again in an hour.
     Prune(Prune),
@@ -94,6 +97,10 @@ pub enum Job {
     Settings(Box<Settings>),
     /// A third party changes the network list of a gateway. Dropped: the API answers `NOT_READY`.
     Network(Box<NetworkJob>),
+    /// Instances that share the store. Dropped: as each [`InstanceJob`] says.
+    Instance(InstanceJob),
+    /// An instance wants to be the one that delivers to an endpoint. Dropped: asked again.
+    Lease(LeaseJob),
 }
 
 /// A change of a gateway's network list.
@@ -788,6 +795,10 @@ pub struct Backstop {
     pub interrupts_from: i64,
     /// Nor timed out or declared offline before this one (ready + 90 s).
     pub offline_from: i64,
+    /// How long after the end of the instance that had a device its orders are not interrupted, ms.
+    pub interrupt_grace: i64,
+    /// The same for timeouts, ms.
+    pub offline_grace: i64,
 }
 
 /// Progress of webhook deliveries.
@@ -811,6 +822,16 @@ pub enum DeliveryUpdate {
     },
     /// Attempts used up, or a final answer: dead letter.
     Dead(ParkedDelivery),
+}
+
+impl DeliveryUpdate {
+    /// The endpoint it is about.
+    pub fn endpoint(&self) -> &str {
+        match self {
+            Self::Cursor { endpoint, .. } | Self::Unpark { endpoint, .. } => endpoint,
+            Self::Park(parked) | Self::Dead(parked) => &parked.endpoint,
+        }
+    }
 }
 
 /// A delivery that failed, or waits behind one of its key.
@@ -888,6 +909,10 @@ pub enum Outcome {
     Settings(Box<SettingsOutcome>),
     /// Of [`Job::Network`].
     Networked(Networked),
+    /// Of [`Job::Instance`].
+    Instance(InstanceOutcome),
+    /// Of [`Job::Lease`]: whether it is held now.
+    Leased(bool),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.
@@ -1050,6 +1075,8 @@ pub enum Latest {
         device_id: DeviceId,
         /// Unix ms.
         last_seen_at: i64,
+        /// When it is offline if nothing more comes, Unix ms.
+        offline_at: i64,
         /// Radio signal, raw.
         signal: Option<u8>,
         /// Firmware text.
@@ -1147,6 +1174,8 @@ pub struct DeviceFilter {
     pub protocol: Option<Protocol>,
     /// Only this printed number.
     pub printed_no: Option<u32>,
+    /// Only those online, or only those offline, at this time (Unix ms), by the latest values stored: seconds old.
+    pub online: Option<(bool, i64)>,
     /// Only these (for `online`, which memory decides).
     pub among: Option<Vec<DeviceId>>,
     /// All but these.
@@ -1234,6 +1263,8 @@ pub trait Reader {
     fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError>;
     /// The open update of a device.
     fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError>;
+    /// Instances that share the store, by name.
+    fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError>;
     /// Devices that have one, behind `after`.
     fn devices_with_open_ota(&mut self, after: Option<DeviceId>, limit: u32) -> Result<Vec<DeviceId>, StoreError>;
 }

@@ -25,6 +25,7 @@ use super::{
     breaker::{Breaker, BreakerState, Charge},
     clock,
     counters::EndpointCounters,
+    lease::Lease,
     queue::{Attempt, Limits, Queue, Step},
     retry::{Answer, Failure, Schedule, Verdict, classify},
     senders::Senders,
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::{
     gateway::Now,
-    store::{DeliveryUpdate, EventRecord, Job, Outcome, ParkedDelivery, ReadCall, Reader, Reply, StoreError},
+    store::{DeliveryUpdate, EventRecord, Job, LeaseJob, Outcome, ParkedDelivery, ReadCall, Reader, Reply, StoreError},
 };
 
 /// Events taken from the tail or the store at once.
@@ -66,6 +67,8 @@ pub(super) enum Input {
     Resumed { ticket: u64, state: Result<Resumption, StoreError> },
     /// Parked rows.
     Parked { ticket: u64, rows: Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> },
+    /// Whether this instance is the one that delivers; `None`: the store failed.
+    Leased { ticket: u64, held: Option<bool> },
     /// A batch of updates is committed, or not.
     Flushed { ticket: u64, committed: bool },
 }
@@ -136,6 +139,9 @@ pub(super) struct Dispatcher {
     breaker: Breaker,
     limits: Limits,
     log: LogGate,
+    lease: Lease,
+    /// The lease ended while there was something to deliver: all of it is dropped once nothing is under way.
+    lost: bool,
     /// Where a new endpoint begins; `None`: at the log's end.
     begin: Option<i64>,
     resumed: bool,
@@ -210,6 +216,8 @@ impl Dispatcher {
             breaker: Breaker::new(settings.breaker, settings.jitter_seed),
             limits,
             log: LogGate::default(),
+            lease: Lease::new(settings.instance.is_some(), ms(settings.timeout)),
+            lost: false,
             begin,
             resumed: false,
             disabled: false,
@@ -234,8 +242,11 @@ impl Dispatcher {
             let stop_by = self.mailbox.stop_by.load(Ordering::Acquire);
             let stopping = stop_by != u64::MAX;
             if !stopping {
-                self.read(now);
-                self.start_attempts(now);
+                self.keep_lease(now);
+                if self.lease.is_held(now.mono_ms) && !self.lost {
+                    self.read(now);
+                    self.start_attempts(now);
+                }
             }
             self.flush(now, stopping);
             self.publish();
@@ -259,6 +270,7 @@ impl Dispatcher {
     }
 
     fn end(self) -> Ended {
+        self.give_lease_back();
         let ended = Ended { clean: self.stopped_clean, forced: self.queue.in_flight(), unflushed: !self.is_done() };
         self.receiver.shutdown();
         ended
@@ -274,7 +286,8 @@ impl Dispatcher {
         let mut at = now.mono_ms.saturating_add(SLEEP_MS_MAX).min(stop_by).min(flush.unwrap_or(u64::MAX));
         if stop_by == u64::MAX {
             let read = self.reading.map_or(self.read_from_ms, |pending| pending.until_ms);
-            let timeouts = [Some(read), self.queue.poll_timeout(), self.breaker.poll_timeout()];
+            let lease = self.lease.poll_timeout(now.mono_ms);
+            let timeouts = [Some(read), self.queue.poll_timeout(), self.breaker.poll_timeout(), lease];
             at = timeouts.into_iter().flatten().filter(|timeout| *timeout > now.mono_ms).fold(at, u64::min);
         }
         at
@@ -283,6 +296,49 @@ impl Dispatcher {
     fn ticket(&mut self, now: Now, wait_ms: u64) -> Pending {
         self.tickets += 1;
         Pending { ticket: self.tickets, until_ms: now.mono_ms.saturating_add(wait_ms) }
+    }
+
+    // Lease
+
+    /// Asks for the lease when it is time to, and forgets what there was to deliver when it ended: whoever holds it next, this
+    /// instance included, goes on where the stored progress ends.
+    fn keep_lease(&mut self, now: Now) {
+        if self.resumed && !self.lease.is_held(now.mono_ms) && !self.lost {
+            self.lost = true;
+            self.reading = None;
+            log::warn!(endpoint = self.name.as_str(); "another instance may deliver to the webhook endpoint: this one stops");
+        }
+        if self.lost && self.queue.in_flight() == 0 && self.flushing.is_none() {
+            self.lost = false;
+            self.resumed = false;
+            self.queue = Queue::resume(&self.name, self.limits, 0);
+            (self.batch, self.dirty) = (None, None);
+        }
+        if !self.lease.wants_asking(now.mono_ms) {
+            return;
+        }
+        let Some(owner) = self.shared.settings.instance.clone() else { return };
+        self.tickets += 1;
+        let (ticket, mailbox) = (self.tickets, Arc::clone(&self.mailbox));
+        let reply = Reply::Call(Box::new(move |outcome| {
+            let held = if let Outcome::Leased(held) = outcome { Some(held) } else { None };
+            mailbox.offer(Input::Leased { ticket, held });
+        }));
+        let for_ms = i64::try_from(self.lease.for_ms()).unwrap_or(i64::MAX);
+        let job = Job::Lease(LeaseJob { endpoint: self.name.clone(), owner, for_ms });
+        self.lease.asked(ticket, now.mono_ms);
+        if self.shared.store.submit(job, reply).is_err() {
+            self.lease.failed(ticket, now.mono_ms);
+        }
+    }
+
+    /// Another instance need not wait for its end.
+    fn give_lease_back(&self) {
+        if let Some(owner) = self.shared.settings.instance.clone() {
+            let job = Job::Lease(LeaseJob { endpoint: self.name.clone(), owner, for_ms: 0 });
+            // It ends by itself.
+            drop(self.shared.store.submit(job, Reply::None));
+        }
     }
 
     // Reading
@@ -644,6 +700,8 @@ impl Dispatcher {
                 }
             }
             Input::Flushed { ticket, committed } => self.handle_flushed(ticket, committed, now),
+            Input::Leased { ticket, held: Some(held) } => self.lease.answered(ticket, held, now.mono_ms),
+            Input::Leased { ticket, held: None } => self.lease.failed(ticket, now.mono_ms),
         }
     }
 

@@ -23,6 +23,9 @@
 //! | other 4xx, except 408, 409, 425, 429; a refused target | dead letter |
 //! | anything else | tried again after 1 s, 5 s, 30 s, 5 min, 1 h, then dead letter |
 //!
+//! Where several instances share the store, one delivers to an endpoint: the one that holds its `lease`. Another takes over where
+//! the stored progress ends; what the one before says later changes nothing.
+//!
 //! Endpoints share the tail and nothing else: a hung receiver holds its own senders. An endpoint that takes nothing (open
 //! breaker, 410, full queue) is read for no further; its events stay in the log behind its cursor.
 //!
@@ -45,7 +48,7 @@ use crossbeam::channel::{Receiver as Inbox, RecvTimeoutError, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    model::EventType,
+    model::{EventType, ServerId},
     store::{EventRecord, ReadCall, Reader, Store, StoreError},
     telemetry::{Exposition, MetricSource},
 };
@@ -56,6 +59,7 @@ mod cards;
 mod clock;
 mod counters;
 mod dispatcher;
+mod lease;
 mod queue;
 mod retry;
 mod senders;
@@ -131,6 +135,8 @@ pub struct Settings {
     pub breaker: BreakerSettings,
     /// Seed of the retries' jitter.
     pub jitter_seed: u64,
+    /// This instance, where several share the store: one of them delivers to an endpoint at a time.
+    pub instance: Option<ServerId>,
 }
 
 impl Default for Settings {
@@ -146,6 +152,7 @@ impl Default for Settings {
             flush_events: 100,
             breaker: BreakerSettings::default(),
             jitter_seed: 0,
+            instance: None,
         }
     }
 }

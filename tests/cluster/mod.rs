@@ -83,6 +83,12 @@ impl Cluster {
         Self { gateways: Vec::new(), postgres, redis, url, sql: Mutex::default() }
     }
 
+    /// Gateways that are started from now on have an empty database.
+    pub(crate) fn take_another_database(&mut self) {
+        self.url = self.postgres.database("cluster");
+        self.sql = Mutex::default();
+    }
+
     /// Starts one more gateway, which the cluster does not keep.
     pub(crate) fn gateway(&self, variables: &[(&str, &str)]) -> Result<Gateway, NoStart> {
         let (devices, http, queue) = (free_address(), free_address(), self.redis.url());
@@ -125,11 +131,19 @@ impl Cluster {
     /// All rows of a query.
     pub(crate) fn rows(&self, query: &str) -> Vec<Row> {
         let mut slot = self.sql.lock();
-        // A server that was restarted has ended the last connection.
-        let client = slot.take().filter(|client| !client.is_closed());
-        let mut client = client.unwrap_or_else(|| Client::connect(&self.url, NoTls).expect("it takes connections"));
-        let messages = client.simple_query(query).unwrap_or_else(|error| panic!("{query}: {error}"));
-        *slot = Some(client);
+        let messages = loop {
+            let kept = slot.take();
+            let is_new = kept.is_none();
+            let mut client = kept.unwrap_or_else(|| Client::connect(&self.url, NoTls).expect("it takes connections"));
+            match client.simple_query(query) {
+                Ok(messages) => {
+                    *slot = Some(client);
+                    break messages;
+                }
+                // A server that was restarted has ended the last connection.
+                Err(error) => assert!(!is_new, "{query}: {error}"),
+            }
+        };
         let rows = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -181,6 +195,18 @@ fn free_address() -> String {
             return format!("127.0.0.1:{port}");
         }
     }
+}
+
+/// Waits until a gateway's log tells of an order to the end, and checks that it tells this; events have their places in the log a
+/// moment after they are committed.
+#[track_caller]
+pub(crate) fn assert_tells(gateway: &Gateway, order_no: &str, expected: &[&str]) {
+    let last = expected.last().expect("a story has an end");
+    let events = until(&format!("{last} of {order_no} is in the log"), || {
+        let events = gateway.events_of(order_no);
+        events.iter().any(|event| event["event_type"] == *last).then_some(events)
+    });
+    assert_whole_story(&events, expected);
 }
 
 /// Sequence numbers of an order's events are 1, 2, 3, … in this order, and no event is told twice.

@@ -6,6 +6,7 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use chargegate::protocol::{
@@ -25,6 +26,9 @@ use chargegate::protocol::{
 };
 
 use super::PATIENCE;
+
+/// Between two looks at other things while a frame may come.
+const SOON: Duration = Duration::from_millis(50);
 
 const DNY: [u8; 3] = *b"DNY";
 
@@ -112,6 +116,23 @@ impl Line {
         frame.resize(at + rest, 0);
         self.stream.read_exact(&mut frame[at..]).expect("the rest of the frame");
         frame
+    }
+
+    /// The next frame, if one begins to come soon.
+    pub(crate) fn frame_soon(&mut self) -> Option<Vec<u8>> {
+        self.stream.set_read_timeout(Some(SOON)).expect("not zero");
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        match peeked {
+            Ok(len) => {
+                assert_ne!(len, 0, "the gateway closed the connection");
+                Some(self.frame())
+            }
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+                None
+            }
+        }
     }
 
     /// Waits for the gateway to close the connection; what it still sends is thrown away.

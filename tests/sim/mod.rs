@@ -458,7 +458,13 @@ impl World {
         if self.now_ms >= self.backstop_at {
             self.backstop_at = self.now_ms + BACKSTOP_MS;
             let [offline_from, interrupts_from] = GRACES_MS.map(|grace| unix_ms(self.ready_ms) + grace);
-            let job = Job::Backstop(Backstop { at: now.unix_ms, interrupts_from, offline_from });
+            let job = Job::Backstop(Backstop {
+                at: now.unix_ms,
+                interrupts_from,
+                offline_from,
+                interrupt_grace: 0,
+                offline_grace: 0,
+            });
             for outcome in self.apply(vec![job]) {
                 let Outcome::Backstop(outcomes) = outcome else { continue };
                 for OrderOutcome { order, commands, withdrawn, .. } in outcomes {

@@ -64,6 +64,23 @@ pub(crate) struct Bench {
     pub(crate) numbers: OrderNumbers,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) cards: Arc<CardRules>,
+    /// Behind the store: it goes when nobody is connected any more.
+    database: Option<Database>,
+}
+
+/// A database that is dropped with its bench; hundreds of them fill a disk.
+struct Database(String);
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (_, name) = self.0.rsplit_once('/').expect("a URL of the server");
+        let dropped =
+            crate::services::postgres().client().batch_execute(&format!("DROP DATABASE \"{name}\" WITH (FORCE)"));
+        // A test that fails may leave it in use.
+        if let Err(error) = dropped {
+            eprintln!("{name} is not dropped: {error}");
+        }
+    }
 }
 
 /// Whether this binary runs the suites over PostgreSQL; the others run them over the embedded store.
@@ -104,11 +121,7 @@ pub(crate) fn postgres_database(name: &str) -> String {
 }
 
 /// Opens the clustered store with the database that `dir` names, or a new one.
-pub(crate) fn open_postgres(
-    dir: &Path,
-    told: &Arc<Told>,
-    cards: &Arc<CardRules>,
-) -> Result<Arc<dyn Store>, StoreError> {
+fn open_postgres(dir: &Path, told: &Arc<Told>, cards: &Arc<CardRules>) -> Result<Arc<dyn Store>, StoreError> {
     let file = dir.join("url");
     let url = std::fs::read_to_string(&file).unwrap_or_else(|_| postgres_database("store"));
     std::fs::write(file, &url).unwrap();
@@ -139,7 +152,8 @@ impl Bench {
     pub(crate) fn with_cards(dir: tempfile::TempDir, cards: Arc<CardRules>) -> Self {
         let told = Arc::new(Told::default());
         let store = open(dir.path(), &told, &cards).unwrap();
-        Self { store, told, numbers: OrderNumbers::new(*b"THD", 1), dir, cards }
+        let database = std::fs::read_to_string(dir.path().join("url")).ok().map(Database);
+        Self { store, told, numbers: OrderNumbers::new(*b"THD", 1), dir, cards, database }
     }
 
     /// Closes the store and keeps the directory.
@@ -153,6 +167,11 @@ impl Bench {
         self.store.close(PATIENCE);
         self.store = open(self.dir.path(), &self.told, &self.cards).unwrap();
         self
+    }
+
+    /// Name of the instance that the store is of, where there may be several.
+    pub(crate) fn instance(&self) -> Option<ServerId> {
+        ON_POSTGRES.then(|| ServerId::new("test"))
     }
 
     pub(crate) fn submit(&self, job: Job) -> mpsc::Receiver<Outcome> {

@@ -255,10 +255,13 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
     let mut filter = DeviceFilter {
         protocol,
         printed_no: query.parsed("printed_no", "a number in 0..=4294967295")?,
+        online: None,
         among: None,
         except: None,
     };
     match online {
+        // What others have is known to all by the store alone, a few seconds late.
+        Some(online) if api.whereabouts.is_shared() => filter.online = Some((online, now().unix_ms)),
         Some(true) => filter.among = Some(online_devices(api)),
         Some(false) => filter.except = Some(online_devices(api)),
         None => {}
@@ -312,7 +315,7 @@ impl Rows {
     }
 }
 
-/// Memory decides who is online; the store does not know.
+/// Of one instance alone, memory decides who is online, and knows it to the millisecond.
 fn online_devices(api: &Api) -> Vec<DeviceId> {
     let unix_ms = now().unix_ms;
     let mut online = Vec::new();

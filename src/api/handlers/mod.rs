@@ -24,6 +24,7 @@ mod commands;
 mod devices;
 mod events;
 mod health;
+mod instances;
 mod orders;
 mod ota;
 mod sockets;
@@ -247,6 +248,7 @@ impl Api {
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
+            RouteId::Instances => Ok(instances::list()),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),

@@ -101,6 +101,8 @@ impl Core {
             | Outcome::Networked(_)
             | Outcome::Called(_)
             | Outcome::Params(_)
+            | Outcome::Instance(_)
+            | Outcome::Leased(_)
             | Outcome::Done => {}
         }
     }

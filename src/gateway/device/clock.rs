@@ -78,6 +78,7 @@ impl Device {
         cx.effects.latest.push(Latest::Device {
             device_id: self.id,
             last_seen_at: self.entry.last_seen(),
+            offline_at: self.entry.offline_at(),
             signal: self.entry.signal(),
             firmware: self.entry.firmware(),
             iccid: self.entry.iccid(),

@@ -51,9 +51,12 @@ impl Device {
             let outgoing = Outgoing::Command(Box::new(command));
             if maybe_written {
                 // A BKV/GN start is never sent blindly a second time: the hole is asked first.
-                let port_no = outgoing.port_no();
+                let (port_no, order_no) = (outgoing.port_no(), outgoing.order_no());
                 if let Some(key) = bkv::reply_key(&outgoing) {
-                    self.lane.maybe_written(outgoing, key, cx.now.mono_ms);
+                    self.lane.maybe_written(outgoing, key, cx.now.mono_ms.saturating_add(left), cx.now.mono_ms);
+                }
+                if let Some(track) = self.tracks.iter_mut().find(|track| Some(track.order_no) == order_no) {
+                    track.start_maybe_written(cx.now);
                 }
                 self.ask(cx, port_no);
                 continue;
@@ -149,6 +152,12 @@ impl Device {
         let mine = self.entry.owner() == Some(self.owner);
         while let Some(conn) = self.conn.filter(|_| mine && self.epoch > 0) {
             let Some(next) = self.lane.next(cx.now.mono_ms) else { break };
+            if let Outgoing::Stop { order_no, port_no } = next.what
+                && self.tracks.iter().any(|t| t.port_no == port_no && t.order_no != order_no && t.is_active())
+            {
+                // The port changed hands while this waited: it would end the charge of another order.
+                continue;
+            }
             self.write(cx, conn, next);
         }
         self.waiting_changed(cx, &before);
@@ -165,32 +174,35 @@ impl Device {
             return;
         };
         let done = what.call().is_some_and(|call| call.completion() == Completion::Write);
-        if let Outgoing::Command(command) = what {
-            cx.shared.metrics.outbound_sent.inc();
-            let is_start = what.is_start();
-            let order_no = command.order_no.filter(|_| is_start);
-            if let Some(track) = self.tracks.iter_mut().find(|track| Some(track.order_no) == order_no) {
-                track.start_written(cx.now);
-            }
-            let update = CommandUpdate {
-                device_id: self.id,
-                id: command.id,
-                epoch: command.epoch,
-                state: if done { CommandState::Acked } else { CommandState::Written },
-                order_no,
-                attempts: 1,
-                reason: None,
-                result: None,
-                at: cx.now.unix_ms,
-            };
-            cx.job(Job::Command(update));
-        }
+        self.command_written(cx, what, if done { CommandState::Acked } else { CommandState::Written });
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
         if done {
             self.lane.hold(cx.now.mono_ms + gap);
         } else {
             self.lane.written(next, key, cx.now.mono_ms, gap);
         }
+    }
+
+    /// A row was written for the first time by this process.
+    fn command_written(&mut self, cx: &mut Cx<'_>, what: &Outgoing, state: CommandState) {
+        let Outgoing::Command(command) = what else { return };
+        cx.shared.metrics.outbound_sent.inc();
+        let order_no = command.order_no.filter(|_| what.is_start());
+        if let Some(track) = self.tracks.iter_mut().find(|track| Some(track.order_no) == order_no) {
+            track.start_written(cx.now);
+        }
+        let update = CommandUpdate {
+            device_id: self.id,
+            id: command.id,
+            epoch: command.epoch,
+            state,
+            order_no,
+            attempts: 1,
+            reason: None,
+            result: None,
+            at: cx.now.unix_ms,
+        };
+        cx.job(Job::Command(update));
     }
 
     /// Encodes and writes; `None`: the device's protocol has no such command.
@@ -251,10 +263,26 @@ impl Device {
 
     pub(super) fn resend(&mut self, cx: &mut Cx<'_>, order_no: OrderNo, stop: bool) {
         let Some(conn) = self.conn.filter(|_| self.entry.owner() == Some(self.owner)) else { return };
-        let Some(in_flight) = self.lane.in_flight_mut(order_no, stop) else { return };
+        let Some(in_flight) = self.lane.in_flight_mut(order_no, stop) else {
+            // Another process wrote it, or this one for an earlier connection. A start is not repeated blindly.
+            let track = self.tracks.iter().find(|track| stop && track.order_no == order_no);
+            if let Some(port_no) = track.map(|track| track.port_no) {
+                self.lane.push(Outgoing::Stop { order_no, port_no }, cx.now.mono_ms + ASK_MS);
+            }
+            return;
+        };
+        let first = in_flight.writes == 0;
+        if first && cx.now.mono_ms >= in_flight.deadline {
+            return;
+        }
         in_flight.writes = in_flight.writes.saturating_add(1);
         let (what, msg_id) = (in_flight.what.clone(), in_flight.key.msg_id);
-        cx.shared.metrics.events[ShardEvent::Resend].inc();
+        if first {
+            in_flight.written_at = cx.now.mono_ms;
+            self.command_written(cx, &what, CommandState::Written);
+        } else {
+            cx.shared.metrics.events[ShardEvent::Resend].inc();
+        }
         self.send(cx, conn, &what, msg_id);
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
         self.lane.hold(cx.now.mono_ms + gap);

@@ -260,13 +260,16 @@ impl Connector {
         let Timeouts { statement, lock, .. } = self.timeouts;
         let (statement, lock) =
             if role == Role::Migrate { (0, 60_000) } else { (statement.as_millis(), lock.as_millis()) };
+        // A process that stands still in a transaction must not hold its devices for long, nor one whose machine is gone.
+        let idle = statement.max(10_000);
         let commit = if role == Role::Lossy { "off" } else { "on" };
         let read_only = if role == Role::Reader { "on" } else { "off" };
         // Statements here look up rows by key. The planner, asked while a table is small, would read it whole, and keep the plan
         // while the table grows.
         let sql = format!(
             "SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
-             SET idle_in_transaction_session_timeout = 60000; SET synchronous_commit = {commit}; \
+             SET idle_in_transaction_session_timeout = {idle}; SET tcp_keepalives_idle = 10; \
+             SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET synchronous_commit = {commit}; \
              SET default_transaction_read_only = {read_only}; SET default_transaction_isolation = 'read committed'; \
              SET enable_seqscan = off; SET jit = off; SET timezone = 'UTC'; SET client_min_messages = warning; \
              SELECT pg_backend_pid(), current_setting('server_version_num'), pg_is_in_recovery(), \

@@ -10,7 +10,8 @@
 //! | what goes wrong | what happens |
 //! |---|---|
 //! | something in a job is refused | the batch is run again with a savepoint per job: that job fails alone, a settlement goes to quarantine |
-//! | deadlock, lock timeout, serialisation | run again; if that does not help, in halves |
+//! | deadlock, serialisation | run again; if that does not help, in halves |
+//! | somebody holds a device for longer than `lock_timeout` | its jobs fail, the others are run without them |
 //! | the connection is lost before COMMIT | nothing had an effect: once more on a new connection, else the jobs fail |
 //! | the connection is lost during COMMIT | the lane's row says on a new connection whether it was committed |
 //! | the server is not there | the jobs fail; whoever submitted them tries again |
@@ -21,6 +22,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use rustc_hash::FxHashSet;
 
 use super::{
     Shared,
@@ -28,12 +30,18 @@ use super::{
     session::{Fault, PgSession},
     watch::now,
 };
-use crate::store::{
-    Applied, Job, Reply, StoreError,
-    counters::add,
-    delivery::Delivery,
-    front::LogMessage,
-    sql::{apply::apply_open, conn::Conn},
+use crate::{
+    model::DeviceId,
+    store::{
+        Applied, Job, Reply, StoreError,
+        counters::add,
+        delivery::Delivery,
+        front::LogMessage,
+        sql::{
+            apply::{apply_open, device_of},
+            conn::Conn,
+        },
+    },
 };
 
 /// How often an idle lane looks after its connection.
@@ -62,6 +70,7 @@ enum Stop {
     /// Something was refused, and it is not known what else would have been.
     Savepoints,
     Conflict(StoreError),
+    Locked(StoreError),
     Lost(StoreError),
     Failed(StoreError),
 }
@@ -140,6 +149,7 @@ impl Lane {
                     }
                     std::thread::sleep(jitter(CONFLICT_WAIT * conflicts));
                 }
+                Err(Stop::Locked(error)) => return self.around_the_locked(at, jobs, error),
                 Err(Stop::Lost(error)) => {
                     lost += 1;
                     if lost > 1 || self.link.session().is_err() {
@@ -157,15 +167,36 @@ impl Lane {
             return Applied::failed(jobs, error);
         }
         let (first, second) = jobs.split_at(jobs.len() / 2);
-        let mut applied = self.apply(at, first);
-        let other = self.apply(at, second);
-        applied.outcomes.extend(other.outcomes);
-        applied.queued.extend(other.queued);
-        applied.owners.extend(other.owners);
-        applied.last_event = other.last_event.or(applied.last_event);
-        applied.events_lost += other.events_lost;
-        applied.error = applied.error.and(other.error);
-        applied
+        let applied = self.apply(at, first);
+        joined(applied, self.apply(at, second))
+    }
+
+    /// Fails the jobs of devices that somebody else holds, and runs the others: one wait is enough for all of them.
+    fn around_the_locked(&mut self, at: i64, jobs: &[Job], error: StoreError) -> Applied {
+        let locked = match self.link.session().and_then(|session| locked_devices(session, jobs)) {
+            Ok(locked) => locked,
+            Err(error) => {
+                self.link.lose_if_lost();
+                return Applied::failed(jobs, error);
+            }
+        };
+        let is_locked = |job: &Job| device_of(job).is_some_and(|device_id| locked.contains(&device_id));
+        if !jobs.iter().any(is_locked) {
+            // It is another row, or was let go just now.
+            return self.in_halves(at, jobs, error);
+        }
+        let mut applied: Option<Applied> = None;
+        for run in jobs.chunk_by(|one, next| is_locked(one) == is_locked(next)) {
+            let of_run = match run.first() {
+                Some(first) if is_locked(first) => Applied::failed(run, error.clone()),
+                _ => self.apply(at, run),
+            };
+            applied = Some(match applied {
+                Some(before) => joined(before, of_run),
+                None => of_run,
+            });
+        }
+        applied.unwrap_or_default()
     }
 
     /// One transaction, from begin to commit.
@@ -186,6 +217,7 @@ impl Lane {
                 }
                 return Err(match fault {
                     Some(Fault::Conflict) => Stop::Conflict(error),
+                    Some(Fault::Locked) => Stop::Locked(error),
                     _ if wanted => Stop::Savepoints,
                     Some(Fault::Data) => Stop::Savepoints,
                     _ => Stop::Failed(error),
@@ -194,7 +226,7 @@ impl Lane {
         };
         let Err(error) = session.commit() else { return Ok(applied) };
         match session.take_fault() {
-            Some(Fault::Conflict) => Err(Stop::Conflict(error)),
+            Some(Fault::Conflict | Fault::Locked) => Err(Stop::Conflict(error)),
             Some(Fault::Data) => Err(Stop::Savepoints),
             Some(Fault::Unable) => Err(Stop::Failed(error)),
             // The server did not say.
@@ -209,6 +241,7 @@ impl Lane {
                     }
                     Some(false) => {
                         add(&self.shared.link_counters.found_lost, 1);
+                        log::info!("a transaction whose COMMIT had no answer was not committed");
                         Err(Stop::Lost(error))
                     }
                     None => Err(Stop::Failed(StoreError::Unavailable(format!(
@@ -229,7 +262,7 @@ impl Lane {
                 match session.one(&sql, &[], |row| row.get::<i64>(0)) {
                     Ok(found) => return Some(found == Some(batch)),
                     Err(error) => match session.take_fault() {
-                        Some(Fault::Conflict | Fault::Unable) => {
+                        Some(Fault::Conflict | Fault::Locked | Fault::Unable) => {
                             log::warn!("a lost connection holds its transaction open and is ended: {error}");
                             let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 \
                                        AND application_name = current_setting('application_name')";
@@ -246,6 +279,33 @@ impl Lane {
             std::thread::sleep(RESOLVE_AGAIN);
         }
     }
+}
+
+/// What two parts of a batch came to.
+fn joined(mut first: Applied, second: Applied) -> Applied {
+    first.outcomes.extend(second.outcomes);
+    first.queued.extend(second.queued);
+    first.owners.extend(second.owners);
+    first.last_event = second.last_event.or(first.last_event);
+    first.events_lost += second.events_lost;
+    // Something was committed unless all failed.
+    first.error = first.error.and(second.error);
+    first
+}
+
+/// Devices of a batch that cannot be locked now.
+fn locked_devices(session: &PgSession, jobs: &[Job]) -> Result<FxHashSet<DeviceId>, StoreError> {
+    let devices: FxHashSet<DeviceId> = jobs.iter().filter_map(device_of).collect();
+    let texts: Vec<String> = devices.iter().map(ToString::to_string).collect();
+    let free = session.prepared(
+        "SELECT device_id FROM devices WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE SKIP LOCKED",
+    )?;
+    let all = session.prepared("SELECT device_id FROM devices WHERE device_id = ANY($1)")?;
+    let free = session.call(|client| client.query(&free, &[&texts]))?;
+    let all = session.call(|client| client.query(&all, &[&texts]))?;
+    let free: FxHashSet<&str> = free.iter().map(|row| row.get(0)).collect();
+    let locked = all.iter().map(|row| row.get::<_, &str>(0)).filter(|device| !free.contains(device));
+    Ok(locked.filter_map(|device| device.parse().ok()).collect())
 }
 
 fn begin(session: &PgSession, row: &str, batch: i64, savepoints: bool) -> Result<(), StoreError> {

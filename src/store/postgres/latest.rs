@@ -22,9 +22,9 @@ use crate::store::{Latest, PortRecord, StoreError, counters::add};
 
 const IDLE: Duration = Duration::from_millis(250);
 /// After so many transactions that found its device locked, or not there, a value is dropped.
-const TRIES_MAX: u8 = 5;
-/// Between two transactions that both found nothing free.
-const LOCKED_WAIT: Duration = Duration::from_millis(5);
+const TRIES_MAX: u8 = 50;
+/// Before values are tried again, where there are no others.
+const LOCKED_WAIT: Duration = Duration::from_millis(10);
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -89,7 +89,7 @@ impl Writer {
                         add(&self.shared.counters.latest_lost, 1);
                     }
                 }
-                if done == 0 {
+                if self.waiting.iter().all(|(tries, _)| *tries > 0) && !self.waiting.is_empty() {
                     std::thread::sleep(LOCKED_WAIT);
                 }
                 true
@@ -122,6 +122,7 @@ impl Writer {
 #[derive(Default)]
 struct DeviceRow {
     last_seen_at: i64,
+    offline_at: Option<i64>,
     signal: Option<i16>,
     firmware: Option<String>,
     iccid: Option<String>,
@@ -174,9 +175,11 @@ fn write(session: &PgSession, batch: &[(u8, Latest)]) -> Result<Vec<bool>, Store
     for (((_, row), device), _) in batch.iter().zip(&of).zip(&written).filter(|(_, written)| **written) {
         let Some(device) = device.as_deref() else { continue };
         match row {
-            Latest::Device { last_seen_at, signal, firmware, iccid, networked, device_type, .. } => {
+            Latest::Device { last_seen_at, offline_at, signal, firmware, iccid, networked, device_type, .. } => {
                 let row: &mut DeviceRow = devices.entry(device).or_default();
-                row.last_seen_at = row.last_seen_at.max(*last_seen_at);
+                if *last_seen_at >= row.last_seen_at {
+                    (row.last_seen_at, row.offline_at) = (*last_seen_at, Some(*offline_at));
+                }
                 row.signal = signal.map(i16::from).or(row.signal);
                 row.firmware = firmware.as_deref().map(text).or_else(|| row.firmware.take());
                 row.iccid = iccid.as_deref().map(text).or_else(|| row.iccid.take());
@@ -226,10 +229,11 @@ fn write_devices(session: &PgSession, rows: &BTreeMap<&str, DeviceRow>) -> Resul
          iccid = coalesce(v.iccid, d.iccid), networked = d.networked OR v.networked, \
          device_type = coalesce(v.device_type, d.device_type), imei = coalesce(v.imei, d.imei), \
          module_version = coalesce(v.module_version, d.module_version), host_type = coalesce(v.host_type, d.host_type), \
-         host = coalesce(v.host, d.host) \
+         host = coalesce(v.host, d.host), offline_at = CASE WHEN v.last_seen_at >= coalesce(d.last_seen_at, 0) \
+         THEN coalesce(v.offline_at, d.offline_at) ELSE d.offline_at END \
          FROM unnest($1::text[], $2::bigint[], $3::smallint[], $4::text[], $5::text[], $6::boolean[], $7::smallint[], \
-         $8::text[], $9::text[], $10::smallint[], $11::text[]) AS v (device_id, last_seen_at, signal, firmware, iccid, \
-         networked, device_type, imei, module_version, host_type, host) WHERE d.device_id = v.device_id",
+         $8::text[], $9::text[], $10::smallint[], $11::text[], $12::bigint[]) AS v (device_id, last_seen_at, signal, firmware, iccid, \
+         networked, device_type, imei, module_version, host_type, host, offline_at) WHERE d.device_id = v.device_id",
     )?;
     let ids: Vec<&str> = rows.keys().copied().collect();
     session.call(|client| {
@@ -247,6 +251,7 @@ fn write_devices(session: &PgSession, rows: &BTreeMap<&str, DeviceRow>) -> Resul
                 &column!(module_version),
                 &column!(host_type),
                 &column!(host),
+                &column!(offline_at),
             ],
         )
     })?;

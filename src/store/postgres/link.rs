@@ -48,6 +48,12 @@ impl Status {
         Self { health, failing: Mutex::default() }
     }
 
+    /// Says that the store ends, which is no failure.
+    pub(super) fn close(&self) {
+        self.health.ready.store(false, Relaxed);
+        *self.health.reason.lock() = Some("the store is closed".to_owned());
+    }
+
     /// Says how a part is: the connection of a thread by its number.
     pub(super) fn set(&self, part: (&'static str, usize), error: Option<&str>) {
         let mut failing = self.failing.lock();

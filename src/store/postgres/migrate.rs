@@ -14,7 +14,7 @@ mod embedded {
 
 const HISTORY: &str = "refinery_schema_history";
 /// Everything the migrations make.
-const TABLES: [&str; 24] = [
+const TABLES: [&str; 25] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -28,6 +28,7 @@ const TABLES: [&str; 24] = [
     "logged_events",
     "all_events",
     "event_cursors",
+    "event_leases",
     "event_delivery",
     "idempotency_keys",
     "cards",

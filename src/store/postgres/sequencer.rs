@@ -58,6 +58,11 @@ impl SequencerWake {
         (Self { wake, state: Arc::default() }, woken)
     }
 
+    /// What the sequencer of this instance is doing.
+    pub fn state(&self) -> &SequencerState {
+        &self.state
+    }
+
     /// Says that events were committed, here or by another instance. Never waits.
     pub fn wake(&self) {
         // Full: it is woken already.

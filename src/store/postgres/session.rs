@@ -73,6 +73,8 @@ pub(super) enum Fault {
     Lost,
     /// Others were in the way; the same again may well succeed.
     Conflict,
+    /// Somebody else holds a row, and goes on holding it.
+    Locked,
     /// The server cannot now.
     Unable,
     /// What was asked for cannot be done.
@@ -87,9 +89,8 @@ pub(super) fn fault(error: &postgres::Error) -> Fault {
         return if ours { Fault::Data } else { Fault::Lost };
     };
     match *state {
-        SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED | SqlState::LOCK_NOT_AVAILABLE => {
-            Fault::Conflict
-        }
+        SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => Fault::Conflict,
+        SqlState::LOCK_NOT_AVAILABLE => Fault::Locked,
         // Its socket is closed behind these.
         SqlState::ADMIN_SHUTDOWN
         | SqlState::CRASH_SHUTDOWN
@@ -109,7 +110,7 @@ pub(super) fn fault(error: &postgres::Error) -> Fault {
 /// An error as every other part of the store sees it.
 pub(super) fn store_error(error: &postgres::Error) -> StoreError {
     match fault(error) {
-        Fault::Lost | Fault::Conflict | Fault::Unable => StoreError::Unavailable(describe(error)),
+        Fault::Lost | Fault::Conflict | Fault::Locked | Fault::Unable => StoreError::Unavailable(describe(error)),
         Fault::Data => StoreError::Statement(describe(error)),
     }
 }

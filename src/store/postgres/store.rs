@@ -292,8 +292,8 @@ impl PostgresStore {
                 OtaJob::Cancel { id, .. } => spread(&|hasher| id.hash(hasher)),
                 _ => self.lanes,
             },
-            // Events of one endpoint stay in order.
-            Job::Delivery(_) => 0,
+            // Events of one endpoint stay in order, and behind its lease.
+            Job::Delivery(_) | Job::Lease(_) => 0,
             _ => self.lanes,
         }
     }
@@ -353,7 +353,7 @@ impl Store for PostgresStore {
         self.front.close();
         self.shared.closing.store(true, Relaxed);
         self.threads.join(deadline);
-        self.shared.status.set(("store", 0), Some("the store is closed"));
+        self.shared.status.close();
     }
 }
 

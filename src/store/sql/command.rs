@@ -190,7 +190,7 @@ impl Tx<'_> {
             CommandBody::Stop { .. } if order.settled_at.is_some() => false,
             CommandBody::Stop { .. } if order.status.is_final() => {
                 let named_by_hole = matches!(order.device_id, DeviceId::Gateway(_));
-                !order.stop_acked && !(named_by_hole && self.port_taken(&order)?)
+                !(order.stop_acked || named_by_hole && self.port_taken(&order)?)
             }
             CommandBody::Stop { .. } => matches!(order.status, OrderStatus::Cancelling | OrderStatus::Stopping),
             _ => true,

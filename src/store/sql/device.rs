@@ -13,6 +13,9 @@ use crate::{
     time::Rfc3339,
 };
 
+/// A device that was bound just now counts as online for so long, until its first latest values say for how long.
+const SEEN_MS: i64 = 60_000;
+
 impl Tx<'_> {
     pub(super) fn bind(&mut self, bind: &Bind) -> Result<Bound, StoreError> {
         let device_id = bind.device_id;
@@ -55,8 +58,8 @@ impl Tx<'_> {
             "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + $2, \
              protocol = coalesce(protocol_set, CASE WHEN protocol = 'gn' AND $3 = 'bkv' THEN 'gn' ELSE $3 END), \
              printed_no = coalesce($4, printed_no), connected_at = $5, last_seen_at = greatest(coalesce(last_seen_at, 0), $5), \
-             owner = $6 WHERE device_id = $1",
-            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at, instance),
+             owner = $6, offline_at = greatest(coalesce(offline_at, 0), $7) WHERE device_id = $1",
+            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at, instance, bind.at + SEEN_MS),
         )?;
         let row = one(
             self.conn,
@@ -186,13 +189,14 @@ fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, 
 /// of something that has gone.
 pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreError> {
     match latest {
-        Latest::Device { device_id, last_seen_at, signal, firmware, iccid, networked, device_type } => run(
+        Latest::Device { device_id, last_seen_at, offline_at, signal, firmware, iccid, networked, device_type } => run(
             conn,
             "UPDATE devices SET last_seen_at = greatest(coalesce(last_seen_at, 0), $2), signal = coalesce($3, signal), \
              firmware = coalesce($4, firmware), iccid = coalesce($5, iccid), networked = networked OR $6, \
-             device_type = coalesce($7, device_type) \
+             device_type = coalesce($7, device_type), \
+             offline_at = CASE WHEN $2 >= coalesce(last_seen_at, 0) THEN $8 ELSE offline_at END \
              WHERE device_id = $1",
-            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type),
+            (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type, offline_at),
         )?,
         Latest::Port(port) => run(
             conn,

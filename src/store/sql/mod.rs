@@ -15,6 +15,7 @@ pub(super) mod conn;
 mod device;
 mod event;
 mod idempotency;
+mod instance;
 mod limits;
 mod network;
 mod order;

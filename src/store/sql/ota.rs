@@ -200,6 +200,9 @@ impl Tx<'_> {
     }
 
     fn cancel_task(&mut self, id: i64, at: i64) -> Result<OtaOutcome, StoreError> {
+        let Some(task) = find_task(self.conn, id)? else { return Ok(OtaOutcome::NoTask) };
+        // Its device's lock, which only now is known: what the device told meanwhile counts.
+        self.counters(task.device_id)?;
         let Some(mut task) = find_task(self.conn, id)? else { return Ok(OtaOutcome::NoTask) };
         if task.state.is_final() {
             return Ok(OtaOutcome::Ended(task));

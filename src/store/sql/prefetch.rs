@@ -87,7 +87,9 @@ impl Wanted {
                 | Job::SetParams(_)
                 | Job::Ota(_)
                 | Job::Settings(_)
-                | Job::Network(_) => {}
+                | Job::Network(_)
+                | Job::Instance(_)
+                | Job::Lease(_) => {}
             }
         }
         wanted

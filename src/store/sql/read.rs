@@ -16,7 +16,8 @@ use crate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
-        OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
+        InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader,
+        StoreError,
     },
 };
 
@@ -160,6 +161,9 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
         sql.and("printed_no = ?", filter.printed_no.map(i64::from));
+        let online = |wanted| filter.online.filter(|(online, _)| *online == wanted).map(|(_, at)| at);
+        sql.and("offline_at > ?", online(true));
+        sql.and("coalesce(offline_at, 0) <= ?", online(false));
         sql.and("device_id IN (SELECT value FROM json_array_elements_text(?::json))", id_list(filter.among.as_ref())?);
         sql.and(
             "device_id NOT IN (SELECT value FROM json_array_elements_text(?::json))",
@@ -291,6 +295,10 @@ impl Reader for SqlReader<'_> {
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )
+    }
+
+    fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
+        super::instance::instances(self.conn)
     }
 
     fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError> {

@@ -2,7 +2,7 @@
 
 use super::{
     apply::Tx,
-    conn::{Args, Conn, Row, all, one, run},
+    conn::{Conn, Row, all, one, run},
     limits::{Limits, signed},
     order::Cause,
     row::{device_id, order_no, server_id},
@@ -29,37 +29,49 @@ impl Tx<'_> {
         let mut outcomes = Vec::new();
         self.release_old_holds(at)?;
         if at >= backstop.offline_from {
-            let pending = self.since("status = 0", due(orders.start_total.max(orders.start_ack)))?;
+            let ended = at.saturating_sub(backstop.offline_grace);
+            let pending = self.since("o.status = 0", due(orders.start_total.max(orders.start_ack)), ended)?;
             self.happens(&pending, Event::StartTimedOut, at, &mut outcomes)?;
-            let ending = self.since("status IN (8, 9)", due(orders.stop_total))?;
+            let ending = self.since("o.status IN (8, 9)", due(orders.stop_total), ended)?;
             self.happens(&ending, Event::StopTimedOut, at, &mut outcomes)?;
-            let longest = self.orders_where(
-                "SELECT order_no FROM orders WHERE status IN (1, 2, 10) AND status_at <= $1 \
-                 AND coalesce(start_time, created_at) + duration_max_ms <= $2 LIMIT $3",
-                (at - signed(orders.duration_least.min(orders.duration_open)), due(0), ROWS_MAX),
+            let longest = self.ours(
+                "o.status IN (1, 2, 10) AND o.status_at <= $1 AND coalesce(o.start_time, o.created_at) + o.duration_max_ms <= $5",
+                at - signed(orders.duration_least.min(orders.duration_open)),
+                ended,
+                due(0),
             )?;
             self.happens(&longest, Event::Stop, at, &mut outcomes)?;
         }
         if at >= backstop.interrupts_from {
-            let interrupted = self.since("status = 10", due(orders.interrupted))?;
+            let ended = at.saturating_sub(backstop.interrupt_grace);
+            let interrupted = self.since("o.status = 10", due(orders.interrupted), ended)?;
             self.happens(&interrupted, Event::ReturnTimedOut, at, &mut outcomes)?;
-            let silent = self.orders_where(
-                "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id \
-                 WHERE o.status = 2 AND o.status_at <= $1 AND coalesce(d.last_seen_at, 0) <= $1 LIMIT $2",
-                (at - silent - behind, ROWS_MAX),
+            let unseen = at - silent - behind;
+            let silent = self.ours(
+                "o.status = 2 AND o.status_at <= $1 AND coalesce(d.last_seen_at, 0) <= $5",
+                unseen,
+                ended,
+                unseen,
             )?;
             self.happens(&silent, Event::Offline, at, &mut outcomes)?;
         }
         Ok(outcomes)
     }
 
-    fn since(&self, status: &'static str, before: i64) -> Result<Vec<OrderNo>, StoreError> {
-        let sql = format!("SELECT order_no FROM orders WHERE {status} AND status_at <= $1 ORDER BY status_at LIMIT $2");
-        self.orders_where(&sql, (before, ROWS_MAX))
+    fn since(&self, status: &'static str, before: i64, ended: i64) -> Result<Vec<OrderNo>, StoreError> {
+        self.ours(&format!("{status} AND o.status_at <= $1 AND o.status_at <= $5"), before, ended, before)
     }
 
-    fn orders_where(&self, sql: &str, args: impl Args) -> Result<Vec<OrderNo>, StoreError> {
-        all(self.conn, sql, args, |row| order_no(row, 0))
+    /// Orders that this instance looks after: those of its own devices, and of devices that nobody has, once the end of the
+    /// instance that had them lies before `ended`. What another instance has, that one looks after.
+    fn ours(&self, which: &str, before: i64, ended: i64, also: i64) -> Result<Vec<OrderNo>, StoreError> {
+        let sql = format!(
+            "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id WHERE {which} \
+             AND (d.owner = $3 OR d.owner IS NULL AND coalesce(d.owner_ended_at, 0) <= $4) \
+             ORDER BY o.status_at LIMIT $2"
+        );
+        let instance = self.instance.map(ServerId::as_str);
+        all(self.conn, &sql, (before, ROWS_MAX, instance, ended, also), |row| order_no(row, 0))
     }
 
     fn happens(
@@ -166,7 +178,17 @@ impl Tx<'_> {
     }
 
     pub(super) fn deliver(&self, updates: &[DeliveryUpdate]) -> Result<(), StoreError> {
+        let mut judged: Option<(&str, bool)> = None;
         for update in updates {
+            let endpoint = update.endpoint();
+            let elsewhere = match judged {
+                Some((judged, elsewhere)) if judged == endpoint => elsewhere,
+                _ => self.is_leased_elsewhere(endpoint)?,
+            };
+            judged = Some((endpoint, elsewhere));
+            if elsewhere {
+                continue;
+            }
             match update {
                 DeliveryUpdate::Cursor { endpoint, pos } => run(
                     self.conn,

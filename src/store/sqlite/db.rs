@@ -29,7 +29,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 19] = [
+const TABLES: [&str; 21] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -42,6 +42,7 @@ const TABLES: [&str; 19] = [
     "logged_events",
     "all_events",
     "event_cursors",
+    "event_leases",
     "event_delivery",
     "idempotency_keys",
     "cards",
@@ -49,6 +50,7 @@ const TABLES: [&str; 19] = [
     "card_balance_logs",
     "firmware",
     "ota_tasks",
+    "instances",
 ];
 /// Statements are prepared once; there are fewer than this.
 const STATEMENTS_MAX: usize = 128;

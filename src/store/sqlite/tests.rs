@@ -198,7 +198,13 @@ fn the_backstop_follows_the_limits_it_is_given() {
     let Outcome::Created(created) = apply(Job::CreateOrder(Box::new(order))) else { panic!("not created") };
     let Created::Order { command: Some(start), .. } = *created else { panic!("{created:?}") };
     assert_eq!(start.not_after, T0 + 700);
-    let mut ended = |at| match apply(Job::Backstop(Backstop { at, interrupts_from: 0, offline_from: 0 })) {
+    let mut ended = |at| match apply(Job::Backstop(Backstop {
+        at,
+        interrupts_from: 0,
+        offline_from: 0,
+        interrupt_grace: 0,
+        offline_grace: 0,
+    })) {
         Outcome::Backstop(outcomes) => outcomes.len(),
         other => panic!("{other:?}"),
     };
