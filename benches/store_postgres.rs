@@ -8,6 +8,8 @@
 //!
 //! | row | what is counted |
 //! |---|---|
+//! | first binds | devices seen for the first time, 1,024 under way |
+//! | binds | the same devices again, as after a restart |
 //! | creations | orders with their event and claimed start, one request each from 64 clients, over distinct ports |
 //! | settlements | first reports of AP3000 records of charging orders, 1,024 under way; each ends its order and appends its events |
 //! | commands | named commands to distinct devices, each queued, claimed, written and acknowledged in four commits, 1,024 under way |
@@ -55,7 +57,7 @@ struct Args {
     bench: bool,
 }
 
-const ROWS: [&str; 3] = ["creations", "settlements", "commands"];
+const ROWS: [&str; 5] = ["first binds", "binds", "creations", "settlements", "commands"];
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
 fn now() -> Instant {
@@ -73,11 +75,11 @@ fn main() {
     let template = server.database("template");
     migrate(&template, Timeouts::default()).expect("the schema");
     // By lanes and row.
-    let mut all: Vec<[Vec<Figure>; 3]> = args.lanes.iter().map(|_| Default::default()).collect();
+    let mut all: Vec<[Vec<Figure>; 5]> = args.lanes.iter().map(|_| Default::default()).collect();
     for round in 0..args.rounds {
         for (lanes, rows) in args.lanes.iter().zip(&mut all) {
             for (row, figures) in rows.iter_mut().enumerate() {
-                let url = server.database_like(&template, ROWS[row]);
+                let url = server.database_like(&template, &ROWS[row].replace(' ', "_"));
                 figures.push(measure(&server, &url, *lanes, row, args.jobs));
                 let (_, name) = url.rsplit_once('/').expect("a URL of this server");
                 // What one round leaves to vacuum and to write out shall not slow the next one.
@@ -128,7 +130,11 @@ fn measure(server: &Postgres, url: &str, lanes: usize, row: usize, jobs: usize) 
     let options = Options { clock: || AT, lanes, ..Options::new(url, ServerId::new("bench")) };
     let opened = PostgresStore::open(options, Arc::new(Nobody)).expect("a store");
     let numbers = OrderNumbers::new(*b"THD", 1);
-    store::bind(&opened, if row == 2 { jobs } else { store::devices(jobs) });
+    match row {
+        0 => {}
+        1 | 4 => store::bind(&opened, jobs),
+        _ => store::bind(&opened, store::devices(jobs)),
+    }
     let (orders, creations): (Vec<_>, Vec<_>) = store::creations(&numbers, jobs).into_iter().unzip();
     let timed = |work: &mut dyn FnMut()| {
         let (own, theirs, began) = (cpu_us("/proc/self"), server_cpu_us(server), now());
@@ -143,8 +149,9 @@ fn measure(server: &Postgres, url: &str, lanes: usize, row: usize, jobs: usize) 
     let mut creations = Some(creations);
     let mut create = |under_way| store::run(&opened, creations.take().expect("once"), under_way);
     let figure = match row {
-        0 => timed(&mut || create(CLIENTS)),
-        1 => {
+        0 | 1 => timed(&mut || store::bind(&opened, jobs)),
+        2 => timed(&mut || create(CLIENTS)),
+        3 => {
             create(UNDER_WAY);
             store::run(&opened, store::evidence(&orders), UNDER_WAY);
             let mut settlements = Some(store::settlements(&orders));
