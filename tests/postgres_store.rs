@@ -260,7 +260,6 @@ fn a_device_that_somebody_holds_makes_no_other_wait_for_ever() {
     let seen = |n, at| Latest::Device {
         device_id: ap(n),
         last_seen_at: at,
-        offline_at: at + 70_000,
         signal: None,
         firmware: Some("7.1\0".to_owned()),
         iccid: None,
