@@ -62,7 +62,7 @@ pub(super) const fn kind(job: &Job) -> usize {
 pub struct StoreCounters {
     /// Jobs committed, by [`KINDS`].
     pub jobs: [AtomicU64; KINDS.len()],
-    /// Jobs answered [`Outcome::Failed`](crate::store::Outcome::Failed), by [`KINDS`].
+    /// Jobs answered [`Outcome::Failed`], by [`KINDS`].
     pub failures: [AtomicU64; KINDS.len()],
     /// Settlements put into quarantine.
     pub quarantined: AtomicU64,

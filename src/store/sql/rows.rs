@@ -1,6 +1,6 @@
 //! The rows that most jobs read and write: orders, commands, counters of devices, settlements, events, answers.
 //!
-//! Each read looks into the [`Stage`] first, each write goes there where there is one; jobs see no difference.
+//! Each read looks into the [`Stage`](super::stage::Stage) first, each write goes there where there is one; jobs see no difference.
 
 use super::{
     apply::Tx,
