@@ -192,7 +192,6 @@ fn a_command_that_came_to_the_wrong_instance_is_passed_on_or_left_for_the_bind()
         two.a.queue.pop(10, Duration::from_millis(100)).ok().filter(|ids| !ids.is_empty())
     });
     assert_eq!(popped, [ids(ap(1))]);
-    assert!(two.b.mailbox.is_empty());
 }
 
 #[test]

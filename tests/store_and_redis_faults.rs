@@ -63,14 +63,19 @@ impl Charger {
         self.device.settle(&end)
     }
 
-    /// The record, sent once more, is acknowledged, so it is stored; then the next charge begins. Copies sent before may be
+    /// The record, sent again, is acknowledged, so it is stored; then the next charge begins. Copies sent before may be
     /// acknowledged as well.
     fn is_settled(&mut self, cluster: &Cluster) {
-        let last = self.settle();
+        // One that met a store that failed is not answered: like every device, it sends again.
+        let mut sent = vec![self.settle()];
         loop {
-            let frame = self.device.line.frame();
+            let Some(frame) = self.device.line.frame_soon() else {
+                assert!(sent.len() < 600, "the record is not acknowledged");
+                sent.push(self.settle());
+                continue;
+            };
             assert_eq!(frame[11], 0x03, "{frame:02x?}");
-            if u16::from_le_bytes([frame[9], frame[10]]) == last {
+            if sent.contains(&u16::from_le_bytes([frame[9], frame[10]])) {
                 break;
             }
         }
