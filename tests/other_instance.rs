@@ -5,7 +5,11 @@ mod services;
 mod store;
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +26,7 @@ use chargegate::{
     router::{Peers, Router},
     shard::{Mailbox, Wake},
     store::{
-        Job, Notify, Outcome, Settings,
+        Job, Notify, Outcome, Reader, Settings, StoreError,
         sqlite::{Options, SqliteStore},
     },
     telemetry::Metrics,
@@ -90,7 +94,10 @@ struct Two {
 impl Two {
     /// The store tells `a`; `b` listens.
     fn start(url: &str) -> Self {
-        let (a, b) = (Instance::new(url, "a"), Instance::new(url, "b"));
+        // Channels are the same in all of a server's databases: what another test's instances say must not be heard here.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let (a, b) = (Instance::new(url, &format!("a{number}")), Instance::new(url, &format!("b{number}")));
         let mut bench = Bench::new();
         bench.store.close(PATIENCE);
         let options = Options { clock, ..Options::new(bench.dir.path().join("chargegate.db")) };
@@ -119,18 +126,27 @@ impl Two {
         two
     }
 
-    /// Waits until what was asked of the readers has been answered.
+    /// Waits until what was asked of the readers has been answered: both are held at once, so neither is still at something else.
     fn finish_polls(&self) {
-        // There are two, and either may be at it.
-        for _ in 0..8 {
-            self.bench.read(|_| Ok(()));
+        let (told, met) = mpsc::channel();
+        let both = Arc::new(Barrier::new(2));
+        for _ in 0..2 {
+            let (told, both) = (told.clone(), Arc::clone(&both));
+            let call = Box::new(move |_: Result<&mut dyn Reader, StoreError>| {
+                both.wait();
+                told.send(()).unwrap_or_default();
+            });
+            assert!(self.bench.store.read(call).is_ok(), "there is room");
+        }
+        for _ in 0..2 {
+            met.recv_timeout(PATIENCE).expect("both answer");
         }
     }
 
     /// Binds the device at `b`.
     fn bind(&self, device_id: DeviceId) -> i64 {
         let epoch = self.bench.bind(device_id, T0).epoch;
-        self.gives(device_id, "b");
+        self.gives(device_id, self.b.own.as_str());
         let entry = self.b.directory.bind(device_id, Protocol::Ap3000, ShardId(0), 1).expect("the newest").entry;
         entry.set_epoch(epoch);
         epoch
@@ -182,7 +198,7 @@ fn a_command_that_came_to_the_wrong_instance_is_passed_on_or_left_for_the_bind()
     for _ in 0..2 {
         assert!(matches!(two.b.next("a wake-up"), Message::CommandsQueued(_)));
     }
-    two.gives(ap(1), "a");
+    two.gives(ap(1), two.a.own.as_str());
     // Nobody listens there: its entry waits for the bind like the row.
     two.gives(ap(2), "nobody");
     let ids = |device| two.bench.read(move |reader| reader.commands(device, 1, 10)).rows[0].id;
@@ -192,6 +208,8 @@ fn a_command_that_came_to_the_wrong_instance_is_passed_on_or_left_for_the_bind()
         two.a.queue.pop(10, Duration::from_millis(100)).ok().filter(|ids| !ids.is_empty())
     });
     assert_eq!(popped, [ids(ap(1))]);
+    two.finish_polls();
+    assert!(two.b.mailbox.is_empty());
 }
 
 #[test]
@@ -229,8 +247,11 @@ fn what_was_lost_on_the_way_is_found_by_the_poll() {
     two.b.next("a wake-up");
     two.inbox.poll();
     assert!(matches!(two.b.next("the poll's"), Message::CommandsQueued(id) if id == ap(1)));
-    two.gives(ap(1), "a");
+    two.gives(ap(1), two.a.own.as_str());
     let own = two.b.own.clone();
     let polled = two.bench.read(move |reader| reader.devices_with_queued_commands(Some(&own), 10));
     assert!(polled.is_empty(), "others poll for theirs");
+    two.inbox.poll();
+    two.finish_polls();
+    assert!(two.b.mailbox.is_empty(), "others poll for theirs");
 }
