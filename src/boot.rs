@@ -453,6 +453,9 @@ impl Gateway {
         let began = now();
         let left = || timeout.saturating_sub(now().duration_since(began)).max(Duration::from_secs(1));
         self.health.set_stage("stopping", false);
+        if let Some(cluster) = &self.cluster {
+            cluster.drain();
+        }
         self.guard.begin_shutdown(left());
         let stopped = self.shards.join(left());
         if let Some(desk) = &self.desk {

@@ -1,7 +1,6 @@
 //! This instance as one of several: the parts that speak to the others, started and stopped together.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use super::guards::Guards;
 use super::inbox::{Context, Inbox};
@@ -99,6 +98,13 @@ impl Member {
         metrics.join(&self.guards);
     }
 
+    /// Has the others told that this instance is about to leave.
+    pub fn drain(&self) {
+        if let Some(instances) = self.instances.get() {
+            instances.drain();
+        }
+    }
+
     /// Leaves: removes this instance's sessions and ends the threads.
     pub fn leave(&self) {
         if let Some(instances) = self.instances.get() {
@@ -111,10 +117,5 @@ impl Member {
         self.notes.close();
         self.sessions.stop();
         self.link.close();
-    }
-
-    /// Waits until Redis answers, at most so long.
-    pub fn wait_up(&self, at_most: Duration) -> bool {
-        self.link.wait_up(at_most)
     }
 }

@@ -1,4 +1,5 @@
-//! One transaction: a batch of jobs, a savepoint each.
+//! One transaction: a batch of jobs, a savepoint each. On PostgreSQL a batch is first run without savepoints, on a
+//! [`stage`](super::stage); its rollback then takes the place of the savepoint's.
 //!
 //! | what goes wrong | what happens |
 //! |---|---|
