@@ -15,6 +15,9 @@ use crate::model::CardNo;
 /// What the third parties' paths begin with.
 pub const BASE: &str = "/api/v1/third";
 
+/// What the operators' paths begin with.
+pub const ADMIN_BASE: &str = "/api/v1/admin";
+
 /// The path whose POST bodies are images.
 pub const FIRMWARE_PATH: &str = "/api/v1/third/firmware";
 /// Query keys of lists.
@@ -24,6 +27,8 @@ const PAGE_SIZE: u32 = 20;
 const PAGE_SIZE_MAX: u32 = 200;
 /// Values of a query; beyond it lies no route's need.
 const QUERY_KEYS_MAX: usize = 32;
+/// Characters of a name.
+const NAME_LEN_MAX: usize = 128;
 
 macro_rules! routes {
     ($($(#[$doc:meta])* $id:ident = $method:ident $pattern:expr, $scope:expr, $list:ident, [$($key:literal),*];)*) => {
@@ -116,7 +121,7 @@ routes! {
 pub struct Route {
     pub id: RouteId,
     pub method: Method,
-    /// Segments; `{device}`, `{order}` and `{card}` stand for a parameter of that form.
+    /// Segments; `{device}`, `{order}`, `{card}` and `{name}` stand for a parameter of that form.
     pub pattern: &'static str,
     /// What a key must have; `None` where none is needed.
     pub scope: Option<Scope>,
@@ -140,6 +145,8 @@ pub enum Param<'a> {
     Order(&'a str),
     /// 4 to 64 letters and digits.
     Card(&'a str),
+    /// Of a key, an endpoint or an instance: 1 to 128 of `[A-Za-z0-9._~-]`, percent escapes not decoded.
+    Name(&'a str),
 }
 
 /// A request that has a route.
@@ -157,7 +164,7 @@ impl<'a> Matched<'a> {
     pub const fn device(&self) -> Option<&'a str> {
         match self.param {
             Some(Param::Device(id)) => Some(id),
-            Some(Param::Order(_) | Param::Card(_)) | None => None,
+            _ => None,
         }
     }
 
@@ -165,7 +172,7 @@ impl<'a> Matched<'a> {
     pub const fn card(&self) -> Option<&'a str> {
         match self.param {
             Some(Param::Card(no)) => Some(no),
-            Some(Param::Device(_) | Param::Order(_)) | None => None,
+            _ => None,
         }
     }
 
@@ -173,7 +180,15 @@ impl<'a> Matched<'a> {
     pub const fn order(&self) -> Option<&'a str> {
         match self.param {
             Some(Param::Order(no)) => Some(no),
-            Some(Param::Device(_) | Param::Card(_)) | None => None,
+            _ => None,
+        }
+    }
+
+    /// The name in the path, if the route has one.
+    pub const fn name(&self) -> Option<&'a str> {
+        match self.param {
+            Some(Param::Name(name)) => Some(name),
+            _ => None,
         }
     }
 }
@@ -222,6 +237,7 @@ fn match_path<'a>(pattern: &str, path: &'a str) -> Option<(Option<Param<'a>>, Op
             "{device}" if !segment.is_empty() => param = Some(Param::Device(segment)),
             "{order}" if !segment.is_empty() => param = Some(Param::Order(segment)),
             "{card}" if !segment.is_empty() => param = Some(Param::Card(segment)),
+            "{name}" if !segment.is_empty() => param = Some(Param::Name(segment)),
             "{id}" if !segment.is_empty() => id = Some(segment),
             literal if literal == segment => {}
             _ => return None,
@@ -235,7 +251,20 @@ fn check_form(param: Param<'_>) -> Result<(), ApiError> {
         Param::Device(id) => check_device_id("device id in the path", id),
         Param::Order(no) => check_order_no("order number in the path", no),
         Param::Card(no) => check_card_no("card number in the path", no),
+        Param::Name(name) => check_name("name in the path", name),
     }
+}
+
+/// Checks the form of a name of a key, an endpoint or an instance, wherever it was given; `field` names it.
+///
+/// # Errors
+/// `INVALID_PARAMETER` with the form and the value.
+pub fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+    if (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!("{field} must be 1 to {NAME_LEN_MAX} letters, digits and . _ ~ -, got {name:?}")))
 }
 
 /// Checks the form of a device id, wherever it was given; `field` names it.

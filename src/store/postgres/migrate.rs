@@ -14,7 +14,7 @@ mod embedded {
 
 const HISTORY: &str = "refinery_schema_history";
 /// Everything the migrations make.
-const TABLES: [&str; 25] = [
+const TABLES: [&str; 30] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -40,6 +40,11 @@ const TABLES: [&str; 25] = [
     "instances",
     "store_lanes",
     "cmd_log",
+    "api_keys",
+    "webhook_endpoints",
+    "managed_revision",
+    "delivery_log",
+    "order_requests",
 ];
 
 /// Highest schema version this build knows.

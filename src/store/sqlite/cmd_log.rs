@@ -1,5 +1,5 @@
-//! The command log: a file of its own, so that its volume never waits in front of a settlement. A crash may lose its last
-//! seconds; rows that do not fit the queue are dropped and counted.
+//! The logs of commands and of deliveries: a file of their own, so that their volume never waits in front of a settlement. A crash
+//! may lose its last seconds; rows that do not fit the queue are dropped and counted.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +19,41 @@ use crate::store::{
 
 /// Rows per transaction.
 const ROWS_MAX: usize = 2000;
-const SCHEMA_VERSION: i64 = 1;
+
+/// What each version of the file adds to the one before.
+const STEPS: [&str; 2] = [
+    "CREATE TABLE cmd_log (
+         id        INTEGER PRIMARY KEY,
+         at        INTEGER NOT NULL,
+         device_id TEXT NOT NULL,
+         direction TEXT NOT NULL CHECK (direction IN ('up', 'down')),
+         command   INTEGER NOT NULL,
+         msg_id    INTEGER NOT NULL,
+         raw       BLOB NOT NULL
+     ) STRICT;
+     CREATE INDEX cmd_log_device_at ON cmd_log (device_id, at);
+     CREATE INDEX cmd_log_at ON cmd_log (at);",
+    "ALTER TABLE cmd_log ADD COLUMN epoch INTEGER;
+     ALTER TABLE cmd_log ADD COLUMN instance TEXT;
+     CREATE TABLE delivery_log (
+         id         INTEGER PRIMARY KEY,
+         at         INTEGER NOT NULL,
+         endpoint   TEXT NOT NULL,
+         pos        INTEGER NOT NULL,
+         event_id   TEXT NOT NULL,
+         event_type TEXT NOT NULL,
+         key        TEXT NOT NULL,
+         attempt    INTEGER NOT NULL,
+         status     INTEGER,
+         took_ms    INTEGER NOT NULL,
+         outcome    TEXT NOT NULL CHECK (outcome IN ('delivered', 'retry', 'dead')),
+         reason     TEXT,
+         instance   TEXT
+     ) STRICT;
+     CREATE INDEX delivery_log_endpoint ON delivery_log (endpoint, id DESC);
+     CREATE INDEX delivery_log_pos ON delivery_log (pos);
+     CREATE INDEX delivery_log_at ON delivery_log (at);",
+];
 
 /// `NAME-cmd_log.db` beside `NAME.db`.
 pub(super) fn path_beside(path: &Path) -> PathBuf {
@@ -32,9 +66,10 @@ pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
     let conn = session.raw();
     conn.busy_timeout(BUSY_TIMEOUT)?;
     let version: i64 = scalar(Conn::Sqlite(&session), "PRAGMA user_version", ())?.unwrap_or(0);
-    if version > SCHEMA_VERSION {
+    let newest = STEPS.len() as i64;
+    if version > newest {
         return Err(StoreError::Corrupt(format!(
-            "{} was written by a newer build: schema version {version}, this build knows {SCHEMA_VERSION}",
+            "{} was written by a newer build: schema version {version}, this build knows {newest}",
             path.display()
         )));
     }
@@ -49,23 +84,10 @@ pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
     conn.pragma_update(None, "journal_mode", "wal")?;
     // NORMAL may lose the last commits at a power cut, never the file.
     conn.pragma_update(None, "synchronous", "NORMAL")?;
-    if version == 0 {
-        conn.execute_batch(
-            "BEGIN IMMEDIATE;
-             CREATE TABLE cmd_log (
-                 id        INTEGER PRIMARY KEY,
-                 at        INTEGER NOT NULL,
-                 device_id TEXT NOT NULL,
-                 direction TEXT NOT NULL CHECK (direction IN ('up', 'down')),
-                 command   INTEGER NOT NULL,
-                 msg_id    INTEGER NOT NULL,
-                 raw       BLOB NOT NULL
-             ) STRICT;
-             CREATE INDEX cmd_log_device_at ON cmd_log (device_id, at);
-             CREATE INDEX cmd_log_at ON cmd_log (at);
-             PRAGMA user_version = 1;
-             COMMIT;",
-        )?;
+    for (step, sql) in (1..).zip(STEPS) {
+        if version < step {
+            conn.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {step}; COMMIT;"))?;
+        }
     }
     Ok(session)
 }

@@ -29,7 +29,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 21] = [
+const TABLES: [&str; 25] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -51,6 +51,10 @@ const TABLES: [&str; 21] = [
     "firmware",
     "ota_tasks",
     "instances",
+    "api_keys",
+    "webhook_endpoints",
+    "managed_revision",
+    "order_requests",
 ];
 /// Statements are prepared once; there are fewer than this.
 const STATEMENTS_MAX: usize = 128;
@@ -161,11 +165,12 @@ impl Db {
     }
 }
 
-/// Opens a connection that only reads; the writer must have the database open.
-pub(super) fn open_reader(path: &Path) -> Result<SqliteSession, StoreError> {
+/// Opens a connection that only reads, the logs beside it too; the writers must have both open.
+pub(super) fn open_reader(path: &Path, logs: &Path) -> Result<SqliteSession, StoreError> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    conn.execute("ATTACH DATABASE ?1 AS logs", [logs.to_string_lossy()])?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(SqliteSession::new(conn))
 }

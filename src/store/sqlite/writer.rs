@@ -109,8 +109,9 @@ impl SqliteStore {
         let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?
             .with_limits(options.limits)
             .with_cards(Arc::clone(&options.cards));
-        let log_db = cmd_log::open(&cmd_log::path_beside(&options.path))?;
-        let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path)).collect::<Result<_, _>>()?;
+        let logs = cmd_log::path_beside(&options.path);
+        let log_db = cmd_log::open(&logs)?;
+        let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path, &logs)).collect::<Result<_, _>>()?;
         let health = Arc::new(StoreHealth::default());
         let counters = Arc::new(StoreCounters::default());
         let (front, back) = Front::new(1, options.queue_jobs_max, options.reads_max, Arc::clone(&counters));
