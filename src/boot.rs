@@ -235,6 +235,10 @@ impl Gateway {
                 move || connections.connections(),
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
+            let auth = match &cluster {
+                Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
+                None => auth,
+            };
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
             let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
@@ -242,10 +246,7 @@ impl Gateway {
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
-                auth: match &cluster {
-                    Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
-                    None => auth,
-                },
+                auth: Arc::new(auth),
                 backlog,
                 in_progress: Arc::default(),
                 whereabouts: Whereabouts::new(Arc::clone(&directory), server_id.clone(), mirror),

@@ -202,13 +202,19 @@ impl Authenticator {
         Self { shared: Some(shared), ..self }
     }
 
-    /// Replaces all keys. Nonces stay remembered; rates start afresh.
+    /// Replaces all keys. Nonces stay remembered, and a key that is the same as before goes on with what is left of its rate.
     pub fn reload(&self, keys: Vec<ApiKey>) {
-        let entries = keys.into_iter().map(|key| {
-            let bucket = Mutex::new(Bucket::full(key.rate_per_s));
-            Arc::new(Entry { name: key.name.as_str().into(), key, bucket })
+        let before = Arc::clone(&self.entries.read());
+        let before: HashMap<&str, &Arc<Entry>> = before.iter().map(|entry| (&*entry.name, entry)).collect();
+        let entries = keys.into_iter().map(|key| match before.get(key.name.as_str()) {
+            Some(entry) if entry.key == key => Arc::clone(entry),
+            _ => {
+                let bucket = Mutex::new(Bucket::full(key.rate_per_s));
+                Arc::new(Entry { name: key.name.as_str().into(), key, bucket })
+            }
         });
-        *self.entries.write() = entries.collect();
+        let entries = entries.collect();
+        *self.entries.write() = entries;
     }
 
     /// Lets an attempt through that may use `scope`, as far as this instance can tell.
@@ -519,6 +525,17 @@ mod tests {
         auth.reload(vec![key("b", "second")]);
         assert_eq!(code(auth.check(&attempt("first"), Scope::Read, NOW_MS)), Err(ErrorCode::Unauthorized));
         assert!(auth.check(&attempt("second"), Scope::Read, NOW_MS).is_ok());
+    }
+
+    #[test]
+    fn a_reload_does_not_fill_the_bucket_of_a_key_that_stays() {
+        let limited = || ApiKey { rate_per_s: 1, ..key("a", "first") };
+        let auth = Authenticator::new(vec![limited()], WINDOW);
+        assert!(auth.check(&attempt("first"), Scope::Read, NOW_MS).is_ok());
+        auth.reload(vec![key("b", "second"), limited()]);
+        assert_eq!(code(auth.check(&attempt("first"), Scope::Read, NOW_MS)), Err(ErrorCode::RateLimited));
+        auth.reload(vec![ApiKey { rate_per_s: 2, ..limited() }]);
+        assert!(auth.check(&attempt("first"), Scope::Read, NOW_MS).is_ok(), "a changed key begins with its new rate");
     }
 
     #[test]

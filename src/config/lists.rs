@@ -22,8 +22,8 @@ pub(super) const API_KEYS: &str = "api.keys";
 pub(super) const WEBHOOK_ENDPOINTS: &str = "webhook.endpoints";
 pub(super) const TARIFFS: &str = "tariffs";
 
-/// Longest name of a key or endpoint: it stands in logs, metrics and rows.
-const NAME_CHARS_MAX: usize = 128;
+/// Longest name of a key or endpoint: it stands in logs, metrics, rows and paths.
+pub const NAME_CHARS_MAX: usize = 128;
 /// Most entries of each list.
 const ENTRIES_MAX: usize = 1000;
 
@@ -234,6 +234,11 @@ impl fmt::Display for EventPattern {
     }
 }
 
+/// Whether a text may be the name of a key, an endpoint or a tariff: 1 to [`NAME_CHARS_MAX`] printable characters.
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
 /// Reads a list from JSON. The error never quotes the text, which holds secrets.
 pub(super) fn parse_json(text: &str) -> Result<Vec<Toml>, String> {
     let entries: Vec<serde_json::Value> = serde_json::from_str(text).map_err(|error| match error.classify() {
@@ -302,7 +307,7 @@ impl Entry<'_> {
 
     fn name(&mut self) -> Option<String> {
         let name = self.text("name")?;
-        if name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
+        if is_name(&name) {
             return Some(name);
         }
         let shown = show(&Toml::from(name));

@@ -141,7 +141,7 @@ impl Rig {
             in_progress: Arc::default(),
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
-            auth,
+            auth: Arc::new(auth),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,

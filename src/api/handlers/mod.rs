@@ -70,7 +70,7 @@ pub struct Api {
     /// requests for a pause of the process.
     pub health: Arc<Health>,
     /// Keys; [`Authenticator::reload`] replaces them.
-    pub auth: Authenticator,
+    pub auth: Arc<Authenticator>,
     /// Refuses starts under overload.
     pub backlog: Arc<Backlog>,
     /// Idempotency keys that are being worked on.
