@@ -299,6 +299,7 @@ impl Gateway {
                 link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                pusher: Arc::clone(&pusher),
                 owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),

@@ -27,6 +27,8 @@ mod health;
 mod instances;
 mod orders;
 mod ota;
+mod overview;
+mod pages;
 mod sockets;
 
 use std::path::PathBuf;
@@ -261,6 +263,8 @@ impl Api {
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
+            RouteId::Overview => overview::read(&matched.query),
+            RouteId::Console => Ok(pages::console(request)),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),
