@@ -16,6 +16,7 @@
 //! the right to answer, to the store; no worker waits for a row, a commit or a device. A 202 means *committed*: whatever
 //! becomes of the order after it is told by events.
 
+mod audit;
 mod body;
 mod call;
 mod cards;
