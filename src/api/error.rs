@@ -117,6 +117,9 @@ error_codes! {
     ReadOnly = "READ_ONLY", 409,
         "The key or endpoint is of the configuration file, which the API does not change.",
         "Change it in the file and reload.";
+    LastAdmin = "LAST_ADMIN", 409,
+        "No key with the scope `admin` would be left, and nobody could make one.",
+        "Make another key with the scope `admin` first.";
     IdempotencyInProgress = "IDEMPOTENCY_IN_PROGRESS", 409,
         "The first request with this `Idempotency-Key` is being worked on.",
         "Send it again after `Retry-After`: the answer is then that of the first.";
@@ -218,7 +221,7 @@ mod tests {
             );
             assert!(ErrorCode::ALL.iter().skip(index + 1).all(|other| other.as_str() != code.as_str()));
         }
-        assert_eq!(ErrorCode::ALL.len(), 29);
+        assert_eq!(ErrorCode::ALL.len(), 30);
     }
 
     #[test]

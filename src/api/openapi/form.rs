@@ -59,9 +59,15 @@ impl Form {
         Self(Inner::Shape(shape))
     }
 
+    /// A time of RFC 3339 with a zone.
+    pub(super) fn time() -> Self {
+        Self(Inner::Schema(json!({"type": "string", "format": "date-time"})))
+    }
+
     /// The name of a key, an endpoint or an instance.
     pub(super) fn name() -> Self {
-        Self::pattern("^[A-Za-z0-9._~-]{1,128}$")
+        let pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$";
+        Self(Inner::Schema(json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": pattern})))
     }
 
     pub(super) fn schema(&self, schemas: &mut Schemas) -> Value {

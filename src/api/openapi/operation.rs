@@ -249,7 +249,7 @@ impl Operation {
                 "device" => (Form::of::<crate::model::DeviceId>(), "The device."),
                 "order" => (Form::of::<crate::model::OrderNo>(), "The order."),
                 "card" => (Form::of::<crate::model::CardNo>(), "The card."),
-                "name" => (Form::name(), "The name, percent escapes not decoded."),
+                "name" => (Form::name(), "The name."),
                 _ => (Form::number(0..=i64::MAX), "The number."),
             };
             let schema = form.schema(schemas);

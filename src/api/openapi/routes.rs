@@ -8,7 +8,7 @@ use serde_json::json;
 use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
-use crate::api::handlers::{cards, charge, commands, devices, events, instances, orders, ota, sockets};
+use crate::api::handlers::{cards, charge, commands, devices, events, instances, orders, ota, overview, sockets};
 use crate::api::route::RouteId;
 use crate::model::{CardState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
 use crate::store::payload::{
@@ -105,6 +105,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .query("online", Form::flag(), "Only those online, or only those offline.")
             .query("protocol", Form::of::<Protocol>(), "Only those that speak it.")
             .query("printed_no", Form::number(0..=4_294_967_295), "Only the one with this number under its QR code.")
+            .query("search", Form::text(1..=64), "Only those whose id begins with it, whose name has it, or whose printed number it is.")
             .page::<devices::DeviceObject>(),
         RouteId::Device => Operation::new(Tag::Devices, "One device with its ports and active orders")
             .ok::<devices::DeviceObject>()
@@ -232,6 +233,14 @@ pub(super) fn operation(route: RouteId) -> Operation {
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
+
+        RouteId::Overview => Operation::new(Tag::Operation, "What this instance does now, and ten minutes of it")
+            .query("since", Form::time(), "Only the figures after this time.")
+            .ok::<overview::Overview>(),
+        RouteId::Console => Operation::new(Tag::Operation, "The operators' console, a page")
+            .text("It has everything in it and asks the API like everybody else.")
+            .other(200, "The page.", "text/html; charset=utf-8")
+            .empty(304, "The page of `If-None-Match` is the one."),
 
         RouteId::Healthz => Operation::new(Tag::Health, "Whether every shard turns, for restarts")
             .plain::<Liveness>(200, "Every shard turns.")
