@@ -34,7 +34,7 @@ use stores::OpenStore;
 
 use crate::{
     api::{
-        auth::{Authenticator, Shared},
+        auth::{self, Authenticator, Shared},
         guard::{self, GuardConfig, GuardHandle, UploadConfig},
         handlers::Api,
         live::Whereabouts,
@@ -239,6 +239,7 @@ impl Gateway {
                 Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
                 None => auth,
             };
+            auth.set_limits(caller_limits(config));
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
             let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
@@ -298,6 +299,7 @@ impl Gateway {
                 link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                pusher: Arc::clone(&pusher),
                 owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
@@ -501,6 +503,7 @@ impl Gateway {
         }
         telemetry::log::set_level(new.log.level);
         self.api.backlog.set_limits(Limits::from(&new.queue));
+        self.api.auth.set_limits(caller_limits(&new));
         if new.api_keys != config.api_keys && !new.api_keys.is_empty() {
             self.api.auth.reload(keys(&new, None));
         }
@@ -767,6 +770,13 @@ fn endpoints(config: &Config) -> Vec<Endpoint> {
     config.webhook_endpoints.iter().map(endpoint).collect()
 }
 
+const fn caller_limits(config: &Config) -> auth::Limits {
+    auth::Limits {
+        rate_per_s: config.api.rate_per_s,
+        failures_per_minute_per_ip: config.api.failures_per_minute_per_ip,
+    }
+}
+
 fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
     let made = made.map(|key| ApiKey {
         name: "first".to_owned(),
@@ -776,6 +786,7 @@ fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     });
     config.api_keys.iter().cloned().chain(made).collect()
 }

@@ -65,7 +65,7 @@ routes! {
     Charge = Post "/api/v1/third/devices/{device}/charge", CONTROL, SINGLE, [];
     /// Stops what runs on a port.
     StopPort = Post "/api/v1/third/devices/{device}/stop", CONTROL, SINGLE, [];
-    DeviceList = Get "/api/v1/third/devices", READ, PAGED, ["online", "protocol", "printed_no"];
+    DeviceList = Get "/api/v1/third/devices", READ, PAGED, ["online", "protocol", "printed_no", "search"];
     Device = Get "/api/v1/third/devices/{device}", READ, SINGLE, [];
     /// The live score, from memory.
     DeviceStatus = Get "/api/v1/third/devices/{device}/status", READ, SINGLE, [];
@@ -83,6 +83,8 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// What this instance does now and did in the last ten minutes.
+    Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];
@@ -114,6 +116,8 @@ routes! {
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];
+    /// The operators' console, a page.
+    Console = Get "/", OPEN, SINGLE, [];
 }
 
 /// A row of the table.

@@ -88,6 +88,7 @@ pub(crate) fn key(name: &str, scopes: impl IntoIterator<Item = Scope>) -> ApiKey
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::audit;
 use super::body::{self, Fields};
 use super::call::{Call, Next, located, not_done, read, reading, submit};
 use super::commands::admit;
@@ -67,6 +68,9 @@ fn keep(api: &Api, upload: &UploadedBody) -> std::io::Result<()> {
 fn uploaded(call: Call, outcome: Outcome) {
     match ota_outcome(outcome) {
         Ok(OtaOutcome::Firmware { firmware, added }) => {
+            if added {
+                audit::done(&call, "firmware.upload", firmware.id);
+            }
             call.success(if added { 201 } else { 200 }, &firmware);
         }
         Ok(other) => call.error(&not_done(&Outcome::Ota(Box::new(other)))),

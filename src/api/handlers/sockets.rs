@@ -6,6 +6,7 @@
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
+use super::audit;
 use super::body::Fields;
 use super::call::{Next, not_done, reading, submit};
 use super::commands::admitted;
@@ -68,10 +69,7 @@ pub(super) fn settings(device_id: DeviceId, request: &Request) -> Result<Next, A
         settings.idempotency = call.idempotency().cloned();
         submit(call, Job::Settings(Box::new(settings)), move |call, outcome| match outcome {
             Outcome::Settings(outcome) => {
-                log::info!(
-                    device_id:% = device_id, registered = outcome.registered, request_id = call.request_id();
-                    "device settings changed"
-                );
+                audit::done(&call, if outcome.registered { "device.register" } else { "device.settings" }, device_id);
                 let body = payload::settings(&outcome, call.request_id(), at);
                 call.written(payload::OK, body);
             }
