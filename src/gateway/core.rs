@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     AcceptRefused, Breaker, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, OrderTimes,
-    ShardId,
+    ShardId, WantedEvents,
     accept::AcceptGate,
     card::CardMode,
     conn::Conn,
@@ -136,10 +136,8 @@ pub struct CoreConfig {
     pub breaker: Breaker,
     /// Share of garbage, in percent of the bytes received, above which a connection is closed.
     pub garbage_percent_max: u64,
-    /// Whether some endpoint wants `charging.progress`.
-    pub progress_events: bool,
-    /// Whether some endpoint wants `device.heartbeat`.
-    pub heartbeat_events: bool,
+    /// Which events are made only because somebody wants them; changes while the core runs.
+    pub wanted: Arc<WantedEvents>,
     /// Whether the command log gets heartbeats and time requests too.
     pub log_heartbeats: bool,
     /// Who decides what a swiped card may do.
@@ -167,8 +165,7 @@ impl CoreConfig {
             accept_burst: 20_000,
             breaker: Breaker::default(),
             garbage_percent_max: 50,
-            progress_events: false,
-            heartbeat_events: false,
+            wanted: Arc::default(),
             log_heartbeats: false,
             cards: CardMode::default(),
             ota_packets_per_s: 200,

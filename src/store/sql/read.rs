@@ -15,9 +15,9 @@ use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
-        InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader,
-        StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
+        FirmwareKey, Idempotency, InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery,
+        PortRecord, Queued, Reader, StoreError,
     },
 };
 
@@ -313,6 +313,18 @@ impl Reader for SqlReader<'_> {
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )
+    }
+
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        super::managed::api_keys(self.conn)
+    }
+
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
+        super::managed::endpoints(self.conn)
+    }
+
+    fn managed_revision(&mut self) -> Result<i64, StoreError> {
+        super::managed::revision(self.conn)
     }
 
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
