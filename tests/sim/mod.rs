@@ -26,7 +26,7 @@ use chargegate::{
     protocol::ap3000::update::Verification,
     store::{
         Backstop, Created, Job, NewFirmware, NewOrder, NewOtaTask, OrderJob, OrderKey, OrderOutcome, OtaJob,
-        OtaOutcome, Outcome, sqlite::Db,
+        OtaOutcome, Outcome, Requester, sqlite::Db,
     },
     telemetry::Metrics,
 };
@@ -572,6 +572,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         };
@@ -600,6 +601,7 @@ impl World {
             reason: None,
             at: now.unix_ms,
             request_id: None,
+            requester: Requester::default(),
             idempotency: None,
         };
         match self.call(Job::Order(Box::new(job))) {
