@@ -83,6 +83,9 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Whether this instance sends its devices away.
+    Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];

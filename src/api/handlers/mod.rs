@@ -23,6 +23,7 @@ mod cards;
 mod charge;
 mod commands;
 mod devices;
+mod drain;
 mod events;
 mod health;
 mod instances;
@@ -45,6 +46,7 @@ use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
+use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
@@ -84,6 +86,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// Sends all devices away, and takes them again.
+    pub drain: Arc<Drain>,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -250,6 +254,8 @@ impl Api {
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
+            RouteId::Drain => Ok(drain::show()),
+            RouteId::DrainSet => drain::set(request),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),
