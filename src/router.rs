@@ -236,6 +236,7 @@ impl Notify for Router {
                 if let Some(order) = settled.order.as_ref().filter(|_| settled.stored) {
                     self.count(order, settled.from);
                 }
+                self.metrics.settlements.inc();
                 if settled.quarantined {
                     self.metrics.quarantined.inc();
                 }

@@ -68,6 +68,12 @@ error_codes! {
     CardExists = "CARD_EXISTS", 409;
     /// The device has another open update, or this one has ended.
     TaskState = "TASK_STATE", 409;
+    /// A key or an endpoint of this name exists, in the configuration or made by the API.
+    NameTaken = "NAME_TAKEN", 409;
+    /// It is of the configuration, and is changed there.
+    ReadOnly = "READ_ONLY", 409;
+    /// No key with the scope `admin` would be left.
+    LastAdmin = "LAST_ADMIN", 409;
     /// The same idempotency key is being worked on.
     IdempotencyInProgress = "IDEMPOTENCY_IN_PROGRESS", 409;
     /// The body is longer than the limit.
@@ -156,7 +162,7 @@ mod tests {
             assert!((400..=503).contains(&code.status()));
             assert!(ErrorCode::ALL.iter().skip(index + 1).all(|other| other.as_str() != code.as_str()));
         }
-        assert_eq!(ErrorCode::ALL.len(), 27);
+        assert_eq!(ErrorCode::ALL.len(), 30);
     }
 
     #[test]

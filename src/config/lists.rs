@@ -22,8 +22,8 @@ pub(super) const API_KEYS: &str = "api.keys";
 pub(super) const WEBHOOK_ENDPOINTS: &str = "webhook.endpoints";
 pub(super) const TARIFFS: &str = "tariffs";
 
-/// Longest name of a key or endpoint: it stands in logs, metrics and rows.
-const NAME_CHARS_MAX: usize = 128;
+/// Longest name of a key or endpoint: it stands in logs, metrics, rows and paths.
+pub const NAME_CHARS_MAX: usize = 128;
 /// Most entries of each list.
 const ENTRIES_MAX: usize = 1000;
 
@@ -39,6 +39,7 @@ pub(super) const API_KEYS_REFERENCE: &str = r#"
 # hmac_secret = "file:/run/secrets/hmac"
 # ip_allow = ["192.0.2.0/24"]               # default: any address
 # rate_per_s = 0                            # requests per second, 0..=1000000; 0 is without limit
+# burst = 0                                 # requests at once after a rest, 0..=1000000; 0 is rate_per_s
 "#;
 
 pub(super) const WEBHOOK_ENDPOINTS_REFERENCE: &str = r#"
@@ -179,6 +180,8 @@ pub struct ApiKey {
     pub ip_allow: Vec<Cidr>,
     /// Requests per second; 0 is without limit.
     pub rate_per_s: u32,
+    /// Requests that may come at once after a rest; 0 is as many as of one second.
+    pub burst: u32,
 }
 
 /// One `[[webhook.endpoints]]`.
@@ -232,6 +235,11 @@ impl fmt::Display for EventPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Whether a text may be the name of a key, an endpoint or a tariff: 1 to [`NAME_CHARS_MAX`] printable characters.
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 /// Reads a list from JSON. The error never quotes the text, which holds secrets.
@@ -302,7 +310,7 @@ impl Entry<'_> {
 
     fn name(&mut self) -> Option<String> {
         let name = self.text("name")?;
-        if name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
+        if is_name(&name) {
             return Some(name);
         }
         let shown = show(&Toml::from(name));
@@ -398,7 +406,8 @@ fn tables(list: &str, entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec<
 }
 
 pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec<ApiKey> {
-    const FIELDS: &[&str] = &["name", "key", "scopes", "require_hmac", "hmac_secret", "ip_allow", "rate_per_s"];
+    const FIELDS: &[&str] =
+        &["name", "key", "scopes", "require_hmac", "hmac_secret", "ip_allow", "rate_per_s", "burst"];
     let mut keys: Vec<ApiKey> = Vec::with_capacity(entries.len().min(ENTRIES_MAX));
     for (path, table) in tables(API_KEYS, entries, errors) {
         let mut entry = Entry { path: path.clone(), table, errors };
@@ -424,14 +433,15 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
         let ip_allow = entry
             .texts("ip_allow", "a network like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32", |text| text.parse().ok())
             .unwrap_or_default();
-        let rate_per_s = match entry.table.remove("rate_per_s") {
+        let mut requests = |field| match entry.table.remove(field) {
             None => 0,
-            Some(Toml::Integer(rate)) if (0..=1_000_000).contains(&rate) => u32::try_from(rate).unwrap_or(0),
+            Some(Toml::Integer(count)) if (0..=1_000_000).contains(&count) => u32::try_from(count).unwrap_or(0),
             Some(other) => {
-                entry.invalid("rate_per_s", "in 0..=1000000", &show(&other));
+                entry.invalid(field, "in 0..=1000000", &show(&other));
                 0
             }
         };
+        let (rate_per_s, burst) = (requests("rate_per_s"), requests("burst"));
         entry.finish(FIELDS);
         let (Some(name), Some(key_sha256)) = (name, key_sha256) else { continue };
         if keys.iter().any(|other| other.name == name) {
@@ -440,7 +450,7 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
         if keys.iter().any(|other| other.key_sha256 == key_sha256) {
             errors.push(ConfigError::Duplicate { key: format!("{path}.key") });
         }
-        keys.push(ApiKey { name, key_sha256, scopes, require_hmac, hmac_secret, ip_allow, rate_per_s });
+        keys.push(ApiKey { name, key_sha256, scopes, require_hmac, hmac_secret, ip_allow, rate_per_s, burst });
     }
     keys
 }
@@ -611,6 +621,7 @@ pub(super) fn print(keys: &[ApiKey], endpoints: &[WebhookEndpoint], out: &mut St
         }
         writeln!(out, "ip_allow = [{}]", list(key.ip_allow.iter().map(Cidr::to_string).collect()))?;
         writeln!(out, "rate_per_s = {}", key.rate_per_s)?;
+        writeln!(out, "burst = {}", key.burst)?;
     }
     for endpoint in endpoints {
         write!(out, "\n[[{WEBHOOK_ENDPOINTS}]]\nname = {}\n", text(&endpoint.name))?;

@@ -318,6 +318,14 @@ impl Pusher {
         self.shared.last_pos.load(Ordering::Acquire)
     }
 
+    /// Committed events behind the cursors of the endpoints that run, over all of them; `None` while these are being changed,
+    /// which may take as long as a delivery.
+    pub fn backlog(&self) -> Option<u64> {
+        let last_pos = self.last_pos();
+        let behind = |running: &Running| last_pos.saturating_sub(running.counters.cursor.load(Ordering::Relaxed));
+        Some(self.running.try_lock()?.iter().map(|running| u64::try_from(behind(running)).unwrap_or(0)).sum())
+    }
+
     /// Takes over a new list of endpoints: stops what is gone or changed (within the deadline), starts what is new or changed,
     /// and starts again what a 410 disabled. Blocks as long; equal endpoints are not disturbed.
     ///

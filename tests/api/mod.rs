@@ -89,6 +89,7 @@ pub(crate) fn key(name: &str, scopes: impl IntoIterator<Item = Scope>) -> ApiKey
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     }
 }
 
@@ -144,7 +145,7 @@ impl Rig {
             metrics: Metrics::new(1),
             drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
             health,
-            auth,
+            auth: Arc::new(auth),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,

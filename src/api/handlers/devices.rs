@@ -17,6 +17,9 @@ use crate::store::payload::PortObject;
 use crate::store::{DeviceFilter, DeviceRecord, PortRecord, Reader};
 use crate::time::Rfc3339;
 
+/// Characters of a search; a name has at most as many.
+const SEARCH_LEN_MAX: usize = 64;
+
 /// Why the score is what it is.
 #[derive(Clone, Copy, Serialize)]
 struct ScoreParts {
@@ -255,6 +258,7 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
     let mut filter = DeviceFilter {
         protocol,
         printed_no: query.parsed("printed_no", "a number in 0..=4294967295")?,
+        search: query.value("search").map(search).transpose()?,
         online: None,
         among: None,
         except: None,
@@ -275,6 +279,14 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
             }
         });
     }))
+}
+
+/// What somebody remembers of a device: the beginning of its id, part of its name, or its printed number.
+fn search(text: &str) -> Result<String, ApiError> {
+    if (1..=SEARCH_LEN_MAX).contains(&text.chars().count()) {
+        return Ok(text.to_owned());
+    }
+    Err(ApiError::invalid(format!("search must be 1 to {SEARCH_LEN_MAX} characters, got {}", text.chars().count())))
 }
 
 /// A page of devices as the store has them, each with what this instance has of it.

@@ -44,6 +44,18 @@ impl Filter {
     }
 }
 
+/// A text as a pattern of LIKE that stands for itself.
+fn escaped(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for character in text.chars() {
+        if ['\\', '%', '_'].contains(&character) {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern
+}
+
 impl SqlReader<'_> {
     fn page<T>(
         &self,
@@ -161,6 +173,12 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
         sql.and("printed_no = ?", filter.printed_no.map(i64::from));
+        // Of SQLite, `lower` and LIKE know the letters A to Z only: others are found in the case they are written in.
+        sql.and(
+            "EXISTS (SELECT 1 FROM (SELECT lower(CAST(? AS text)) AS wanted) s WHERE device_id LIKE s.wanted || '%' ESCAPE '\\' \
+             OR lower(name) LIKE '%' || s.wanted || '%' ESCAPE '\\' OR CAST(printed_no AS text) = s.wanted)",
+            filter.search.as_deref().map(escaped),
+        );
         let online = |wanted| filter.online.filter(|(online, _)| *online == wanted).map(|(_, at)| at);
         sql.and("offline_at > ?", online(true));
         sql.and("coalesce(offline_at, 0) <= ?", online(false));
