@@ -16,11 +16,8 @@ use crate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
-        FirmwareKey, Idempotency, InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery,
-        PortRecord, Queued, Reader, StoreError,
-        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, HistoryScope,
-        Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery,
-        PortRecord, Queued, Reader, StoreError,
+        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
+        ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
     },
 };
 
