@@ -1,6 +1,8 @@
 // Charts of the last ten minutes: lines over time, drawn once and moved in place.
 
 const SPAN_MS = 600_000;
+/** A gateway that has not run for long fills its charts nevertheless, from here on. */
+const SPAN_MS_MIN = 120_000;
 const WIDTH = 600;
 const HEIGHT = 100;
 
@@ -32,15 +34,16 @@ function chart({ title, lines, unit = '', full = false }) {
       h('span', { class: 'name' }, title),
       h('span', { class: 'values' }, lines.map((line, n) => h('span', { class: 'value' },
         lines.length > 1 && h('span', { class: `key ${n ? 'b' : ''}` }), values[n][0],
-        (line.name || unit) && h('small', null, [line.name, unit].filter(Boolean).join(' · ')))))),
+        (line.name || unit) && h('small', null, [line.name, unit].filter(Boolean).join(' ')))))),
     plot,
     h('div', { class: 'axis', 'aria-hidden': 'true' }, when, h('span', null, 'now')));
   let points = [];
   let end = 0;
+  let span = SPAN_MS;
 
   plot.addEventListener('pointermove', (event) => {
     const box = plot.getBoundingClientRect();
-    point(end - SPAN_MS + ((event.clientX - box.left) / box.width) * SPAN_MS);
+    point(end - span + ((event.clientX - box.left) / box.width) * span);
   });
   plot.addEventListener('pointerleave', () => point(null));
   plot.addEventListener('pointercancel', () => point(null));
@@ -51,13 +54,13 @@ function chart({ title, lines, unit = '', full = false }) {
       const text = shown ? number(line.of(shown)) : '–';
       if (values[n][0].data !== text) values[n][0].data = text;
     });
-    const x = shown && ((shown.t - end + SPAN_MS) / SPAN_MS) * WIDTH;
+    const x = shown && ((shown.t - end + span) / span) * WIDTH;
     attr(mark, 'visibility', pointer.at == null || !shown ? 'hidden' : 'visible');
     if (pointer.at != null && shown) {
       attr(mark, 'x1', x);
       attr(mark, 'x2', x);
     }
-    say(when, pointer.at == null || !shown ? '10 min ago' : clock(shown.t));
+    say(when, pointer.at == null || !shown ? `${Math.round(span / 60_000)} min ago` : clock(shown.t));
   }
 
   const self = {
@@ -66,12 +69,14 @@ function chart({ title, lines, unit = '', full = false }) {
     set(series, now) {
       points = series;
       end = now;
+      const age = points.length ? now - points[0].t : 0;
+      span = Math.min(SPAN_MS, Math.max(SPAN_MS_MIN, Math.ceil(age / 60_000) * 60_000));
       let top = 0;
       for (const p of points) for (const line of lines) top = Math.max(top, line.of(p) ?? 0);
       const scale = ceiling(top);
       say(max, number(scale));
       lines.forEach((line, n) => {
-        const d = drawn(points, line.of, end, scale);
+        const d = drawn(points, line.of, end, span, scale);
         paths[n].setAttribute('d', d.line);
         if (!n && lines.length === 1) area.setAttribute('d', d.area);
       });
@@ -96,7 +101,7 @@ function nearest(points, at) {
 }
 
 /** The path of a line, with a gap where there is nothing, and of the area under it. */
-function drawn(points, of, end, scale) {
+function drawn(points, of, end, span, scale) {
   let line = '';
   let area = '';
   let first = null;
@@ -111,7 +116,7 @@ function drawn(points, of, end, scale) {
       close();
       continue;
     }
-    x = Math.round(((p.t - end + SPAN_MS) / SPAN_MS) * WIDTH * 10) / 10;
+    x = Math.round(Math.max(0, (p.t - end + span) / span) * WIDTH * 10) / 10;
     const y = Math.round((1 - Math.min(1, value / scale)) * HEIGHT * 10) / 10;
     const to = `${first == null ? 'M' : 'L'}${x} ${y}`;
     if (first == null) first = x;

@@ -155,12 +155,14 @@ function timeline() {
             if (!details.open || open.childElementCount) return;
             open.append(inner?.length ? h('div', { class: 'lines' }, inner.map((text) => h('div', null, text))) : '', raw ? h('div', { class: 'hex' }, hex(raw)) : '', facts(rest, ['frame.explained']));
           },
-        }, h('summary', null, 'Details'), open);
+        },
+        h('summary', null, h('span', { class: 'kind' }, KINDS[what] ?? what, about && (about === 'up' ? ' ↑' : ' ↓')), h('span', { class: 'title' }, title)),
+        open);
         return {
           node: h('li', { 'data-kind': what, 'data-bad': bad },
             h('div', { class: 'when' }, h('b', null, h('time', { datetime: at, title: at }, clock(at, true))), `${after < 0 ? '−' : '+'}${Math.abs(after).toFixed(3)} s`),
             h('div', { class: 'rail', 'aria-hidden': 'true' }),
-            h('div', { class: 'what' }, h('div', { class: 'line' }, h('span', { class: 'kind' }, KINDS[what] ?? what, about && (about === 'up' ? ' ↑' : ' ↓')), h('span', { class: 'title' }, title)), details)),
+            h('div', { class: 'what' }, details)),
           update() {},
         };
       });

@@ -5,7 +5,7 @@ const POINTS_MAX = 300;
 route(/^\/(?:overview)?$/, 'overview', () => {
   pointer.charts.clear();
   const charts = [
-    chart({ title: 'Connections', lines: [{ name: 'open', of: (p) => p.connections }, { name: 'devices online', of: (p) => p.devices_online }], full: true }),
+    chart({ title: 'Connections', lines: [{ name: 'open', of: (p) => p.connections }, { name: 'online', of: (p) => p.devices_online }], full: true }),
     chart({ title: 'Frames', unit: '/s', lines: [{ name: 'in', of: (p) => p.frames_in_per_s }, { name: 'out', of: (p) => p.frames_out_per_s }], full: true }),
     chart({ title: 'Command to acknowledgement', unit: 'ms', lines: [{ name: 'p50', of: (p) => p.ack_ms_p50 }, { name: 'p99', of: (p) => p.ack_ms_p99 }], full: true }),
     chart({ title: 'Settlements', unit: '/s', lines: [{ of: (p) => p.settlements_per_s }] }),
@@ -31,7 +31,7 @@ route(/^\/(?:overview)?$/, 'overview', () => {
     h('div', { class: 'head' }, h('h1', null, 'Overview'), state.node, h('div', { class: 'actions' }, drain)),
     wrong,
     h('div', { class: 'charts' }, charts.map((one) => one.node), self),
-    session.may.admin && h('div', { class: 'stack' },
+    session.may.admin && h('div', { class: 'two even' },
       h('section', { class: 'card' }, h('header', null, h('h2', null, 'Instances')), instances.node),
       h('section', { class: 'card' }, h('header', null, h('h2', null, 'Anomalies')), odd.node)));
 
