@@ -13,8 +13,15 @@ use crate::model::{
 use crate::protocol::Hex;
 use crate::time::Rfc3339;
 
+mod managed;
+
+pub use managed::{EndpointObject, KeyObject, Origin, ShownEndpoint, ShownKey, endpoint_answer, key_answer};
+
 /// HTTP status of [`accepted`].
 pub const ACCEPTED: u16 = 202;
+
+/// HTTP status of the answer to a request that made something.
+pub const CREATED: u16 = 201;
 
 /// The whole answer to a request that an order accepted. The store keeps it for the request's idempotency key in the same
 /// transaction, and the API sends it: both get the same bytes, because they depend on the arguments alone.

@@ -23,7 +23,7 @@ use crate::api::overload::Reservation;
 use crate::gateway::card::{CardMode, CardRefused};
 use crate::gateway::charge::{self, ChargeError};
 use crate::model::{CardNo, ChargeMode, ChargeSpec, DeviceId, FeePeriod, OrderNo, PortStatus, PowerTier, Priority};
-use crate::store::{Created, Job, NewOrder, Outcome};
+use crate::store::{Created, Job, NewOrder, Outcome, Requester};
 
 /// Fields of a charge.
 const FIELDS: [&str; 10] = [
@@ -181,11 +181,13 @@ fn order(api: &Arc<Api>, wish: Wish, live: Option<Live>) -> Result<Next, ApiErro
         at,
         deadline: at.saturating_add(i64::try_from(api.store_timeout.as_millis()).unwrap_or(i64::MAX)),
         request_id,
+        requester: Requester::default(),
         card_no,
         idempotency: None,
     };
     Ok(Box::new(move |call| {
         order.idempotency = call.idempotency().cloned();
+        order.requester = call.requester();
         let job = Job::CreateOrder(Box::new(order));
         submit(call, job, move |call, outcome| answer(call, device_id, port_no, at, outcome, place));
     }))

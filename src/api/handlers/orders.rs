@@ -187,6 +187,7 @@ fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
         reason: None,
         at,
         request_id: Some(call.request_id().to_owned()),
+        requester: call.requester(),
         idempotency: call.idempotency().cloned(),
     };
     submit(call, Job::Order(Box::new(job)), move |call, outcome| match outcome {
