@@ -157,10 +157,7 @@ fn an_endpoint_gets_what_comes_after_it_signed_by_the_secret_that_was_shown() {
 
 #[test]
 fn every_instance_follows_and_none_forgets_while_the_store_is_away() {
-    let options = Options {
-        variables: &[("CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true")],
-        ..Options::default()
-    };
+    let options = Options { variables: &[("CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true")], ..Options::default() };
     let mut cluster = Cluster::start(2, &options);
     let [a, b] = cluster.gateways.as_slice() else { panic!("two were asked for") };
     let becomes = |gateway: &Gateway, key: &str, status: u16| {

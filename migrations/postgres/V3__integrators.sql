@@ -75,6 +75,11 @@ CREATE TABLE order_requests (
 );
 CREATE INDEX order_requests_order ON order_requests (order_no);
 
+-- Settlements of an order; those of AP3000 are found by their key.
+CREATE INDEX settlements_order ON settlements (order_no) WHERE key IS NULL AND order_no IS NOT NULL;
+-- What became of the events of an order; hardly any delivery is ever parked.
+CREATE INDEX event_delivery_pos ON event_delivery (pos);
+
 -- Under which bind, and by which instance, a frame was received or written.
 ALTER TABLE cmd_log ADD COLUMN epoch BIGINT;
 ALTER TABLE cmd_log ADD COLUMN instance TEXT;

@@ -83,6 +83,9 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Whether this instance sends its devices away.
+    Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
     /// API keys of the configuration and of the store.
@@ -151,6 +154,16 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether it takes `page` and `size`.
+    pub const fn is_list(&self) -> bool {
+        self.list
+    }
+
+    /// The query keys it takes, but for `page` and `size`.
+    pub const fn query_keys(&self) -> &'static [&'static str] {
+        self.query
+    }
+
     fn takes(&self, key: &str) -> bool {
         self.query.contains(&key) || self.list && PAGE_KEYS.contains(&key)
     }

@@ -31,6 +31,7 @@ mod managed;
 mod ota;
 pub mod payload;
 pub mod postgres;
+mod proof;
 mod records;
 mod sql;
 pub mod sqlite;
@@ -41,14 +42,18 @@ pub use instance::{InstanceJob, InstanceOutcome, InstanceRecord, LeaseJob, Relea
 pub use jobs::{
     Backstop, Bind, Bound, Called, CardChange, CardJob, CardOutcome, CardVerdict, CommandUpdate, Created,
     DeliveryUpdate, DeviceEvent, DeviceReport, Earlier, Idempotency, Job, NetworkChange, NetworkJob, NetworkTold,
-    Networked, NewCall, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, Prune, Settings,
-    SettingsOutcome, Settled, Settlement, SettlementEnd, SettlementKey, Swipe, Swiped, WantedParams,
+    Networked, NewCall, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, Prune, Requester,
+    Settings, SettingsOutcome, Settled, Settlement, SettlementEnd, SettlementKey, Swipe, Swiped, WantedParams,
 };
 pub use managed::{
     ApiKeyRecord, EndpointChange, EndpointRecord, KeyChange, ManagedChange, ManagedJob, ManagedOutcome, ManagedRecord,
     NewApiKey, NewEndpoint,
 };
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
+pub use proof::{
+    FrameRecord, HistoryScope, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
+    WaitingDelivery,
+};
 pub use records::{
     CardFilter, CommandLogRow, CommandRecord, DeviceFilter, DeviceRecord, EventRecord, Latest, OrderFilter, Page,
     ParamRecord, PortRecord,
@@ -125,6 +130,8 @@ pub trait Reader {
     fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError>;
     /// Events of one order in sequence.
     fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError>;
+    /// All that is kept of how an order came about.
+    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError>;
     /// One device.
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError>;
     /// Ports of a device by number.

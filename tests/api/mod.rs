@@ -27,6 +27,7 @@ use chargegate::{
     },
     cluster::sessions::Sessions,
     config::{self, ApiKey, Scope, Scopes},
+    drain::Drain,
     gateway::{
         ShardId,
         directory::{Directory, Entry},
@@ -135,6 +136,7 @@ impl Rig {
             Managed::start(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&auth), configured).expect("a fresh store");
         let directory = Arc::new(Directory::default().with_changes());
         let mirror = mirror(&directory);
+        let health = Arc::new(Health::new(1));
         let api = Arc::new(Api {
             directory: Arc::clone(&directory),
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -146,7 +148,8 @@ impl Rig {
             ),
             in_progress: Arc::default(),
             metrics: Metrics::new(1),
-            health: Arc::new(Health::new(1)),
+            drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
+            health,
             auth,
             managed,
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),

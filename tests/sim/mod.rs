@@ -26,7 +26,7 @@ use chargegate::{
     protocol::ap3000::update::Verification,
     store::{
         Backstop, Created, Job, NewFirmware, NewOrder, NewOtaTask, OrderJob, OrderKey, OrderOutcome, OtaJob,
-        OtaOutcome, Outcome, sqlite::Db,
+        OtaOutcome, Outcome, Requester, sqlite::Db,
     },
     telemetry::Metrics,
 };
@@ -573,6 +573,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         };
@@ -601,6 +602,7 @@ impl World {
             reason: None,
             at: now.unix_ms,
             request_id: None,
+            requester: Requester::default(),
             idempotency: None,
         };
         match self.call(Job::Order(Box::new(job))) {

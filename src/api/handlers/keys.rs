@@ -28,8 +28,8 @@ const NETWORKS_MAX: usize = 256;
 
 /// A key to make. What is left out is as in the configuration.
 #[derive(ToSchema)]
-#[allow(dead_code, reason = "it describes a body that is read field by field")]
-pub(in crate::api) struct NewKeyBody {
+#[expect(dead_code, reason = "the body is read field by field; this describes it")]
+pub(crate) struct NewKeyRequest {
     /// 1 to 128 printable characters; unique, also among those of the configuration.
     name: String,
     /// Of `read`, `control`, `admin`; none implies another. Left out: all three.
@@ -46,8 +46,8 @@ pub(in crate::api) struct NewKeyBody {
 
 /// Changes of a key. What is left out stays.
 #[derive(ToSchema)]
-#[allow(dead_code, reason = "it describes a body that is read field by field")]
-pub(in crate::api) struct KeyChangeBody {
+#[expect(dead_code, reason = "the body is read field by field; this describes it")]
+pub(crate) struct KeyChangeRequest {
     /// Of `read`, `control`, `admin`; none implies another.
     scopes: Option<Vec<String>>,
     /// Requests must be signed; where they were not before, the secret for it is made, and shown in the answer.

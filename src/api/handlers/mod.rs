@@ -19,20 +19,21 @@
 mod audit;
 mod body;
 mod call;
-mod cards;
-mod charge;
-mod commands;
-mod devices;
-mod events;
+pub(super) mod cards;
+pub(super) mod charge;
+pub(super) mod commands;
+pub(super) mod devices;
+pub(super) mod drain;
+pub(super) mod events;
 mod health;
-mod instances;
-mod keys;
-mod orders;
-mod ota;
-mod overview;
+pub(super) mod instances;
+pub(super) mod keys;
+pub(super) mod orders;
+pub(super) mod ota;
+pub(super) mod overview;
 mod pages;
-mod sockets;
-mod webhooks;
+pub(super) mod sockets;
+pub(super) mod webhooks;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -50,6 +51,7 @@ use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
+use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
 use crate::managed::Managed;
@@ -92,6 +94,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// Sends all devices away, and takes them again.
+    pub drain: Arc<Drain>,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -270,6 +274,8 @@ impl Api {
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
+            RouteId::Drain => Ok(drain::show()),
+            RouteId::DrainSet => drain::set(request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
             RouteId::KeyList => keys::list(self, &matched.query),

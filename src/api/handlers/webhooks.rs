@@ -28,8 +28,8 @@ const SECRET_BYTES_MAX: usize = 4_096;
 
 /// An endpoint to make. What is left out is as in the configuration.
 #[derive(ToSchema)]
-#[allow(dead_code, reason = "it describes a body that is read field by field")]
-pub(in crate::api) struct NewEndpointBody {
+#[expect(dead_code, reason = "the body is read field by field; this describes it")]
+pub(crate) struct NewEndpointRequest {
     /// 1 to 128 printable characters; unique, also among those of the configuration. Names its place in the event log.
     name: String,
     /// `http` or `https`, without user and fragment, at most 2048 bytes.
@@ -44,8 +44,8 @@ pub(in crate::api) struct NewEndpointBody {
 
 /// Changes of an endpoint. What is left out stays.
 #[derive(ToSchema)]
-#[allow(dead_code, reason = "it describes a body that is read field by field")]
-pub(in crate::api) struct EndpointChangeBody {
+#[expect(dead_code, reason = "the body is read field by field; this describes it")]
+pub(crate) struct EndpointChangeRequest {
     /// `http` or `https`, without user and fragment, at most 2048 bytes.
     url: Option<String>,
     /// Patterns: `*`, a group like `order.*`, or an event type. Empty: all but `device.heartbeat` and `charging.progress`.
@@ -58,8 +58,8 @@ pub(in crate::api) struct EndpointChangeBody {
 
 /// Another secret.
 #[derive(ToSchema)]
-#[allow(dead_code, reason = "it describes a body that is read field by field")]
-pub(in crate::api) struct RotateEndpointBody {
+#[expect(dead_code, reason = "the body is read field by field; this describes it")]
+pub(crate) struct EndpointRotateRequest {
     /// `whsec_` and base64, or any other text. Left out: one is made, and shown in the answer.
     secret: Option<String>,
 }

@@ -12,7 +12,7 @@ use crate::{
         track::{Action, Actions, Track},
     },
     model::{Command, CommandState, EventType, Order, OrderNo, Protocol},
-    store::{Job, OrderJob, OrderKey},
+    store::{Job, OrderJob, OrderKey, Requester},
     telemetry::label::OutboundFailure,
 };
 
@@ -289,6 +289,7 @@ impl Device {
             reason,
             at: cx.now.unix_ms,
             request_id: None,
+            requester: Requester::default(),
             idempotency: None,
         };
         if !cx.job(Job::Order(Box::new(job)))

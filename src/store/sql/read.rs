@@ -5,7 +5,7 @@ use super::{
     device::find_device,
     event::json,
     idempotency::earlier,
-    ota,
+    ota, proof,
     row::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
@@ -16,8 +16,8 @@ use crate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
-        FirmwareKey, Idempotency, InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery,
-        PortRecord, Queued, Reader, StoreError,
+        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
+        ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
     },
 };
 
@@ -139,6 +139,11 @@ impl Reader for SqlReader<'_> {
             [order_no.as_str()],
             event,
         )
+    }
+
+    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+        let events = self.order_events(order.order_no)?;
+        proof::history(self.conn, order, events, scope)
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
