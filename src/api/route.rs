@@ -88,6 +88,22 @@ routes! {
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
+    /// API keys of the configuration and of the store.
+    KeyList = Get "/api/v1/admin/keys", ADMIN, PAGED, [];
+    KeyCreate = Post "/api/v1/admin/keys", ADMIN, SINGLE, [];
+    Key = Get "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    KeyUpdate = Post "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    KeyDelete = Delete "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    /// Replaces a key.
+    KeyRotate = Post "/api/v1/admin/keys/{name}/rotate", ADMIN, SINGLE, [];
+    /// Webhook endpoints of the configuration and of the store.
+    WebhookList = Get "/api/v1/admin/webhooks", ADMIN, PAGED, [];
+    WebhookCreate = Post "/api/v1/admin/webhooks", ADMIN, SINGLE, [];
+    Webhook = Get "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    WebhookUpdate = Post "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    WebhookDelete = Delete "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    /// Replaces the secret that signs; the one before signs too.
+    WebhookRotate = Post "/api/v1/admin/webhooks/{name}/rotate", ADMIN, SINGLE, [];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];

@@ -32,6 +32,7 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
+    managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
@@ -127,8 +128,12 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
-        let auth = Authenticator::new(keys, Duration::from_secs(300));
+        let auth = Authenticator::new(Vec::new(), Duration::from_secs(300));
         let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
+        let auth = Arc::new(auth);
+        let configured = Configured { keys, ..Configured::default() };
+        let managed =
+            Managed::start(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&auth), configured).expect("a fresh store");
         let directory = Arc::new(Directory::default().with_changes());
         let mirror = mirror(&directory);
         let health = Arc::new(Health::new(1));
@@ -145,7 +150,8 @@ impl Rig {
             metrics: Metrics::new(1),
             drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
             health,
-            auth: Arc::new(auth),
+            auth,
+            managed,
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
