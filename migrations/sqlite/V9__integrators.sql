@@ -53,3 +53,6 @@ CREATE TABLE order_requests (
     at              INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX order_requests_order ON order_requests (order_no);
+
+-- Lists of orders of all devices, newest first, and of a time.
+CREATE INDEX orders_created ON orders (created_at DESC, order_no DESC);
