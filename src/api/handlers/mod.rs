@@ -19,18 +19,18 @@
 mod audit;
 mod body;
 mod call;
-mod cards;
-mod charge;
-mod commands;
-mod devices;
-mod events;
+pub(super) mod cards;
+pub(super) mod charge;
+pub(super) mod commands;
+pub(super) mod devices;
+pub(super) mod events;
 mod health;
-mod instances;
-mod orders;
-mod ota;
-mod overview;
+pub(super) mod instances;
+pub(super) mod orders;
+pub(super) mod ota;
+pub(super) mod overview;
 mod pages;
-mod sockets;
+pub(super) mod sockets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
