@@ -285,6 +285,23 @@ fn good_clients_are_answered_while_bad_ones_do_all_they_can() {
     let over = AtomicBool::new(false);
     let (good, to_workers, bad_running) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let everybody = Barrier::new(GOOD_CLIENTS + BAD_CLIENTS + 1);
+    let idle = || {
+        let mut idle: Vec<Client> = (0..IDLE_CONNECTIONS).map(|_| Client::connect(IDLE, http)).collect();
+        assert!(idle.iter_mut().all(Client::ends_silently), "nobody asked, nobody is answered");
+    };
+    let bad = |number: usize| {
+        for round in 0..ROUNDS {
+            // Each begins with another case, so that all of them go on at any time.
+            for turn in 0..CASES.len() {
+                let case = (turn + number * CASES.len() / BAD_CLIENTS) % CASES.len();
+                let nonce = format!("nonce-{number}-{round}-{case}");
+                let answered = CASES[case](&|| Client::connect(BAD, http), &nonce);
+                to_workers.fetch_add(answered, Relaxed);
+            }
+        }
+    };
+    let ends = EndsWhenLast { running: &bad_running, over: &over };
+    bad_running.store(BAD_CLIENTS as u64 + 1, Relaxed);
     thread::scope(|scope| {
         for _ in 0..GOOD_CLIENTS {
             scope.spawn(|| {
@@ -302,33 +319,15 @@ fn good_clients_are_answered_while_bad_ones_do_all_they_can() {
                 }
             });
         }
-        let idle = || {
-            let mut idle: Vec<Client> = (0..IDLE_CONNECTIONS).map(|_| Client::connect(IDLE, http)).collect();
-            assert!(idle.iter_mut().all(Client::ends_silently), "nobody asked, nobody is answered");
-        };
-        let bad = |number: usize| {
-            for round in 0..ROUNDS {
-                // Each begins with another case, so that all of them go on at any time.
-                for turn in 0..CASES.len() {
-                    let case = (turn + number * CASES.len() / BAD_CLIENTS) % CASES.len();
-                    let nonce = format!("nonce-{number}-{round}-{case}");
-                    let answered = CASES[case](&|| Client::connect(BAD, http), &nonce);
-                    to_workers.fetch_add(answered, Relaxed);
-                }
-            }
-        };
-        let (bad, idle, ends) = (&bad, &idle, EndsWhenLast { running: &bad_running, over: &over });
-        bad_running.store(BAD_CLIENTS as u64 + 1, Relaxed);
+        let (bad, everybody) = (&bad, &everybody);
         for number in 0..BAD_CLIENTS {
-            let (ends, everybody) = (ends, &everybody);
             scope.spawn(move || {
                 let _end = ends.guard();
                 everybody.wait();
                 bad(number);
             });
         }
-        let everybody = &everybody;
-        scope.spawn(move || {
+        scope.spawn(|| {
             let _end = ends.guard();
             everybody.wait();
             idle();
