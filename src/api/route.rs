@@ -86,6 +86,9 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Whether this instance sends its devices away.
+    Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
@@ -570,7 +573,7 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_not_found() {
-        for path in ["/", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"] {
+        for path in ["/x", "/console", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"] {
             assert_eq!(error_of(Method::Get, path).code, ErrorCode::NotFound, "{path}");
         }
     }
