@@ -56,8 +56,10 @@ route(/^\/orders\/([^/]+)$/, 'orders', ([no]) => {
   const where = h('span', { class: 'sub' });
   const list = h('div');
   const line = timeline();
+  const steps = stepper();
+  const gaps = h('ul', { class: 'gaps', hidden: true, 'aria-label': 'What may be missing' });
   const gone = h('p', { class: 'note', hidden: true });
-  const kinds = choiceFilter('kinds', 'What is shown', [['', 'All'], ['frame', 'Frames'], ['event', 'Events'], ['delivery', 'Deliveries']]);
+  const kinds = choiceFilter('kinds', 'What is shown', [['', 'All'], ['command', 'Commands'], ['frame', 'Frames'], ['event', 'Events'], ['delivery', 'Deliveries']]);
   kinds.show('');
   kinds.on((kind) => line.only(kind));
   const change = (what, text) => session.may.control && h('button', {
@@ -71,7 +73,7 @@ route(/^\/orders\/([^/]+)$/, 'orders', ([no]) => {
   const stop = change('stop', ['Stop this order?', 'The charge ends, and what it used is settled.', 'Stop']);
   const cancel = change('cancel', ['Cancel this order?', 'It ends without a charge, or at once if it charges already.', 'Cancel order']);
   const body = h('div', { class: 'two' },
-    h('section', { class: 'card' }, h('header', null, h('h2', null, 'What happened'), h('div', { class: 'actions' }, kinds.node)), line.node),
+    h('section', { class: 'card' }, h('header', null, h('h2', null, 'What happened'), h('div', { class: 'actions' }, kinds.node)), steps.node, line.node, gaps),
     h('section', { class: 'card' }, h('header', null, h('h2', null, 'Order')), h('div', { class: 'body' }, list)));
   const node = h('div', null,
     h('p', { class: 'crumb' }, h('a', { href: '#/orders' }, 'Orders')),
@@ -107,6 +109,11 @@ route(/^\/orders\/([^/]+)$/, 'orders', ([no]) => {
       show();
       const proof = await getIfThere('proof', `${path}/proof`, signal);
       line.set(proof ? proof.entries : (await get(`${path}/events?size=200`, signal)).items.map(asEntry), order.created_at);
+      steps.set(proof?.summary);
+      const lacking = (proof?.gaps ?? []).map((gap) => gap.text);
+      if (proof?.truncated) lacking.push('There is more than is shown.');
+      keyed(gaps, lacking, (text) => text, (text) => ({ node: h('li', null, text), update() {} }));
+      gaps.hidden = lacking.length === 0;
     },
     gone(error) {
       say(gone, error.message);
@@ -118,6 +125,34 @@ route(/^\/orders\/([^/]+)$/, 'orders', ([no]) => {
 
 /** An event of the log as an entry of a timeline, for gateways without proofs. */
 const asEntry = (event) => ({ at: event.timestamp, kind: 'event', title: event.event_type, ...event });
+
+const STEPS = [['requested_at', 'Requested'], ['sent_at', 'Sent'], ['acked_at', 'Acknowledged'], ['started_at', 'Charging'], ['ended_at', 'Ended'], ['settled_at', 'Settled'], ['delivered_at', 'Delivered']];
+
+/** The gist of an order: how far it came, and how long each step took. */
+function stepper() {
+  const cells = STEPS.map(([, title]) => {
+    const took = h('span', { class: 'muted' });
+    return { took, node: h('li', null, h('b', null, title), took) };
+  });
+  const node = h('ol', { class: 'steps', 'aria-label': 'How far it came', hidden: true }, cells.map((cell) => cell.node));
+  return {
+    node,
+    set(summary) {
+      node.hidden = !summary;
+      if (!summary) return;
+      let before = null;
+      STEPS.forEach(([name], n) => {
+        const at = summary[name];
+        attr(cells[n].node, 'class', at ? 'done' : null);
+        attr(cells[n].node, 'title', at);
+        const ms = at && before ? Date.parse(at) - Date.parse(before) : null;
+        const resent = name === 'sent_at' && summary.sends > 1 ? ` · ${summary.sends} times` : '';
+        say(cells[n].took, !at ? '–' : ms == null ? clock(at, true) : `${ms < 0 ? '−' : '+'}${Math.abs(ms) < 1_000 ? `${Math.abs(ms)} ms` : lasting(Math.abs(ms) / 1_000)}${resent}`);
+        before = at ?? before;
+      });
+    },
+  };
+}
 
 const KINDS = { request: 'Request', command: 'Command', frame: 'Frame', settlement: 'Settlement', event: 'Event', delivery: 'Delivery' };
 
@@ -139,24 +174,25 @@ function timeline() {
       const rows = entries.map((entry) => {
         const name = `${entry.at} ${entry.kind} ${entry.title}`;
         times.set(name, (times.get(name) ?? 0) + 1);
-        return { entry, key: `${name} ${times.get(name)} ${entry.kind === 'command' || entry.kind === 'delivery' ? JSON.stringify(entry).length : ''}` };
+        return { entry, key: `${name} ${times.get(name)} ${entry.kind === 'command' || entry.kind === 'delivery' ? hashOf(entry) : ''}` };
       }).filter(({ entry }) => !kind || entry.kind === kind);
       none.hidden = rows.length > 0;
       keyed(list, rows, (row) => row.key, ({ entry }) => {
         const after = (Date.parse(entry.at) - Date.parse(from ?? entry.at)) / 1_000;
-        const { at, kind: what, title, explained, raw, ...rest } = entry;
-        const inner = explained ?? entry.frame?.explained;
-        const bad = what === 'delivery' && (entry.delivery ?? entry).outcome !== 'delivered';
-        const about = what === 'frame' && (entry.direction ?? entry.frame?.direction);
+        const { at, kind: what, title, ...rest } = entry;
+        // What the entry is about stands under the name of its kind.
+        const { explained, raw, ...about } = entry[what] ?? rest;
+        const bad = what === 'delivery' && about.outcome !== 'delivered';
+        const arrow = what === 'frame' && { up: ' ↑', down: ' ↓' }[about.direction];
         const open = h('div');
         const details = h('details', {
           // What nobody opens is not made.
           ontoggle: () => {
             if (!details.open || open.childElementCount) return;
-            open.append(inner?.length ? h('div', { class: 'lines' }, inner.map((text) => h('div', null, text))) : '', raw ? h('div', { class: 'hex' }, hex(raw)) : '', facts(rest, ['frame.explained']));
+            open.append(explained?.length ? h('div', { class: 'lines' }, explained.join('\n')) : '', raw ? h('div', { class: 'hex' }, hex(raw)) : '', facts(about));
           },
         },
-        h('summary', null, h('span', { class: 'kind' }, KINDS[what] ?? what, about && (about === 'up' ? ' ↑' : ' ↓')), h('span', { class: 'title' }, title)),
+        h('summary', null, h('span', { class: 'kind' }, KINDS[what] ?? what, arrow), h('span', { class: 'title' }, title)),
         open);
         return {
           node: h('li', { 'data-kind': what, 'data-bad': bad },
