@@ -252,6 +252,7 @@ impl Gateway {
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
+                retention: retention(config),
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -713,6 +714,15 @@ fn firmware_dir(config: &Config) -> PathBuf {
     config.data.dir.join("firmware")
 }
 
+const fn retention(config: &Config) -> Retention {
+    Retention {
+        events: config.retention.events,
+        commands: config.retention.dead_commands,
+        answers: config.retention.idempotency_keys,
+        command_log: config.retention.cmd_log,
+    }
+}
+
 const fn ota_schedule(config: &Config) -> ota::Schedule {
     ota::Schedule { poll: config.ota.poll_interval, valid_for: config.ota.valid_for, ftp: config.ota.ftp_timeout }
 }
@@ -722,12 +732,7 @@ fn schedule(config: &Config) -> Schedule {
         backstop: config.jobs.order_backstop_interval,
         command_poll: config.jobs.command_interval,
         cleaner: config.jobs.cleanup_interval,
-        retention: Retention {
-            events: config.retention.events,
-            commands: config.retention.dead_commands,
-            answers: config.retention.idempotency_keys,
-            command_log: config.retention.cmd_log,
-        },
+        retention: retention(config),
         interrupt_grace: config.session.interrupt_grace,
         offline_grace: config.session.offline_grace,
     }

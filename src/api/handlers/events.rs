@@ -18,7 +18,7 @@ const LIMIT_MAX: u32 = 500;
 
 /// An event as a webhook carries it, without the nonce of a delivery.
 #[derive(Serialize)]
-struct EventObject {
+pub(super) struct EventObject {
     event_id: String,
     event_type: String,
     device_phy_id: Option<String>,

@@ -27,6 +27,7 @@ mod health;
 mod instances;
 mod orders;
 mod ota;
+mod proof;
 mod sockets;
 
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
+use crate::job::Retention;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
@@ -83,6 +85,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// How long what leads to an order is kept.
+    pub retention: Retention,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -246,6 +250,7 @@ impl Api {
             RouteId::OrderQuery => orders::query(&matched.query),
             RouteId::OrderList => orders::list(&matched.query),
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
+            RouteId::OrderProof => Ok(proof::one(order_of(matched)?, self.retention)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
