@@ -11,6 +11,7 @@ CREATE TABLE api_keys (
     hmac_secret  TEXT,
     ip_allow     TEXT NOT NULL,
     rate_per_s   BIGINT NOT NULL CHECK (rate_per_s >= 0),
+    burst        BIGINT NOT NULL CHECK (burst >= 0),
     created_at   BIGINT NOT NULL,
     updated_at   BIGINT NOT NULL
 );

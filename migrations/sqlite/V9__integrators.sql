@@ -11,6 +11,7 @@ CREATE TABLE api_keys (
     hmac_secret  TEXT,
     ip_allow     TEXT NOT NULL,
     rate_per_s   INTEGER NOT NULL CHECK (rate_per_s >= 0),
+    burst        INTEGER NOT NULL CHECK (burst >= 0),
     created_at   INTEGER NOT NULL,
     updated_at   INTEGER NOT NULL
 ) STRICT;

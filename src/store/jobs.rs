@@ -3,7 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    CommandRecord, InstanceJob, InstanceOutcome, LeaseJob, OtaJob, OtaOutcome, ParamRecord, PortRecord, StoreError,
+    CommandRecord, InstanceJob, InstanceOutcome, LeaseJob, ManagedJob, ManagedOutcome, OtaJob, OtaOutcome, ParamRecord,
+    PortRecord, StoreError,
 };
 use crate::{
     gateway::{
@@ -68,6 +69,8 @@ pub enum Job {
     Instance(InstanceJob),
     /// An instance wants to be the one that delivers to an endpoint. Dropped: asked again.
     Lease(LeaseJob),
+    /// An operator changes keys or endpoints. Dropped: as [`ManagedJob`] says.
+    Managed(Box<ManagedJob>),
 }
 
 /// A change of a gateway's network list.
@@ -847,6 +850,8 @@ pub enum Outcome {
     Instance(InstanceOutcome),
     /// Of [`Job::Lease`]: whether it is held now.
     Leased(bool),
+    /// Of [`Job::Managed`].
+    Managed(Box<ManagedOutcome>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.

@@ -17,7 +17,7 @@ use std::{
 
 use chargegate::{
     gateway::{
-        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, OtaStart, ShardId,
+        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, OtaStart, ShardId, WantedEvents,
         card::CardRules, directory::Directory, order,
     },
     model::{
@@ -105,7 +105,8 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self::with(CoreConfig { heartbeat_events: true, ..CoreConfig::new(ShardId(0)) })
+        let wanted = Arc::new(WantedEvents::new(true, false));
+        Self::with(CoreConfig { wanted, ..CoreConfig::new(ShardId(0)) })
     }
 
     pub(crate) fn with(config: CoreConfig) -> Self {

@@ -12,6 +12,7 @@ use crate::api::error::{ApiError, ErrorCode};
 use crate::api::idempotency::{Claim, mismatch};
 use crate::api::live::Live;
 use crate::api::message::{Method, Request, Response, split_target};
+use crate::api::rate::Quota;
 use crate::api::route::BASE;
 use crate::api::server::Responder;
 use crate::cluster::LinkError;
@@ -58,6 +59,17 @@ impl Call {
     /// What makes this request one with others, for the job that carries it out.
     pub(super) fn idempotency(&self) -> Option<&Idempotency> {
         self.claim.as_ref().map(Claim::asked)
+    }
+
+    /// Notes who asks, and what is left to him.
+    pub(super) fn identified(&mut self, caller: Option<Arc<str>>, quota: Option<Quota>) {
+        self.caller = caller;
+        self.responder.limited(quota);
+    }
+
+    /// What the other instances left to the caller.
+    pub(super) fn limited(&mut self, quota: Option<Quota>) {
+        self.responder.limited(quota);
     }
 
     /// Answers with `data` in the success envelope.

@@ -22,6 +22,7 @@ use crate::job::Retention;
 use crate::model::{CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, ServerId};
 use crate::protocol::explain::explained;
 use crate::protocol::{Direction, Hex};
+use crate::store::payload::OrderObject;
 use crate::store::{
     EventRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, Reader, RequestRecord, SettlementRecord,
     WaitingDelivery,
@@ -38,9 +39,9 @@ const LATE_MS: i64 = 24 * 3_600_000;
 
 /// All that is kept of an order.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Proof {
+pub(in crate::api) struct Proof {
     /// The order as it is now.
-    #[schema(value_type = Object)]
+    #[schema(value_type = OrderObject<'static>)]
     order: OrderBody,
     summary: Summary,
     /// What is missing below, and why.
@@ -53,27 +54,21 @@ pub(super) struct Proof {
 
 /// The gist of the entries. What did not happen, or is not kept any more, is null.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofSummary)]
 struct Summary {
     /// A third party asked for it.
-    #[schema(value_type = Option<String>, format = DateTime)]
     requested_at: Option<Rfc3339>,
     /// The start was written to the device for the first time.
-    #[schema(value_type = Option<String>, format = DateTime)]
     sent_at: Option<Rfc3339>,
     /// The device acknowledged it.
-    #[schema(value_type = Option<String>, format = DateTime)]
     acked_at: Option<Rfc3339>,
     /// The device showed that it charges.
-    #[schema(value_type = Option<String>, format = DateTime)]
     started_at: Option<Rfc3339>,
     /// The order came to its final status.
-    #[schema(value_type = Option<String>, format = DateTime)]
     ended_at: Option<Rfc3339>,
     /// The device's end report was stored.
-    #[schema(value_type = Option<String>, format = DateTime)]
     settled_at: Option<Rfc3339>,
     /// An endpoint answered `order.settled` with 2xx for the first time.
-    #[schema(value_type = Option<String>, format = DateTime)]
     delivered_at: Option<Rfc3339>,
     /// How often the start was written to the device.
     sends: u32,
@@ -81,44 +76,59 @@ struct Summary {
 
 /// Something the timeline may lack.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofGap)]
 struct Gap {
     /// `requests`, `commands`, `frames`, `events` or `deliveries`.
     log: &'static str,
     /// What is older may be missing; null: the text says what is.
-    #[schema(value_type = Option<String>, format = DateTime)]
     before: Option<Rfc3339>,
     text: String,
 }
 
-/// Something that happened.
+/// Something that happened, with what it is about under the name of its kind.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofEntry)]
 struct Entry {
-    #[schema(value_type = String, format = DateTime)]
     at: Rfc3339,
+    /// `request`, `command`, `frame`, `settlement`, `event` or `delivery`.
     kind: &'static str,
     /// In words.
     title: String,
-    #[serde(flatten)]
-    object: Object,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    request: Option<RequestObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    command: Option<CommandObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    frame: Option<Box<FrameObject>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    settlement: Option<SettlementObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    event: Option<EventObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    delivery: Option<DeliveryObject>,
+    /// Among those of one millisecond: causes before effects.
     #[serde(skip)]
+    #[schema(ignore)]
     rank: u8,
 }
 
-/// What an entry is about, under the name of its kind.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum Object {
-    Request(RequestObject),
-    Command(Box<CommandObject>),
-    Frame(Box<FrameObject>),
-    Settlement(SettlementObject),
-    #[schema(value_type = Object)]
-    Event(EventObject),
-    Delivery(DeliveryObject),
+impl Entry {
+    const fn new(at: i64, kind: &'static str, rank: u8, title: String) -> Self {
+        let at = Rfc3339(at);
+        let (request, command, frame, settlement, event, delivery) = (None, None, None, None, None, None);
+        Self { at, kind, title, request, command, frame, settlement, event, delivery, rank }
+    }
 }
 
 /// A request that the order accepted.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofRequest)]
 struct RequestObject {
     /// `create`, `stop` or `cancel`.
     wish: &'static str,
@@ -128,11 +138,12 @@ struct RequestObject {
     idempotency_key: Option<String>,
     client_ip: Option<String>,
     /// That took it.
-    instance: Option<String>,
+    instance: Option<ServerId>,
 }
 
 /// A row of the command queue.
 #[derive(Clone, Serialize, ToSchema)]
+#[schema(as = ProofCommand)]
 struct CommandObject {
     command_id: i64,
     /// `start` or `stop`.
@@ -144,23 +155,24 @@ struct CommandObject {
     /// Epoch of the device's binding that it was claimed for last.
     epoch: Option<i64>,
     /// As it is now.
+    #[schema(value_type = CommandState)]
     state: String,
     /// Writes.
     attempts: u8,
     reason: Option<String>,
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     result: Option<Value>,
     /// Request that made it.
     request_id: Option<String>,
     /// An instance ended without word of whether it had been written.
     maybe_written: bool,
     /// It is not written later than this.
-    #[schema(value_type = String, format = DateTime)]
     not_after: Rfc3339,
 }
 
 /// A frame, byte for byte as it came from the socket or was handed to it.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofFrame)]
 struct FrameObject {
     /// `up` from the device, `down` to it.
     direction: &'static str,
@@ -185,11 +197,12 @@ struct FrameObject {
     /// Epoch of the device's binding under which it came or went.
     epoch: Option<i64>,
     /// That had the connection.
-    instance: Option<String>,
+    instance: Option<ServerId>,
 }
 
 /// An end report as it is stored.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofSettlement)]
 struct SettlementObject {
     settlement_id: i64,
     /// No order was found for it: it was reported for the order's port.
@@ -212,9 +225,11 @@ struct SettlementObject {
 
 /// An attempt to deliver an event, or what an endpoint still waits for.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ProofDelivery)]
 struct DeliveryObject {
     endpoint: String,
     pos: i64,
+    #[schema(value_type = EventType)]
     event_type: String,
     /// From 1; of `parked` and `dead`, how many there were.
     attempt: u32,
@@ -225,9 +240,8 @@ struct DeliveryObject {
     outcome: String,
     reason: Option<String>,
     /// Of `parked`: not before this.
-    #[schema(value_type = Option<String>, format = DateTime)]
     next_at: Option<Rfc3339>,
-    instance: Option<String>,
+    instance: Option<ServerId>,
 }
 
 /// All that is kept of an order.
@@ -285,10 +299,6 @@ fn window(order: &Order) -> (i64, i64) {
 fn late(events: &[EventRecord]) -> Option<bool> {
     let settled = events.iter().find(|event| event.event_type == EventType::OrderSettled.as_str())?;
     serde_json::from_str::<Value>(&settled.data).ok()?.get("late")?.as_bool()
-}
-
-fn text(instance: Option<&ServerId>) -> Option<String> {
-    instance.map(ToString::to_string)
 }
 
 fn summary(order: &Order, history: &OrderHistory, told: &[Told]) -> Summary {
@@ -370,20 +380,16 @@ fn request(request: RequestRecord) -> Entry {
     };
     let by = request.api_key.as_ref().map_or_else(|| "somebody".to_owned(), |name| format!("key {name}"));
     let once = request.idempotency_key.as_ref().map_or_else(String::new, |key| format!(", idempotency key {key}"));
-    Entry {
-        at: Rfc3339(request.at),
-        kind: "request",
-        title: format!("{what} requested by {by}, request {}{once}", request.request_id),
-        object: Object::Request(RequestObject {
-            wish: request.wish.as_str(),
-            request_id: request.request_id,
-            api_key: request.api_key,
-            idempotency_key: request.idempotency_key,
-            client_ip: request.client_ip,
-            instance: text(request.instance.as_ref()),
-        }),
-        rank: 0,
-    }
+    let title = format!("{what} requested by {by}, request {}{once}", request.request_id);
+    let object = RequestObject {
+        wish: request.wish.as_str(),
+        request_id: request.request_id,
+        api_key: request.api_key,
+        idempotency_key: request.idempotency_key,
+        client_ip: request.client_ip,
+        instance: request.instance,
+    };
+    Entry { request: Some(object), ..Entry::new(request.at, "request", 0, title) }
 }
 
 /// A command's steps: queued, written for the first time, ended.
@@ -405,11 +411,8 @@ fn command(command: &OrderCommand) -> impl Iterator<Item = Entry> {
         not_after: Rfc3339(record.not_after),
     };
     let entry = |at, step, rank, title| Entry {
-        at: Rfc3339(at),
-        kind: "command",
-        title,
-        object: Object::Command(Box::new(CommandObject { step, ..object.clone() })),
-        rank,
+        command: Some(CommandObject { step, ..object.clone() }),
+        ..Entry::new(at, "command", rank, title)
     };
     let queued = entry(record.created_at, "queued", 1, format!("{name} queued"));
     let written = record.written_at.map(|at| entry(at, "written", 3, format!("{name} written to the device")));
@@ -468,26 +471,21 @@ fn frame(told: Told, device_id: DeviceId, commands: &[OrderCommand]) -> Entry {
         }
         Part::EndAnswer => ("end_answer", 8, "gateway told the device that its end report is stored".to_owned()),
     };
-    Entry {
-        at: Rfc3339(frame.at),
-        kind: "frame",
-        title,
-        object: Object::Frame(Box::new(FrameObject {
-            direction: direction.as_str(),
-            role,
-            command_id,
-            write,
-            same_bytes: same,
-            ok: done,
-            msg_id,
-            bytes,
-            raw: Hex(&*frame.raw).to_string(),
-            explained: explained(&frame.raw, direction),
-            epoch: frame.epoch,
-            instance: text(frame.instance.as_ref()),
-        })),
-        rank,
-    }
+    let object = FrameObject {
+        direction: direction.as_str(),
+        role,
+        command_id,
+        write,
+        same_bytes: same,
+        ok: done,
+        msg_id,
+        bytes,
+        raw: Hex(&*frame.raw).to_string(),
+        explained: explained(&frame.raw, direction),
+        epoch: frame.epoch,
+        instance: frame.instance,
+    };
+    Entry { frame: Some(Box::new(object)), ..Entry::new(frame.at, "frame", rank, title) }
 }
 
 fn settlement(row: SettlementRecord, order: &Order, late: Option<bool>) -> Entry {
@@ -500,30 +498,24 @@ fn settlement(row: SettlementRecord, order: &Order, late: Option<bool>) -> Entry
         let how = matched.as_ref().map_or_else(String::new, |how| format!(", match {how}"));
         format!("settlement stored: {duration} s, {energy} Wh{how}")
     };
-    Entry {
-        at: Rfc3339(row.at),
-        kind: "settlement",
-        title,
-        object: Object::Settlement(SettlementObject {
-            settlement_id: row.id,
-            orphan,
-            matched,
-            late: late.filter(|_| !orphan),
-            port_no: row.port_no,
-            business_no: row.business_no,
-            duration_seconds: duration,
-            energy_wh: energy,
-            amount_cent: row.amount_cent,
-            raw: Hex(&*row.raw).to_string(),
-        }),
-        rank: 6,
-    }
+    let object = SettlementObject {
+        settlement_id: row.id,
+        orphan,
+        matched,
+        late: late.filter(|_| !orphan),
+        port_no: row.port_no,
+        business_no: row.business_no,
+        duration_seconds: duration,
+        energy_wh: energy,
+        amount_cent: row.amount_cent,
+        raw: Hex(&*row.raw).to_string(),
+    };
+    Entry { settlement: Some(object), ..Entry::new(row.at, "settlement", 6, title) }
 }
 
 fn event(record: EventRecord) -> Result<Entry, ApiError> {
-    let (at, title) = (Rfc3339(record.at), format!("event {}, number {}", record.event_type, record.sequence_no));
-    let object = Object::Event(EventObject::try_from(record)?);
-    Ok(Entry { at, kind: "event", title, object, rank: 7 })
+    let (at, title) = (record.at, format!("event {}, number {}", record.event_type, record.sequence_no));
+    Ok(Entry { event: Some(EventObject::try_from(record)?), ..Entry::new(at, "event", 7, title) })
 }
 
 fn delivery(row: LoggedDelivery) -> Entry {
@@ -534,24 +526,20 @@ fn delivery(row: LoggedDelivery) -> Entry {
         "dead" => ", given up",
         _ => "",
     };
-    Entry {
-        at: Rfc3339(row.at),
-        kind: "delivery",
-        title: format!("webhook {}: {} of {} in {} ms{then}", row.endpoint, what, row.event_type, row.took_ms),
-        object: Object::Delivery(DeliveryObject {
-            endpoint: row.endpoint,
-            pos: row.pos,
-            event_type: row.event_type,
-            attempt: row.attempt,
-            status: row.status,
-            latency_ms: Some(row.took_ms),
-            outcome: row.outcome,
-            reason: row.reason,
-            next_at: None,
-            instance: text(row.instance.as_ref()),
-        }),
-        rank: 9,
-    }
+    let title = format!("webhook {}: {what} in {} ms for {}{then}", row.endpoint, row.took_ms, row.event_type);
+    let object = DeliveryObject {
+        endpoint: row.endpoint,
+        pos: row.pos,
+        event_type: row.event_type,
+        attempt: row.attempt,
+        status: row.status,
+        latency_ms: Some(row.took_ms),
+        outcome: row.outcome,
+        reason: row.reason,
+        next_at: None,
+        instance: row.instance,
+    };
+    Entry { delivery: Some(object), ..Entry::new(row.at, "delivery", 9, title) }
 }
 
 /// What an endpoint does not have, at the time of the last attempt; `None`: the attempts say it already.
@@ -569,22 +557,19 @@ fn waiting(row: &WaitingDelivery, events: &[EventRecord], deliveries: &[LoggedDe
     } else {
         ("parked", format!("waits for its next attempt after {}: {}", row.attempts, row.reason))
     };
-    Some(Entry {
-        at: Rfc3339(last.map_or(event.at, |last| last.at)),
-        kind: "delivery",
-        title: format!("webhook {}: {} {what}", row.endpoint, event.event_type),
-        object: Object::Delivery(DeliveryObject {
-            endpoint: row.endpoint.clone(),
-            pos: row.pos,
-            event_type: event.event_type.clone(),
-            attempt: row.attempts,
-            status: None,
-            latency_ms: None,
-            outcome: outcome.to_owned(),
-            reason: Some(row.reason.clone()),
-            next_at: (!row.dead).then_some(Rfc3339(row.next_at)),
-            instance: None,
-        }),
-        rank: 10,
-    })
+    let title = format!("webhook {}: {} {what}", row.endpoint, event.event_type);
+    let object = DeliveryObject {
+        endpoint: row.endpoint.clone(),
+        pos: row.pos,
+        event_type: event.event_type.clone(),
+        attempt: row.attempts,
+        status: None,
+        latency_ms: None,
+        outcome: outcome.to_owned(),
+        reason: Some(row.reason.clone()),
+        next_at: (!row.dead).then_some(Rfc3339(row.next_at)),
+        instance: None,
+    };
+    let at = last.map_or(event.at, |last| last.at);
+    Some(Entry { delivery: Some(object), ..Entry::new(at, "delivery", 10, title) })
 }

@@ -58,7 +58,7 @@ impl Device {
         {
             self.progress.retain(|(other, ..)| *other != order_no);
             self.progress.push((order_no, seconds, energy));
-            if cx.shared.config.progress_events {
+            if cx.shared.config.wanted.progress() {
                 let data = json!({
                     "order_no": order_no, "device_id": self.id, "port_no": port_no,
                     "duration_seconds": seconds, "energy_wh": energy, "power_dw": report.power_dw,
