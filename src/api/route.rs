@@ -80,6 +80,8 @@ routes! {
         ["device_id", "port_no", "status", "business_no", "created_from", "created_to"];
     Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
     OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
+    /// All that is kept of how an order came about.
+    OrderProof = Get "/api/v1/third/orders/{order}/proof", READ, SINGLE, [];
     OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
@@ -589,7 +591,9 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_not_found() {
-        for path in ["/x", "/console", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"] {
+        for path in
+            ["/x", "/console", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"]
+        {
             assert_eq!(error_of(Method::Get, path).code, ErrorCode::NotFound, "{path}");
         }
     }

@@ -33,7 +33,7 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
-    managed::{Configured, Managed},
+        Managed}, job::Retention, managed::{Configured,
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
@@ -49,6 +49,8 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const THIRD: &str = "/api/v1/third";
 /// The key that may do everything.
+/// Longer than any test.
+const KEPT: Retention = Retention { events: PATIENCE, commands: PATIENCE, answers: PATIENCE, command_log: PATIENCE };
 pub(crate) const ALL: &str = "key-all";
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
@@ -157,6 +159,7 @@ impl Rig {
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
+            retention: KEPT,
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());

@@ -9,7 +9,7 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, devices, drain, events, instances, keys, orders, ota, overview, sockets, webhooks,
+    cards, charge, commands, devices, drain, events, instances, keys, orders, ota, overview, proof, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
@@ -105,6 +105,10 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .page::<OrderObject<'_>>(),
         RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
             .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+        RouteId::OrderProof => Operation::new(Tag::Orders, "All that is kept of how an order came about")
+            .text("One timeline: requests, commands, frames as they were on the wire, the settlement, events, deliveries.")
+            .ok::<proof::Proof>()
             .errors(&[E::OrderNotFound]),
 
         RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
