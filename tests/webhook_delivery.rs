@@ -22,7 +22,8 @@ use chargegate::{
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
         FirmwareKey, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord,
-        ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        ParkedDelivery, PortRecord, QueueCounts, QueueEntry, QueueFilter, Queued, ReadCall, Reader, Reply, Store,
+        StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -252,6 +253,12 @@ impl Reader for FakeReader {
         absent()
     }
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
+        absent()
+    }
+    fn queue(&mut self, _: &QueueFilter, _: u32, _: u32) -> Result<Page<QueueEntry>, StoreError> {
+        absent()
+    }
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
         absent()
     }
     fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {

@@ -27,10 +27,12 @@ mod drain;
 mod events;
 mod health;
 mod instances;
+mod log_level;
 mod orders;
 mod ota;
 mod overview;
 mod pages;
+mod queue;
 mod sockets;
 
 use std::path::PathBuf;
@@ -269,6 +271,9 @@ impl Api {
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
             RouteId::Drain => Ok(drain::show()),
+            RouteId::Queue => queue::list(&matched.query),
+            RouteId::LogLevel => Ok(log_level::show()),
+            RouteId::LogLevelSet => log_level::set(request),
             RouteId::DrainSet => drain::set(request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
@@ -324,7 +329,7 @@ fn no_device(device_id: DeviceId) -> ApiError {
 }
 
 /// A page of a list.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct List<T> {
     items: Vec<T>,
     /// Entries on all pages.
