@@ -16,6 +16,7 @@
 //! | [`queue`] | order of waiting commands: their ids | what a command is |
 //! | [`cluster`] | Redis: what instances tell and share | what is durable |
 //! | [`webhook`] | delivery of the event log | the meaning of an event |
+//! | [`managed`] | keys and endpoints of the configuration and the store, put in force | what a change may be |
 //! | [`router`] | the way from a commit to shards and webhooks | anything that waits |
 //! | [`job`] | periodic work | state that matters after a crash |
 //! | [`ota`] | images of firmware on their way to shards | when a packet is sent |
@@ -36,6 +37,7 @@ pub mod console;
 pub mod drain;
 pub mod gateway;
 pub mod job;
+pub mod managed;
 pub mod model;
 pub mod ota;
 pub mod pricing;

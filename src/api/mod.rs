@@ -11,6 +11,7 @@
 //! - [`route`] is the table of paths; [`auth`] decides who may call them, [`rate`] how often.
 //! - [`live`] says what is known of a device, here or on another instance.
 //! - [`handlers`] do what the paths stand for; [`overload`] refuses commands while too many wait.
+//! - [`openapi`] describes all of it, for machines and on a page.
 //! - [`envelope`] and [`error`] are the one shape of every JSON answer.
 //!
 //! No handler waits for a device or for the store: it hands the request on together with its
@@ -24,6 +25,7 @@ pub mod handlers;
 pub mod idempotency;
 pub mod live;
 pub mod message;
+pub mod openapi;
 pub mod overload;
 pub mod rate;
 pub mod route;

@@ -143,6 +143,16 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether it takes `page` and `size`.
+    pub const fn is_list(&self) -> bool {
+        self.list
+    }
+
+    /// The query keys it takes, but for `page` and `size`.
+    pub const fn query_keys(&self) -> &'static [&'static str] {
+        self.query
+    }
+
     fn takes(&self, key: &str) -> bool {
         self.query.contains(&key) || self.list && PAGE_KEYS.contains(&key)
     }

@@ -26,6 +26,58 @@ pub(super) const TARIFFS: &str = "tariffs";
 pub const NAME_CHARS_MAX: usize = 128;
 /// Most entries of each list.
 const ENTRIES_MAX: usize = 1000;
+/// Highest rate of a key, in requests per second, and highest burst.
+pub const REQUESTS_MAX: u32 = 1_000_000;
+
+/// What a text in an entry must be, whoever reads it: the file, the environment or the admin API.
+pub struct Rule<T> {
+    /// In words, behind "must be".
+    pub expected: &'static str,
+    /// What it says; `None`: it is not what it must be.
+    pub read: fn(&str) -> Option<T>,
+    /// What is said of a text that is refused: of a secret nothing that it holds.
+    pub shown: fn(&str) -> String,
+}
+
+/// A scope of a key.
+pub const SCOPE: Rule<Scope> =
+    Rule { expected: "one of \"read\", \"control\", \"admin\"", read: Scope::parse, shown: quoted };
+
+/// A network that may use a key.
+pub const NETWORK: Rule<Cidr> = Rule {
+    expected: "a network like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
+    read: |text| text.parse().ok(),
+    shown: quoted,
+};
+
+/// Where an endpoint is.
+pub const ENDPOINT_URL: Rule<String> = Rule {
+    expected: "an http or https URL of at most 2048 bytes without user and fragment",
+    read: |text| url_name(text).map(|_| text.to_owned()),
+    shown: |text| quoted(&super::value::mask_password(text)),
+};
+
+/// What an endpoint wants.
+pub const EVENTS: Rule<EventPattern> =
+    Rule { expected: "\"*\", a group like \"order.*\", or an event type", read: EventPattern::parse, shown: quoted };
+
+/// A secret that signs deliveries.
+pub const SIGNING_SECRET: Rule<Secret> = Rule {
+    expected: "\"whsec_\" and base64, or any other text",
+    read: |text| crate::signature::is_usable_secret(text).then(|| Secret::new(text)),
+    shown: |_| "no base64 after \"whsec_\"".to_owned(),
+};
+
+/// A key that is sent to an endpoint.
+pub const SENT_KEY: Rule<Secret> = Rule {
+    expected: "ASCII without spaces",
+    read: |text| text.bytes().all(|byte| byte.is_ascii_graphic()).then(|| Secret::new(text)),
+    shown: |_| "other characters".to_owned(),
+};
+
+fn quoted(text: &str) -> String {
+    show(&Toml::from(text))
+}
 
 pub(super) const API_KEYS_REFERENCE: &str = r#"
 # API keys; reloaded. Without any, one is made at the first start and printed.
@@ -129,6 +181,10 @@ pub enum Scope {
 impl Scope {
     const ALL: [Self; 3] = [Self::Read, Self::Control, Self::Admin];
 
+    fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == word)
+    }
+
     /// The word of the configuration file.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -152,7 +208,8 @@ impl Scopes {
         self.0 & (1 << scope as u8) != 0
     }
 
-    fn words(self) -> Vec<&'static str> {
+    /// The words of the configuration file.
+    pub fn words(self) -> Vec<&'static str> {
         Scope::ALL.into_iter().filter(|scope| self.contains(*scope)).map(Scope::as_str).collect()
     }
 }
@@ -329,6 +386,16 @@ impl Entry<'_> {
         }
     }
 
+    /// A secret, read by a rule.
+    fn ruled_secret(&mut self, field: &str, rule: &Rule<Secret>) -> Option<Secret> {
+        let secret = self.secret(field)?;
+        let read = (rule.read)(secret.expose());
+        if read.is_none() {
+            self.invalid(field, rule.expected, &(rule.shown)(secret.expose()));
+        }
+        read
+    }
+
     fn flag(&mut self, field: &str) -> bool {
         match self.table.remove(field) {
             None => false,
@@ -340,8 +407,8 @@ impl Entry<'_> {
         }
     }
 
-    /// A list of texts, each parsed; `None` when it is left out.
-    fn texts<T>(&mut self, field: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    /// A list of texts, each read by a rule; `None` when it is left out.
+    fn texts<T>(&mut self, field: &str, rule: &Rule<T>) -> Option<Vec<T>> {
         let items = match self.table.remove(field)? {
             Toml::Array(items) => items,
             other => {
@@ -351,9 +418,12 @@ impl Entry<'_> {
         };
         let mut parsed = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            match item.as_str().and_then(&parse) {
+            match item.as_str().and_then(rule.read) {
                 Some(value) => parsed.push(value),
-                None => self.invalid(&format!("{field}[{index}]"), expected, &show(item)),
+                None => {
+                    let shown = item.as_str().map_or_else(|| show(item), rule.shown);
+                    self.invalid(&format!("{field}[{index}]"), rule.expected, &shown);
+                }
             }
         }
         Some(parsed)
@@ -420,9 +490,7 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
             }
             hash
         });
-        let scopes = entry.texts("scopes", "one of \"read\", \"control\", \"admin\"", |word| {
-            Scope::ALL.into_iter().find(|scope| scope.as_str() == word)
-        });
+        let scopes = entry.texts("scopes", &SCOPE);
         let scopes = scopes.map_or(Scopes::ALL, |list| list.into_iter().collect());
         let require_hmac = entry.flag("require_hmac");
         let signed = entry.table.contains_key("hmac_secret");
@@ -430,14 +498,14 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
         if require_hmac && !signed {
             entry.errors.push(ConfigError::Missing { key: entry.key("hmac_secret") });
         }
-        let ip_allow = entry
-            .texts("ip_allow", "a network like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32", |text| text.parse().ok())
-            .unwrap_or_default();
+        let ip_allow = entry.texts("ip_allow", &NETWORK).unwrap_or_default();
         let mut requests = |field| match entry.table.remove(field) {
             None => 0,
-            Some(Toml::Integer(count)) if (0..=1_000_000).contains(&count) => u32::try_from(count).unwrap_or(0),
+            Some(Toml::Integer(count)) if (0..=i64::from(REQUESTS_MAX)).contains(&count) => {
+                u32::try_from(count).unwrap_or(0)
+            }
             Some(other) => {
-                entry.invalid(field, "in 0..=1000000", &show(&other));
+                entry.invalid(field, &format!("in 0..={REQUESTS_MAX}"), &show(&other));
                 0
             }
         };
@@ -477,30 +545,16 @@ pub(super) fn endpoints(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Ve
         let url = entry.text("url").and_then(|url| {
             let name = url_name(&url);
             if name.is_none() {
-                let shown = show(&Toml::from(super::value::mask_password(&url)));
-                entry.invalid("url", "an http or https URL without user and fragment", &shown);
+                entry.invalid("url", ENDPOINT_URL.expected, &(ENDPOINT_URL.shown)(&url));
             }
             Some((name?, url))
         });
         let named = entry.table.contains_key("name");
         let name = entry.name().or_else(|| url.as_ref().filter(|_| !named).map(|(name, _)| name.clone()));
-        let secret = entry.secret("secret");
-        let secret_previous = entry.secret("secret_previous");
-        for (field, secret) in [("secret", &secret), ("secret_previous", &secret_previous)] {
-            if secret.as_ref().is_some_and(|secret| !crate::signature::is_usable_secret(secret.expose())) {
-                entry.invalid(field, "\"whsec_\" and base64, or any other text", "no base64 after \"whsec_\"");
-            }
-        }
-        let api_key = entry.secret("api_key").filter(|api_key| {
-            let sendable = api_key.expose().bytes().all(|byte| byte.is_ascii_graphic());
-            if !sendable {
-                entry.invalid("api_key", "ASCII without spaces", "other characters");
-            }
-            sendable
-        });
-        let events = entry
-            .texts("events", "\"*\", a group like \"order.*\", or an event type", EventPattern::parse)
-            .unwrap_or_default();
+        let secret = entry.ruled_secret("secret", &SIGNING_SECRET);
+        let secret_previous = entry.ruled_secret("secret_previous", &SIGNING_SECRET);
+        let api_key = entry.ruled_secret("api_key", &SENT_KEY);
+        let events = entry.texts("events", &EVENTS).unwrap_or_default();
         entry.finish(FIELDS);
         let (Some(name), Some((_, url)), Some(secret)) = (name, url, secret) else { continue };
         if endpoints.iter().any(|other| other.name == name) {
@@ -600,7 +654,9 @@ pub(super) fn print_tariffs(tariffs: &[NamedTariff], out: &mut String) -> fmt::R
 
 /// Host and path of a usable URL.
 pub(super) fn url_name(url: &str) -> Option<String> {
-    let uri: Uri = url.parse().ok()?;
+    /// Longer ones are a mistake.
+    const URL_BYTES_MAX: usize = 2_048;
+    let uri: Uri = url.parse().ok().filter(|_| url.len() <= URL_BYTES_MAX)?;
     let web = matches!(uri.scheme_str(), Some("http" | "https"));
     let authority = uri.authority()?.as_str();
     let host = uri.host().filter(|host| !host.is_empty())?;

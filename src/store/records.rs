@@ -129,6 +129,8 @@ pub struct CommandLogRow {
     pub command: u16,
     /// Message id or sequence.
     pub msg_id: u32,
+    /// Epoch of the binding under which it came or went; `None`: the binding had none yet, or another connection has the device.
+    pub epoch: Option<i64>,
     /// The frame, whole.
     pub raw: Vec<u8>,
 }

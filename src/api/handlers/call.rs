@@ -1,6 +1,7 @@
 //! A request under way: who asked for what, and the right to answer.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::api::route::BASE;
 use crate::api::server::Responder;
 use crate::cluster::LinkError;
 use crate::model::{CardNo, DeviceId, Order};
-use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, StoreError, payload};
+use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, Requester, StoreError, payload};
 
 /// What a handler leaves to be done once the request is found good: with the call, on this thread, without waiting.
 pub(super) type Next = Box<dyn FnOnce(Call) + Send>;
@@ -28,6 +29,7 @@ pub(super) struct Call {
     method: Method,
     target: String,
     began: Instant,
+    client_ip: IpAddr,
     /// Name of the API key.
     pub(super) caller: Option<Arc<str>>,
     /// The idempotency key this request works on.
@@ -37,7 +39,8 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new(api: Arc<Api>, request: &Request, responder: Responder) -> Self {
         let (method, target, began) = (request.method, request.target.clone(), now().instant);
-        Self { api, responder, method, target, began, caller: None, claim: None }
+        let client_ip = request.client_ip;
+        Self { api, responder, method, target, began, client_ip, caller: None, claim: None }
     }
 
     pub(super) const fn api(&self) -> &Arc<Api> {
@@ -46,6 +49,11 @@ impl Call {
 
     pub(super) fn request_id(&self) -> &str {
         self.responder.request_id()
+    }
+
+    /// Who made it, for the job that carries it out.
+    pub(super) fn requester(&self) -> Requester {
+        Requester { api_key: self.caller.clone(), client_ip: Some(self.client_ip) }
     }
 
     /// What makes this request one with others, for the job that carries it out.

@@ -19,21 +19,21 @@
 mod audit;
 mod body;
 mod call;
-mod cards;
-mod charge;
-mod commands;
-mod devices;
-mod drain;
-mod events;
+pub(super) mod cards;
+pub(super) mod charge;
+pub(super) mod commands;
+pub(super) mod devices;
+pub(super) mod drain;
+pub(super) mod events;
 mod health;
-mod instances;
-mod log_level;
-mod orders;
-mod ota;
-mod overview;
+pub(super) mod instances;
+pub(super) mod log_level;
+pub(super) mod orders;
+pub(super) mod ota;
+pub(super) mod overview;
 mod pages;
-mod queue;
-mod sockets;
+pub(super) mod queue;
+pub(super) mod sockets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -330,7 +330,7 @@ fn no_device(device_id: DeviceId) -> ApiError {
 
 /// A page of a list.
 #[derive(Serialize, utoipa::ToSchema)]
-struct List<T> {
+pub(super) struct List<T> {
     items: Vec<T>,
     /// Entries on all pages.
     total: u64,

@@ -12,7 +12,7 @@ use crate::time::{Rfc3339, unix_ms_of_rfc3339};
 
 /// This instance, as an operator looks at it.
 #[derive(Serialize, ToSchema)]
-struct Overview {
+pub(in crate::api) struct Overview {
     /// Which of the instances answered.
     #[schema(value_type = String)]
     instance: crate::model::ServerId,

@@ -72,9 +72,7 @@ impl From<QueueCounts> for ByState {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct QueueCommand {
     command_id: i64,
-    #[schema(value_type = String)]
     device_id: DeviceId,
-    #[schema(value_type = Option<String>)]
     order_no: Option<OrderNo>,
     /// `start`, `stop`, or the name of the command.
     kind: &'static str,
@@ -82,6 +80,7 @@ pub(crate) struct QueueCommand {
     /// 0 goes first, 9 last.
     priority: u8,
     /// `queued`, `claimed`, `written`; ended: `acked`, `refused`, `expired`, `withdrawn`, `dead`.
+    #[schema(value_type = CommandState)]
     state: String,
     /// Times it was written.
     attempts: u8,
@@ -95,15 +94,10 @@ pub(crate) struct QueueCommand {
     /// Why it ended so.
     reason: Option<String>,
     request_id: Option<String>,
-    #[schema(value_type = String, format = DateTime)]
     created_at: Rfc3339,
-    #[schema(value_type = String, format = DateTime)]
     not_before: Rfc3339,
-    #[schema(value_type = String, format = DateTime)]
     not_after: Rfc3339,
-    #[schema(value_type = Option<String>, format = DateTime)]
     written_at: Option<Rfc3339>,
-    #[schema(value_type = String, format = DateTime)]
     updated_at: Rfc3339,
 }
 

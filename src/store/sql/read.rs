@@ -5,7 +5,7 @@ use super::{
     device::find_device,
     event::json,
     idempotency::earlier,
-    ota,
+    ota, proof,
     row::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
@@ -16,9 +16,10 @@ use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
-        InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, QUEUE_TOTAL_MAX,
-        QueueCounts, QueueEntry, QueueFilter, Queued, Reader, StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
+        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
+        ParamRecord, ParkedDelivery, PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader,
+        StoreError,
     },
 };
 
@@ -145,6 +146,11 @@ impl Reader for SqlReader<'_> {
             [order_no.as_str()],
             event,
         )
+    }
+
+    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+        let events = self.order_events(order.order_no)?;
+        proof::history(self.conn, order, events, scope)
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
@@ -361,6 +367,18 @@ impl Reader for SqlReader<'_> {
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )
+    }
+
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        super::managed::api_keys(self.conn)
+    }
+
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
+        super::managed::endpoints(self.conn)
+    }
+
+    fn managed_revision(&mut self) -> Result<i64, StoreError> {
+        super::managed::revision(self.conn)
     }
 
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
