@@ -34,7 +34,8 @@ fn the_queue_shows_each_command_on_its_way() {
     let away = Ap3000::online(gateway.devices, AWAY, 1);
     gateway.knows_port(AWAY, 1);
     drop(away);
-    until("it is gone", || gateway.get(&format!("devices/{AWAY}")).data()["connected_at"].is_null().then_some(()));
+    let connections = || gateway.get("/api/v1/admin/drain").data()["connections"].as_u64();
+    until("it is gone", || (connections() == Some(0)).then_some(()));
     let locate = gateway.post(&format!("devices/{AWAY}/commands"), &json!({"command": "locate", "seconds": 9}));
     assert_eq!(locate.status, 202, "{}", locate.text);
 
