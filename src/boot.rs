@@ -727,6 +727,7 @@ fn schedule(config: &Config) -> Schedule {
             commands: config.retention.dead_commands,
             answers: config.retention.idempotency_keys,
             command_log: config.retention.cmd_log,
+            delivery_log: config.retention.delivery_log,
         },
         interrupt_grace: config.session.interrupt_grace,
         offline_grace: config.session.offline_grace,

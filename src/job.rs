@@ -74,6 +74,8 @@ pub struct Retention {
     pub answers: Duration,
     /// Of the command log.
     pub command_log: Duration,
+    /// Of the delivery log.
+    pub delivery_log: Duration,
 }
 
 impl Retention {
@@ -84,6 +86,7 @@ impl Retention {
             commands_before: before(self.commands),
             answers_before: before(self.answers),
             log_before: before(self.command_log),
+            delivery_log_before: before(self.delivery_log),
             rows_max: PRUNE_ROWS_MAX,
         }
     }

@@ -150,6 +150,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Networked(_)
         | Outcome::Instance(_)
         | Outcome::Leased(_)
+        | Outcome::Endpoint(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }

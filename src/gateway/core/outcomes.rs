@@ -103,6 +103,7 @@ impl Core {
             | Outcome::Params(_)
             | Outcome::Instance(_)
             | Outcome::Leased(_)
+            | Outcome::Endpoint(_)
             | Outcome::Done => {}
         }
     }

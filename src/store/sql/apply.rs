@@ -234,6 +234,7 @@ impl Tx<'_> {
             Job::Network(job) => self.network_once(job)?,
             Job::Instance(job) => Outcome::Instance(self.instance_job(job)?),
             Job::Lease(lease) => Outcome::Leased(self.lease(lease)?),
+            Job::Endpoint(job) => Outcome::Endpoint(self.endpoint_job(job)?),
         })
     }
 }
@@ -268,7 +269,13 @@ pub(in crate::store) fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
         Job::Command(update) => Some(update.device_id),
-        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) | Job::Instance(_) | Job::Lease(_) => None,
+        Job::Backstop(_)
+        | Job::Delivery(_)
+        | Job::Prune(_)
+        | Job::Card(_)
+        | Job::Instance(_)
+        | Job::Lease(_)
+        | Job::Endpoint(_) => None,
     }
 }
 
