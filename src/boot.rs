@@ -34,7 +34,7 @@ use stores::OpenStore;
 
 use crate::{
     api::{
-        auth::{Authenticator, Shared},
+        auth::{self, Authenticator, Shared},
         guard::{self, GuardConfig, GuardHandle, UploadConfig},
         handlers::Api,
         live::Whereabouts,
@@ -235,6 +235,11 @@ impl Gateway {
                 move || connections.connections(),
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
+            let auth = match &cluster {
+                Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
+                None => auth,
+            };
+            auth.set_limits(caller_limits(config));
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
             let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
@@ -242,10 +247,7 @@ impl Gateway {
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
-                auth: match &cluster {
-                    Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
-                    None => auth,
-                },
+                auth: Arc::new(auth),
                 backlog,
                 in_progress: Arc::default(),
                 whereabouts: Whereabouts::new(Arc::clone(&directory), server_id.clone(), mirror),
@@ -297,6 +299,7 @@ impl Gateway {
                 link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                pusher: Arc::clone(&pusher),
                 owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
@@ -500,6 +503,7 @@ impl Gateway {
         }
         telemetry::log::set_level(new.log.level);
         self.api.backlog.set_limits(Limits::from(&new.queue));
+        self.api.auth.set_limits(caller_limits(&new));
         if new.api_keys != config.api_keys && !new.api_keys.is_empty() {
             self.api.auth.reload(keys(&new, None));
         }
@@ -619,8 +623,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
             probe_max: ms(config.limits.breaker_probe_max),
         },
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
-        progress_events: pusher.subscribes("charging.progress"),
-        heartbeat_events: pusher.subscribes("device.heartbeat"),
+        wanted: pusher.wanted(),
         log_heartbeats: config.store.cmd_log_heartbeats,
         cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
@@ -768,6 +771,13 @@ fn endpoints(config: &Config) -> Vec<Endpoint> {
     config.webhook_endpoints.iter().map(endpoint).collect()
 }
 
+const fn caller_limits(config: &Config) -> auth::Limits {
+    auth::Limits {
+        rate_per_s: config.api.rate_per_s,
+        failures_per_minute_per_ip: config.api.failures_per_minute_per_ip,
+    }
+}
+
 fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
     let made = made.map(|key| ApiKey {
         name: "first".to_owned(),
@@ -777,6 +787,7 @@ fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     });
     config.api_keys.iter().cloned().chain(made).collect()
 }

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     AcceptRefused, Breaker, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, OrderTimes,
-    ShardId,
+    ShardId, WantedEvents,
     accept::AcceptGate,
     card::CardMode,
     conn::Conn,
@@ -34,7 +34,7 @@ use crate::{
         bkv,
     },
     shard::JOBS_MAX,
-    store::{DeviceEvent, Job, Latest, SettlementKey},
+    store::{CommandLogRow, DeviceEvent, Job, Latest, SettlementKey},
     telemetry::{ShardWriter, label::ShardEvent},
 };
 
@@ -136,10 +136,8 @@ pub struct CoreConfig {
     pub breaker: Breaker,
     /// Share of garbage, in percent of the bytes received, above which a connection is closed.
     pub garbage_percent_max: u64,
-    /// Whether some endpoint wants `charging.progress`.
-    pub progress_events: bool,
-    /// Whether some endpoint wants `device.heartbeat`.
-    pub heartbeat_events: bool,
+    /// Which events are made only because somebody wants them; changes while the core runs.
+    pub wanted: Arc<WantedEvents>,
     /// Whether the command log gets heartbeats and time requests too.
     pub log_heartbeats: bool,
     /// Who decides what a swiped card may do.
@@ -167,8 +165,7 @@ impl CoreConfig {
             accept_burst: 20_000,
             breaker: Breaker::default(),
             garbage_percent_max: 50,
-            progress_events: false,
-            heartbeat_events: false,
+            wanted: Arc::default(),
             log_heartbeats: false,
             cards: CardMode::default(),
             ota_packets_per_s: 200,
@@ -208,6 +205,9 @@ pub(super) enum Ack {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitingAck {
     pub(super) conn: ConnId,
+    pub(super) device_id: DeviceId,
+    /// Under which the report came.
+    pub(super) epoch: Option<i64>,
     pub(super) ack: Ack,
 }
 
@@ -334,19 +334,24 @@ impl Cx<'_> {
         self.shared.count_waiting(before, after);
     }
 
-    pub(super) fn acknowledge(&mut self, waiting: WaitingAck) {
-        let WaitingAck { conn, ack } = waiting;
+    /// Acknowledges a report on a connection that is still open.
+    fn acknowledge(&mut self, waiting: WaitingAck) {
+        let WaitingAck { conn, device_id, epoch, ack } = waiting;
         let frames = &self.shared.metrics.frames;
-        match ack {
-            Ack::Ap3000 { .. } => frames.ap3000(Direction::Down, SETTLEMENT_ACK),
-            Ack::BkvEnd { sub, .. } => frames.bkv(Direction::Down, bkv::command::CONTROL, u16::from(sub)),
-            Ack::BkvFeeEnd { .. } => {
-                frames.bkv(Direction::Down, bkv::command::PACKET, bkv::command::packet_sub::FEE_END);
+        let of_gateway = |command, sub| {
+            frames.bkv(Direction::Down, command, sub);
+            (command, 0)
+        };
+        let (command, msg_id) = match ack {
+            Ack::Ap3000 { header } => {
+                frames.ap3000(Direction::Down, SETTLEMENT_ACK);
+                (u16::from(SETTLEMENT_ACK), u32::from(header.msg_id))
             }
-            Ack::BkvException { .. } => {
-                frames.bkv(Direction::Down, bkv::command::PACKET, bkv::command::packet_sub::EXCEPTION);
-            }
-        }
+            Ack::BkvEnd { sub, .. } => of_gateway(bkv::command::CONTROL, u16::from(sub)),
+            Ack::BkvFeeEnd { .. } => of_gateway(bkv::command::PACKET, bkv::command::packet_sub::FEE_END),
+            Ack::BkvException { .. } => of_gateway(bkv::command::PACKET, bkv::command::packet_sub::EXCEPTION),
+        };
+        let start = self.effects.tx.len();
         self.effects.write(conn, |out| match ack {
             Ack::Ap3000 { header } => ap3000::encode::result_reply(out, &header, SETTLEMENT_ACK, 0),
             Ack::BkvEnd { gateway_id, sub, socket, .. } => bkv::encode::end_ack(out, gateway_id, sub, socket, true),
@@ -357,6 +362,9 @@ impl Cx<'_> {
                 bkv::encode::exception_ack(out, gateway_id, header, socket, true);
             }
         });
+        let raw = self.effects.tx.get(start..).unwrap_or_default().to_vec();
+        let at = self.now.unix_ms;
+        self.effects.log.push(CommandLogRow { at, device_id, up: false, command, msg_id, epoch, raw });
     }
 }
 

@@ -6,7 +6,7 @@ use crate::store::{Applied, Job, Outcome};
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 21] = [
+pub const KINDS: [&str; 22] = [
     "bind",
     "create_order",
     "order",
@@ -28,6 +28,7 @@ pub const KINDS: [&str; 21] = [
     "instance",
     "lease",
     "endpoint",
+    "managed",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -56,6 +57,7 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Instance(_) => 18,
         Job::Lease(_) => 19,
         Job::Endpoint(_) => 20,
+        Job::Managed(_) => 21,
     }
 }
 

@@ -11,14 +11,14 @@ pub struct EndpointJob {
     /// Endpoint name.
     pub endpoint: String,
     /// What changes.
-    pub change: EndpointChange,
+    pub change: DeliveryChange,
     /// Now, Unix ms.
     pub at: i64,
 }
 
 /// What changes. Each answers with an [`EndpointOutcome`].
 #[derive(Clone, Debug)]
-pub enum EndpointChange {
+pub enum DeliveryChange {
     /// Nothing more is sent to it. One that is disabled keeps its time and reason.
     Disable {
         /// Why, in a few words.
@@ -74,7 +74,7 @@ pub struct EndpointOutcome {
 pub struct EndpointProgress {
     /// Everything up to here is delivered, parked or dead.
     pub cursor: i64,
-    /// Raised by each [`EndpointChange`] that concerns who delivers.
+    /// Raised by each [`DeliveryChange`] that concerns who delivers.
     pub revision: i64,
     /// Since when nothing is sent to it, and why.
     pub disabled: Option<Disabled>,
@@ -91,7 +91,7 @@ pub struct Disabled {
 
 /// An endpoint as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointRecord {
+pub struct EndpointStanding {
     /// Endpoint name.
     pub endpoint: String,
     /// How far it is.
@@ -159,6 +159,6 @@ pub struct DeliveryLogRow {
     pub outcome: DeliveryOutcome,
     /// What went wrong, e.g. `http_500`, `timeout`.
     pub reason: Option<String>,
-    /// The instance that made it, where several share the store.
+    /// The instance that made it. The store knows which one it is of: not looked at where rows are appended.
     pub instance: Option<ServerId>,
 }

@@ -1,10 +1,10 @@
 //! Durable changes and what they come to.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    CommandRecord, EndpointJob, EndpointOutcome, InstanceJob, InstanceOutcome, LeaseJob, OtaJob, OtaOutcome,
-    ParamRecord, PortRecord, StoreError,
+    CommandRecord, EndpointJob, EndpointOutcome, InstanceJob, InstanceOutcome, LeaseJob, ManagedJob, ManagedOutcome,
+    OtaJob, OtaOutcome, ParamRecord, PortRecord, StoreError,
 };
 use crate::{
     gateway::{
@@ -71,6 +71,8 @@ pub enum Job {
     Lease(LeaseJob),
     /// An operator changes what is to be delivered to an endpoint. Dropped: the API answers `NOT_READY`.
     Endpoint(EndpointJob),
+    /// An operator changes keys or endpoints. Dropped: as [`ManagedJob`] says.
+    Managed(Box<ManagedJob>),
 }
 
 /// A change of a gateway's network list.
@@ -515,6 +517,8 @@ pub struct NewOrder {
     pub deadline: i64,
     /// Request that made it.
     pub request_id: String,
+    /// Who made that.
+    pub requester: Requester,
     /// The card that pays: its price is held in the same transaction, or nothing is created.
     pub card_no: Option<CardNo>,
     /// Answers it from the store where it was answered before; the answer is [`payload::accepted`].
@@ -543,8 +547,19 @@ pub struct OrderJob {
     pub at: i64,
     /// Request that caused it, for API calls.
     pub request_id: Option<String>,
+    /// Who made that.
+    pub requester: Requester,
     /// As [`NewOrder::idempotency`].
     pub idempotency: Option<Idempotency>,
+}
+
+/// Who made a request, as it is kept with what the request did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requester {
+    /// Name of the API key; `None`: it needed none.
+    pub api_key: Option<Arc<str>>,
+    /// The other end of its connection.
+    pub client_ip: Option<IpAddr>,
 }
 
 /// How a job names its order.
@@ -856,6 +871,8 @@ pub enum Outcome {
     Leased(bool),
     /// Of [`Job::Endpoint`].
     Endpoint(EndpointOutcome),
+    /// Of [`Job::Managed`].
+    Managed(Box<ManagedOutcome>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.

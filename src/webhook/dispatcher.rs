@@ -752,7 +752,7 @@ impl Dispatcher {
             took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
             outcome,
             reason: answer.failure().map(|failure| failure.reason().into_owned()),
-            instance: self.shared.settings.instance.clone(),
+            instance: None,
         });
     }
 

@@ -53,6 +53,7 @@ use crossbeam::channel::{Receiver as Inbox, RecvTimeoutError, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
+    gateway::WantedEvents,
     model::{EventType, ServerId},
     store::{EventRecord, ReadCall, Reader, Store, StoreError},
     telemetry::{Exposition, MetricSource},
@@ -228,8 +229,7 @@ struct Shared {
     /// Test events under way.
     trials: AtomicUsize,
     /// The two types that exist only if somebody wants them, for shards, which take no lock.
-    wants_heartbeat: AtomicBool,
-    wants_progress: AtomicBool,
+    wanted: Arc<WantedEvents>,
     stopping: AtomicBool,
 }
 
@@ -282,8 +282,7 @@ impl Pusher {
             last_pos: AtomicI64::new(0),
             known: RwLock::default(),
             trials: AtomicUsize::new(0),
-            wants_heartbeat: AtomicBool::new(false),
-            wants_progress: AtomicBool::new(false),
+            wanted: Arc::default(),
             stopping: AtomicBool::new(false),
         });
         let checked = shared.check(endpoints)?;
@@ -321,12 +320,17 @@ impl Pusher {
     /// Whether any endpoint wants events of this type. Takes no lock for the types that are made only if so.
     pub fn subscribes(&self, event_type: &str) -> bool {
         if event_type == EventType::ChargingProgress.as_str() {
-            self.shared.wants_progress.load(Ordering::Relaxed)
+            self.shared.wanted.progress()
         } else if event_type == EventType::DeviceHeartbeat.as_str() {
-            self.shared.wants_heartbeat.load(Ordering::Relaxed)
+            self.shared.wanted.heartbeat()
         } else {
             self.shared.known.read().iter().any(|known| known.subscription.wants(event_type))
         }
+    }
+
+    /// Which of the types that are made only on request some endpoint wants; follows every reload.
+    pub fn wanted(&self) -> Arc<WantedEvents> {
+        Arc::clone(&self.shared.wanted)
     }
 
     /// Counters of the endpoints that run.
@@ -348,7 +352,7 @@ impl Pusher {
     }
 
     /// Those of these types of events that an endpoint wants; `None`: there is no such endpoint.
-    pub fn wanted(&self, endpoint: &str, types: &[&'static str]) -> Option<Arc<[&'static str]>> {
+    pub fn types_wanted(&self, endpoint: &str, types: &[&'static str]) -> Option<Arc<[&'static str]>> {
         let known = self.shared.known(endpoint)?;
         Some(types.iter().copied().filter(|event_type| known.subscription.wants(event_type)).collect())
     }
@@ -356,6 +360,13 @@ impl Pusher {
     /// Whether there is such an endpoint.
     pub fn knows(&self, endpoint: &str) -> bool {
         self.shared.known(endpoint).is_some()
+    }
+
+    /// Committed events behind the cursors of the endpoints that run, over all of them.
+    pub fn backlog(&self) -> u64 {
+        let last_pos = self.last_pos();
+        let behind = |known: &Arc<Known>| last_pos.saturating_sub(known.counters.cursor.load(Ordering::Relaxed));
+        self.shared.known.read().iter().map(|known| u64::try_from(behind(known)).unwrap_or(0)).sum()
     }
 
     /// Takes over a new list of endpoints: stops what is gone or changed (within the deadline), starts what is new or changed.
@@ -404,8 +415,7 @@ impl Pusher {
     /// Makes the running endpoints known to feed, shards and handlers.
     fn announce(&self, running: &[Running]) {
         let wants = |event_type: EventType| running.iter().any(|one| one.known.subscription.wants(event_type.as_str()));
-        self.shared.wants_heartbeat.store(wants(EventType::DeviceHeartbeat), Ordering::Relaxed);
-        self.shared.wants_progress.store(wants(EventType::ChargingProgress), Ordering::Relaxed);
+        self.shared.wanted.set(wants(EventType::DeviceHeartbeat), wants(EventType::ChargingProgress));
         *self.shared.known.write() = running.iter().map(|running| Arc::clone(&running.known)).collect();
     }
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{Known, Pusher, breaker::BreakerState};
 use crate::{
     model::ServerId,
-    store::{EndpointRecord, Reader, StoreError},
+    store::{EndpointStanding, Reader, StoreError},
     time::Rfc3339,
 };
 
@@ -61,7 +61,7 @@ impl Pusher {
     /// # Errors
     /// The store could not be asked.
     pub fn states(&self, reader: &mut dyn Reader) -> Result<Vec<(String, EndpointState)>, StoreError> {
-        let (records, last_pos) = (reader.endpoints()?, reader.last_pos()?);
+        let (records, last_pos) = (reader.standings()?, reader.last_pos()?);
         let own = self.shared.settings.instance.as_ref();
         let known = self.shared.known.read();
         let state = |known: &std::sync::Arc<Known>| {
@@ -73,7 +73,7 @@ impl Pusher {
 }
 
 impl Known {
-    fn state(&self, record: Option<&EndpointRecord>, last_pos: i64, own: Option<&ServerId>) -> EndpointState {
+    fn state(&self, record: Option<&EndpointStanding>, last_pos: i64, own: Option<&ServerId>) -> EndpointState {
         let counters = &self.counters;
         let here = counters.delivering.load(Ordering::Relaxed);
         let owner = record.and_then(|record| record.owner.clone());

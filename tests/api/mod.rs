@@ -88,6 +88,7 @@ pub(crate) fn key(name: &str, scopes: impl IntoIterator<Item = Scope>) -> ApiKey
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     }
 }
 
@@ -141,7 +142,7 @@ impl Rig {
             in_progress: Arc::default(),
             metrics: Metrics::new(1),
             health: Arc::new(Health::new(1)),
-            auth,
+            auth: Arc::new(auth),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,

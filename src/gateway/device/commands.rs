@@ -236,7 +236,8 @@ impl Device {
             DeviceId::Gateway(_) => cx.shared.metrics.frames.bkv(Direction::Down, command, sub),
         }
         let raw = cx.effects.tx.get(start..).unwrap_or_default().to_vec();
-        cx.effects.log.push(CommandLogRow { at: cx.now.unix_ms, device_id: self.id, up: false, command, msg_id, raw });
+        let (at, epoch) = (cx.now.unix_ms, self.live_epoch());
+        cx.effects.log.push(CommandLogRow { at, device_id: self.id, up: false, command, msg_id, epoch, raw });
         Some(key)
     }
 

@@ -131,7 +131,8 @@ impl Shared {
     }
 
     pub(super) fn rules(&self) -> Rules<'_> {
-        Rules { numbers: &self.numbers, limits: self.limits, cards: &self.cards, instance: Some(&self.instance) }
+        let instance = Some(&self.instance);
+        Rules { numbers: &self.numbers, limits: self.limits, cards: &self.cards, instance, server_id: instance }
     }
 
     /// Something was committed at `at`.
@@ -236,7 +237,8 @@ impl PostgresStore {
             waiting: std::collections::VecDeque::new(),
         };
         threads.start("store-latest", move || writer.run())?;
-        let (log_shared, mut tables) = (Arc::clone(&shared), LogTables(link(Role::Lossy, "logs", 0)?));
+        let log_shared = Arc::clone(&shared);
+        let mut tables = LogTables { link: link(Role::Lossy, "logs", 0)?, instance: shared.instance.clone() };
         threads.start("store-logs", move || logs::write(&mut tables, &back.log, &log_shared.counters))?;
         for mut link in readers {
             let calls = back.reads.clone();

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     model::ServerId,
     store::{
-        DeadLetters, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate, Disabled, EndpointChange, EndpointJob,
-        EndpointOutcome, EndpointProgress, EndpointRecord, EventRecord, Page, ParkedDelivery, StoreError,
+        DeadLetters, DeliveryChange, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate, Disabled, EndpointJob,
+        EndpointOutcome, EndpointProgress, EndpointStanding, EventRecord, Page, ParkedDelivery, StoreError,
     },
 };
 
@@ -79,24 +79,24 @@ impl Tx<'_> {
     pub(super) fn endpoint_job(&mut self, job: &EndpointJob) -> Result<EndpointOutcome, StoreError> {
         let (endpoint, at) = (job.endpoint.as_str(), job.at);
         let (changed, more_behind) = match &job.change {
-            EndpointChange::Disable { reason } => (self.disable(endpoint, reason, at)?, None),
-            EndpointChange::Enable { skip_backlog } => (self.enable(endpoint, *skip_backlog, at)?, None),
-            EndpointChange::Redrive(which) => self.dead_letters(endpoint, which, |given| {
+            DeliveryChange::Disable { reason } => (self.disable(endpoint, reason, at)?, None),
+            DeliveryChange::Enable { skip_backlog } => (self.enable(endpoint, *skip_backlog, at)?, None),
+            DeliveryChange::Redrive(which) => self.dead_letters(endpoint, which, |given| {
                 given.push(Value::Int(at));
                 let at = given.len();
                 format!("UPDATE event_delivery SET state = 'parked', attempts = 0, next_at = ${at}, reason = 'redrive'")
             })?,
-            EndpointChange::Purge(which) => {
+            DeliveryChange::Purge(which) => {
                 self.dead_letters(endpoint, which, |_| "DELETE FROM event_delivery".to_owned())?
             }
-            EndpointChange::Redeliver { from_pos, to_pos, event_types, rows_max } => {
+            DeliveryChange::Redeliver { from_pos, to_pos, event_types, rows_max } => {
                 self.redeliver(endpoint, (*from_pos, *to_pos), event_types, *rows_max, at)?
             }
         };
         let looks_again = match &job.change {
-            EndpointChange::Enable { skip_backlog } => *skip_backlog,
-            EndpointChange::Redrive(_) | EndpointChange::Redeliver { .. } => changed > 0,
-            EndpointChange::Disable { .. } | EndpointChange::Purge(_) => false,
+            DeliveryChange::Enable { skip_backlog } => *skip_backlog,
+            DeliveryChange::Redrive(_) | DeliveryChange::Redeliver { .. } => changed > 0,
+            DeliveryChange::Disable { .. } | DeliveryChange::Purge(_) => false,
         };
         if looks_again {
             run(self.conn, "UPDATE event_cursors SET revision = revision + 1 WHERE endpoint = $1", [endpoint])?;
@@ -214,7 +214,7 @@ fn progress_of(row: &Row<'_>, first: usize) -> Result<EndpointProgress, StoreErr
 }
 
 /// All that have a cursor, by name.
-pub(super) fn endpoints(conn: Conn<'_>) -> Result<Vec<EndpointRecord>, StoreError> {
+pub(super) fn standings(conn: Conn<'_>) -> Result<Vec<EndpointStanding>, StoreError> {
     let now = match conn {
         Conn::Sqlite(_) => SQLITE_NOW,
         Conn::Postgres(_) => POSTGRES_NOW,
@@ -225,7 +225,7 @@ pub(super) fn endpoints(conn: Conn<'_>) -> Result<Vec<EndpointRecord>, StoreErro
     );
     let mut records = all(conn, &sql, (), |row| {
         let (endpoint, owner) = (row.get(0)?, server_id(row, 1)?);
-        Ok(EndpointRecord { endpoint, progress: progress_of(row, 2)?, owner, parked: 0, dead: 0 })
+        Ok(EndpointStanding { endpoint, progress: progress_of(row, 2)?, owner, parked: 0, dead: 0 })
     })?;
     let counts =
         all(conn, "SELECT endpoint, state, count(*) FROM event_delivery GROUP BY endpoint, state", (), |row| {

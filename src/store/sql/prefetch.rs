@@ -90,7 +90,8 @@ impl Wanted {
                 | Job::Network(_)
                 | Job::Instance(_)
                 | Job::Lease(_)
-                | Job::Endpoint(_) => {}
+                | Job::Endpoint(_)
+                | Job::Managed(_) => {}
             }
         }
         wanted

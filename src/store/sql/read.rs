@@ -6,7 +6,7 @@ use super::{
     endpoint,
     event::json,
     idempotency::earlier,
-    ota,
+    ota, proof,
     row::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
@@ -16,9 +16,10 @@ use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
-        EndpointProgress, EndpointRecord, EventRecord, FirmwareKey, Idempotency, InstanceRecord, OrderFilter,
-        OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
+        EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, HistoryScope, Idempotency,
+        InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued,
+        Reader, StoreError,
     },
 };
 
@@ -43,6 +44,18 @@ impl Filter {
             self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
     }
+}
+
+/// A text as a pattern of LIKE that stands for itself.
+fn escaped(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for character in text.chars() {
+        if ['\\', '%', '_'].contains(&character) {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern
 }
 
 impl SqlReader<'_> {
@@ -100,6 +113,11 @@ impl Reader for SqlReader<'_> {
         )
     }
 
+    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+        let events = self.order_events(order.order_no)?;
+        proof::history(self.conn, order, events, scope)
+    }
+
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
         find_device(self.conn, device_id)
     }
@@ -132,6 +150,12 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
         sql.and("printed_no = ?", filter.printed_no.map(i64::from));
+        // Of SQLite, `lower` and LIKE know the letters A to Z only: others are found in the case they are written in.
+        sql.and(
+            "EXISTS (SELECT 1 FROM (SELECT lower(CAST(? AS text)) AS wanted) s WHERE device_id LIKE s.wanted || '%' ESCAPE '\\' \
+             OR lower(name) LIKE '%' || s.wanted || '%' ESCAPE '\\' OR CAST(printed_no AS text) = s.wanted)",
+            filter.search.as_deref().map(escaped),
+        );
         let online = |wanted| filter.online.filter(|(online, _)| *online == wanted).map(|(_, at)| at);
         sql.and("offline_at > ?", online(true));
         sql.and("coalesce(offline_at, 0) <= ?", online(false));
@@ -160,8 +184,8 @@ impl Reader for SqlReader<'_> {
         endpoint::progress(self.conn, endpoint)
     }
 
-    fn endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
-        endpoint::endpoints(self.conn)
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError> {
+        endpoint::standings(self.conn)
     }
 
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
@@ -293,6 +317,18 @@ impl Reader for SqlReader<'_> {
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )
+    }
+
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        super::managed::api_keys(self.conn)
+    }
+
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
+        super::managed::endpoints(self.conn)
+    }
+
+    fn managed_revision(&mut self) -> Result<i64, StoreError> {
+        super::managed::revision(self.conn)
     }
 
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {

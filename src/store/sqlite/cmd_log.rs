@@ -89,15 +89,21 @@ pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
 }
 
 /// The file of the logs, as the thread of the logs writes it.
-pub(super) struct LogFile(pub(super) SqliteSession);
+pub(super) struct LogFile {
+    pub(super) session: SqliteSession,
+    /// Who writes.
+    pub(super) instance: Option<ServerId>,
+}
 
 impl Logs for LogFile {
     fn insert_commands(&mut self, rows: &[CommandLogRow]) -> Result<(), StoreError> {
-        let transaction = self.0.raw().unchecked_transaction()?;
+        let transaction = self.session.raw().unchecked_transaction()?;
+        let instance = self.instance.as_ref().map(ServerId::as_str);
         for row in rows {
             run(
-                Conn::Sqlite(&self.0),
-                "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw) VALUES ($1, $2, $3, $4, $5, $6)",
+                Conn::Sqlite(&self.session),
+                "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
                 (
                     row.at,
                     row.device_id.to_string(),
@@ -105,6 +111,8 @@ impl Logs for LogFile {
                     row.command,
                     row.msg_id,
                     &row.raw,
+                    row.epoch,
+                    instance,
                 ),
             )?;
         }
@@ -112,10 +120,11 @@ impl Logs for LogFile {
     }
 
     fn insert_deliveries(&mut self, rows: &[DeliveryLogRow]) -> Result<(), StoreError> {
-        let transaction = self.0.raw().unchecked_transaction()?;
+        let transaction = self.session.raw().unchecked_transaction()?;
+        let instance = self.instance.as_ref().map(ServerId::as_str);
         for row in rows {
             run(
-                Conn::Sqlite(&self.0),
+                Conn::Sqlite(&self.session),
                 "INSERT INTO delivery_log (at, endpoint, pos, event_id, event_type, key, attempt, status, took_ms, \
                  outcome, reason, instance) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 (
@@ -130,7 +139,7 @@ impl Logs for LogFile {
                     row.took_ms,
                     row.outcome.as_str(),
                     &row.reason,
-                    row.instance.as_ref().map(ServerId::as_str),
+                    instance,
                 ),
             )?;
         }
@@ -138,7 +147,7 @@ impl Logs for LogFile {
     }
 
     fn prune(&mut self, log: Log, before: i64, rows_max: u32) -> Result<usize, StoreError> {
-        run(Conn::Sqlite(&self.0), log.prune_sql(), (before, rows_max))
+        run(Conn::Sqlite(&self.session), log.prune_sql(), (before, rows_max))
     }
 
     fn look_after(&mut self) {}

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     gateway::card::CardRules,
-    model::OrderNumbers,
+    model::{OrderNumbers, ServerId},
     store::{
         CommandLogRow, DeliveryLogRow, Job, Latest, Notify, ReadCall, Reply, Store, StoreError, StoreHealth,
         counters::{StoreCounters, add},
@@ -62,6 +62,8 @@ pub struct Options {
     pub limits: Limits,
     /// Tariffs of cards.
     pub cards: Arc<CardRules>,
+    /// What this instance is called in rows that keep who did something.
+    pub server_id: Option<ServerId>,
     /// The store's clock, Unix ms.
     pub clock: fn() -> i64,
 }
@@ -79,6 +81,7 @@ impl Options {
             order_salt: 0x3FF,
             limits: Limits::default(),
             cards: Arc::default(),
+            server_id: None,
             clock: now,
         }
     }
@@ -109,7 +112,8 @@ impl SqliteStore {
     pub fn open(options: Options, notify: Arc<dyn Notify>) -> Result<Self, StoreError> {
         let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?
             .with_limits(options.limits)
-            .with_cards(Arc::clone(&options.cards));
+            .with_cards(Arc::clone(&options.cards))
+            .with_server_id(options.server_id.clone());
         let logs = cmd_log::path_beside(&options.path);
         let log_db = cmd_log::open(&logs)?;
         let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path, &logs)).collect::<Result<_, _>>()?;
@@ -144,7 +148,7 @@ impl SqliteStore {
             }
         })?;
         let log_counters = Arc::clone(&counters);
-        let mut log_file = LogFile(log_db);
+        let mut log_file = LogFile { session: log_db, instance: options.server_id };
         threads.start("store-logs", move || logs::write(&mut log_file, &back.log, &log_counters))?;
         for conn in readers {
             let calls = back.reads.clone();
