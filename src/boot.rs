@@ -6,7 +6,8 @@
 //!    shards' threads, which wait → 5. handlers → 6. HTTP, alive and not ready → 7. workers and jobs → 8. device listeners, last →
 //!    ready.
 //!
-//! Stop, on SIGTERM or SIGINT, is stage 9: not ready → stop accepting and drain the shards → finish API requests → end the jobs
+//! Stop, on SIGTERM or SIGINT, is stage 9: not ready → stop accepting, finish commands and close the devices' connections one
+//! after another (see [`crate::drain`]) → finish API requests → end the jobs
 //! and the pusher → close the store, which commits what was handed over → exit 0. A second signal exits at once.
 //!
 //! SIGHUP reads the configuration again, puts in force what can be, and logs what changed and what needs a restart.
@@ -51,6 +52,7 @@ use crate::{
         sessions::OnNewer,
     },
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
+    drain::Drain,
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
         card::{CardMode, CardRules},
@@ -145,7 +147,7 @@ struct Gateway {
     health: Arc<Health>,
     store: Arc<dyn Store>,
     /// One of several instances.
-    cluster: Option<Member>,
+    cluster: Option<Arc<Member>>,
     api: Arc<Api>,
     server: Server,
     guard: GuardHandle,
@@ -157,6 +159,8 @@ struct Gateway {
     /// Takes in what waits for this instance's devices.
     inbox: Arc<Inbox>,
     shards: Running,
+    /// Empties the instance.
+    drain: Arc<Drain>,
     ticks: Ticks,
     /// The key made for this data directory, if no other is configured.
     made_key: Option<String>,
@@ -213,7 +217,7 @@ impl Gateway {
             health.set(Component::Redis, cluster.link.state());
             cluster.join_metrics(&metrics);
             router.join_peers(cluster.peers(server_id.clone()));
-            Ok(Some(cluster))
+            Ok(Some(Arc::new(cluster)))
         })?;
         let limits = stages.run("sessions", || {
             let allowed = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED);
@@ -227,6 +231,15 @@ impl Gateway {
             let per_ip = usize::try_from(config.limits.max_connections_per_ip).unwrap_or(usize::MAX);
             Ok(Arc::new(ConnectionLimits::new(wanted.min(allowed), per_ip)))
         })?;
+        let telling = cluster.clone();
+        let mailboxes = prepared.mailboxes().to_vec();
+        let drain = Drain::new(Arc::clone(&health), mailboxes, config.shutdown.drain_per_s, move |draining| {
+            if let Some(cluster) = &telling {
+                cluster.drain(draining);
+            }
+        });
+        let drain = Arc::new(drain);
+        metrics.join(&drain);
         let api = stages.run("handlers", || {
             let (waiting, connections) = (Arc::clone(&metrics), Arc::clone(&metrics));
             let backlog = Backlog::new(
@@ -254,6 +267,7 @@ impl Gateway {
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
+                drain: Arc::clone(&drain),
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -387,7 +401,7 @@ impl Gateway {
             Ok(prepared.start(seeds, clock, &store, &listen, &on_failure)?)
         })?;
         health.set(Component::Devices, ComponentState::ok(Duration::ZERO));
-        health.set_stage("ready", true);
+        drain.serve();
         Ok(Self {
             health,
             store,
@@ -401,6 +415,7 @@ impl Gateway {
             updates,
             inbox,
             shards,
+            drain,
             ticks,
             made_key,
             began: start,
@@ -449,18 +464,15 @@ impl Gateway {
             });
             break;
         }
-        self.stop(config.shutdown.timeout)
+        self.stop(config.shutdown.timeout, config.shutdown.drain_per_s)
     }
 
-    fn stop(self, timeout: Duration) -> ExitCode {
+    fn stop(self, timeout: Duration, drain_per_s: u32) -> ExitCode {
         let began = now();
         let left = || timeout.saturating_sub(now().duration_since(began)).max(Duration::from_secs(1));
-        self.health.set_stage("stopping", false);
-        if let Some(cluster) = &self.cluster {
-            cluster.drain();
-        }
+        self.drain.stop();
         self.guard.begin_shutdown(left());
-        let stopped = self.shards.join(left());
+        let stopped = self.shards.join(left(), drain_per_s, self.api.metrics.connections());
         if let Some(desk) = &self.desk {
             desk.stop();
         }

@@ -22,6 +22,7 @@
 //! | [`ota`] | images of firmware on their way to shards | when a packet is sent |
 //! | [`telemetry`] | metrics, health, log lines | clocks, apart from the log's own stamp |
 //! | [`config`] | checked configuration | what it configures |
+//! | [`drain`] | sending all devices away, and taking them again | connections: shards close their own |
 //! | [`console`] | the page that operators open | the gateway: the page asks the API |
 //! | [`boot`] | start, reload and stop, stage by stage | everything once it runs |
 //! | [`model`], [`pricing`], [`signature`], [`time`] | words of the domain, prices, signatures, calendar text | I/O, clocks |
@@ -33,6 +34,7 @@ pub mod boot;
 pub mod cluster;
 pub mod config;
 pub mod console;
+pub mod drain;
 pub mod gateway;
 pub mod job;
 pub mod managed;

@@ -83,6 +83,9 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Whether this instance sends its devices away.
+    Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];

@@ -8,6 +8,7 @@
 
 mod conns;
 mod devices;
+mod drain;
 mod outcomes;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -37,6 +38,7 @@ use crate::{
     store::{CommandLogRow, DeviceEvent, Job, Latest, SettlementKey},
     telemetry::{ShardWriter, label::ShardEvent},
 };
+use drain::Drain;
 
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
@@ -381,7 +383,11 @@ pub struct Core {
     by_id: FxHashMap<DeviceId, Key>,
     latest: Vec<Latest>,
     body_log_at: u64,
-    draining: bool,
+    /// Connections are being closed; nothing is accepted.
+    drain: Option<Drain>,
+    drain_armed: u64,
+    /// The shard ends when nothing is left.
+    stopping: bool,
 }
 
 impl From<Key> for ConnId {
@@ -430,7 +436,9 @@ impl Core {
             by_id: FxHashMap::default(),
             latest: Vec::new(),
             body_log_at: 0,
-            draining: false,
+            drain: None,
+            drain_armed: u64::MAX,
+            stopping: false,
         }
     }
 
@@ -576,13 +584,11 @@ impl Core {
             Message::BoundElsewhere { device_id, epoch } => {
                 self.bound_elsewhere(now, device_id, epoch, effects);
             }
-            Message::Drain => {
-                self.draining = true;
-                let conns: Vec<Key> = self.conns.keys().collect();
-                for key in conns {
-                    self.close(now, key, CloseReason::Drain, effects);
-                }
-                self.flush(now, effects);
+            Message::Drain(pace) => self.begin_drain(now, pace, effects),
+            Message::Undrain => self.end_drain(),
+            Message::Stop(pace) => {
+                self.stopping = true;
+                self.begin_drain(now, pace, effects);
             }
             Message::OtaStart(start) => {
                 self.with_device(now, start.task.device_id, effects, |device, cx| device.ota_start(cx, *start));
@@ -604,8 +610,10 @@ impl Core {
                     self.flush(now, effects);
                 }
                 Timer::Accept => self.accept_armed = u64::MAX,
+                Timer::Drain => self.drain_armed = u64::MAX,
             }
         }
+        self.drain_on(now, effects);
         if !self.shared.dirty.is_empty() {
             self.shared.timers.arm(
                 &mut self.flush_armed,
@@ -642,9 +650,14 @@ impl Core {
         self.latest.drain(..excess);
     }
 
-    /// Whether nothing is under way: after a drain, the shard may end.
-    pub fn is_idle(&self) -> bool {
-        self.shared.jobs == 0 && self.conns.len() == 0
+    /// Whether the shard accepts no more and closes its connections.
+    pub const fn is_draining(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// Whether the shard was told to stop and has nothing left to do.
+    pub fn is_stopped(&self) -> bool {
+        self.stopping && self.shared.jobs == 0 && self.conns.len() == 0 && self.shared.dirty.is_empty()
     }
 
     fn flush(&mut self, now: Now, effects: &mut Effects) {

@@ -32,7 +32,6 @@ pub struct EndpointState {
     /// Whether, and where, events are sent.
     pub state: Delivering,
     /// Since when nothing is sent.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub disabled_at: Option<Rfc3339>,
     /// Why: `http_410` where the receiver said so, else what the operator gave.
     pub disabled_reason: Option<String>,
@@ -51,7 +50,6 @@ pub struct EndpointState {
     /// Dead letters.
     pub dead: u64,
     /// The instance that delivers, where several share the store.
-    #[schema(value_type = Option<String>)]
     pub instance: Option<ServerId>,
 }
 

@@ -23,6 +23,7 @@ pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
 pub(super) mod devices;
+pub(super) mod drain;
 pub(super) mod events;
 mod health;
 pub(super) mod instances;
@@ -47,6 +48,7 @@ use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
+use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
@@ -86,6 +88,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// Sends all devices away, and takes them again.
+    pub drain: Arc<Drain>,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -264,6 +268,8 @@ impl Api {
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
+            RouteId::Drain => Ok(drain::show()),
+            RouteId::DrainSet => drain::set(request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
             RouteId::CardList => cards::list(&matched.query),

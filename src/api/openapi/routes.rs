@@ -8,7 +8,9 @@ use serde_json::json;
 use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
-use crate::api::handlers::{cards, charge, commands, devices, events, instances, orders, ota, overview, sockets};
+use crate::api::handlers::{
+    cards, charge, commands, devices, drain, events, instances, orders, ota, overview, sockets,
+};
 use crate::api::route::RouteId;
 use crate::model::{CardState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
 use crate::store::payload::{
@@ -230,6 +232,12 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .query("limit", Form::number(1..=500), "Events at most; left out: 100.")
             .ok::<events::Log>(),
 
+        RouteId::Drain => Operation::new(Tag::Operation, "Whether this instance sends its devices away").ok::<drain::DrainState>(),
+        RouteId::DrainSet => Operation::new(Tag::Operation, "Send the devices of this instance away, or take them again")
+            .text("Device connections are closed one after another, and none is accepted. Ask again to see how many are left.")
+            .body::<drain::DrainBody>()
+            .example("drain", json!({"draining": true}))
+            .accepted::<drain::DrainState>(),
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),

@@ -47,7 +47,7 @@ impl Core {
         effects: &mut Effects,
     ) -> Option<Key> {
         let conn = self.conns.get_mut(key)?;
-        if self.draining || conn.strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
+        if conn.strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
             return None;
         }
         if conn.devices.len() + conn.strangers.len() >= DEVICES_MAX {

@@ -294,6 +294,11 @@ impl Device {
         self.lane.awaits_reply()
     }
 
+    /// Whether a command was written and may still be answered, or is about to be written.
+    pub(in crate::gateway) fn owes_answer(&self, now: crate::gateway::Now) -> bool {
+        self.lane.owes_answer(now.mono_ms)
+    }
+
     /// Named commands whose reply is late: sent once more, tried again later, or given up.
     pub(super) fn replies_due(&mut self, cx: &mut Cx<'_>) {
         let connected = self.conn.filter(|_| self.entry.owner() == Some(self.owner));
