@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -268,6 +268,7 @@ impl Gateway {
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 drain: Arc::clone(&drain),
+                pusher: OnceLock::new(),
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -307,6 +308,8 @@ impl Gateway {
             let pusher =
                 Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config, instance))?);
             router.join_pusher(Arc::clone(&pusher));
+            // Nobody else sets it.
+            drop(api.pusher.set(Arc::clone(&pusher)));
             metrics.join(&pusher);
             let context = job::Context {
                 store: Arc::clone(&store),

@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -150,6 +150,7 @@ impl Rig {
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
+            pusher: OnceLock::new(),
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());

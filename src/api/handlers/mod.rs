@@ -22,6 +22,7 @@ mod call;
 pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
+pub(super) mod deliveries;
 pub(super) mod devices;
 pub(super) mod drain;
 pub(super) mod events;
@@ -33,8 +34,9 @@ pub(super) mod overview;
 mod pages;
 pub(super) mod sockets;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -54,6 +56,7 @@ use crate::gateway::directory::Directory;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
+use crate::webhook::Pusher;
 use call::{Access, Call, Next, read};
 
 /// After a refusal for want of the store or of room in a queue, trying again makes sense this much later.
@@ -90,6 +93,8 @@ pub struct Api {
     pub firmware_dir: PathBuf,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
+    /// Delivers events; set when it is started, which is after requests are taken.
+    pub pusher: OnceLock<Arc<Pusher>>,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -270,6 +275,15 @@ impl Api {
             RouteId::Instances => Ok(instances::list()),
             RouteId::Drain => Ok(drain::show()),
             RouteId::DrainSet => drain::set(request),
+            RouteId::DeadLetterList => deliveries::dead(self, name_of(matched)?, &matched.query),
+            RouteId::DeadLetterRedrive => deliveries::redrive(self, name_of(matched)?, request),
+            RouteId::DeadLetterPurge => deliveries::purge(self, name_of(matched)?, request),
+            RouteId::WebhookRedeliver => deliveries::redeliver(self, name_of(matched)?, request),
+            RouteId::WebhookDeliveries => deliveries::of_name(self, name_of(matched)?, &matched.query),
+            RouteId::EventDeliveries => deliveries::of_event(matched.id.unwrap_or_default(), &matched.query),
+            RouteId::WebhookTest => deliveries::test(self, name_of(matched)?, request),
+            RouteId::WebhookDisable => deliveries::disable(self, name_of(matched)?, request),
+            RouteId::WebhookEnable => deliveries::enable(self, name_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
             RouteId::CardList => cards::list(&matched.query),
@@ -317,6 +331,11 @@ fn order_of(matched: &Matched<'_>) -> Result<OrderNo, ApiError> {
 
 fn card_of(matched: &Matched<'_>) -> Result<CardNo, ApiError> {
     body::card_no("card number in the path", matched.card().unwrap_or_default())
+}
+
+/// Of a key or an endpoint.
+fn name_of(matched: &Matched<'_>) -> Result<String, ApiError> {
+    matched.name().map(Cow::into_owned).ok_or_else(|| ApiError::invalid("name in the path is missing"))
 }
 
 fn no_device(device_id: DeviceId) -> ApiError {
