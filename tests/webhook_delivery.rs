@@ -18,12 +18,13 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        CardFilter, CommandLogRow, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate, DeviceFilter,
-        DeviceRecord, Disabled, Earlier, EndpointProgress, EndpointStanding, EventRecord, FirmwareKey, HistoryScope,
-        Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory, OtaFilter, Outcome, Page, ParamRecord,
-        ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        ApiKeyRecord, CardFilter, CommandLogRow, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate,
+        DeviceFilter, DeviceRecord, Disabled, Earlier, EndpointProgress, EndpointRecord, EndpointStanding, EventRecord,
+        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory, OtaFilter,
+        Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError,
+        StoreHealth,
     },
     webhook::{
         BreakerSettings, BreakerState, Delivering, Endpoint, Pusher, Settings, Stopped, TEST_EVENT, TrialRefused, Tried,
@@ -256,6 +257,15 @@ impl Reader for FakeReader {
     fn order_events(&mut self, _: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
         absent()
     }
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        absent()
+    }
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
+        absent()
+    }
+    fn managed_revision(&mut self) -> Result<i64, StoreError> {
+        absent()
+    }
     fn order_history(&mut self, _: &Order, _: &HistoryScope) -> Result<OrderHistory, StoreError> {
         absent()
     }
@@ -286,7 +296,13 @@ impl Reader for FakeReader {
     fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
         absent()
     }
-    fn commands(&mut self, _: DeviceId, _: u32, _: u32) -> Result<Page<CommandRecord>, StoreError> {
+    fn commands(
+        &mut self,
+        _: DeviceId,
+        _: Option<CommandState>,
+        _: u32,
+        _: u32,
+    ) -> Result<Page<CommandRecord>, StoreError> {
         absent()
     }
     fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
@@ -307,7 +323,7 @@ impl Reader for FakeReader {
     fn firmware(&mut self, _: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
         absent()
     }
-    fn firmware_list(&mut self, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
+    fn firmware_list(&mut self, _: Option<u8>, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
         absent()
     }
     fn ota_task(&mut self, _: i64) -> Result<Option<OtaTask>, StoreError> {

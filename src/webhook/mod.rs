@@ -81,6 +81,7 @@ pub use cards::{Answered, CardDesk, CardSettings};
 pub use counters::{EndpointCounters, LatencyBuckets};
 pub use retry::{Failure, RETRY_AFTER_MAX};
 pub use state::{Delivering, EndpointState};
+pub use target::refused_address;
 pub use trial::{TEST_EVENT, TrialRefused, Tried};
 
 use clock::Clock;
