@@ -98,6 +98,19 @@ routes! {
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
+    /// What an endpoint will not get unless it is delivered again.
+    DeadLetterList = Get "/api/v1/admin/webhooks/{name}/dead", ADMIN, PAGED, [];
+    DeadLetterRedrive = Post "/api/v1/admin/webhooks/{name}/redrive", ADMIN, SINGLE, [];
+    DeadLetterPurge = Post "/api/v1/admin/webhooks/{name}/purge", ADMIN, SINGLE, [];
+    /// Delivers a range of the log again.
+    WebhookRedeliver = Post "/api/v1/admin/webhooks/{name}/redeliver", ADMIN, SINGLE, [];
+    WebhookDeliveries = Get "/api/v1/admin/webhooks/{name}/deliveries", ADMIN, PAGED, ["outcome"];
+    /// Deliveries of the event at a position, to all endpoints.
+    EventDeliveries = Get "/api/v1/admin/events/{id}/deliveries", ADMIN, PAGED, [];
+    /// Sends a test event.
+    WebhookTest = Post "/api/v1/admin/webhooks/{name}/test", ADMIN, SINGLE, [];
+    WebhookDisable = Post "/api/v1/admin/webhooks/{name}/disable", ADMIN, SINGLE, [];
+    WebhookEnable = Post "/api/v1/admin/webhooks/{name}/enable", ADMIN, SINGLE, [];
     /// API keys of the configuration and of the store.
     KeyList = Get "/api/v1/admin/keys", ADMIN, PAGED, [];
     KeyCreate = Post "/api/v1/admin/keys", ADMIN, SINGLE, [];

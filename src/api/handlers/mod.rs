@@ -22,6 +22,7 @@ mod call;
 pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
+pub(super) mod deliveries;
 pub(super) mod devices;
 pub(super) mod drain;
 pub(super) mod events;
@@ -40,7 +41,7 @@ pub(super) mod webhooks;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -62,6 +63,7 @@ use crate::managed::Managed;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
+use crate::webhook::Pusher;
 use call::{Access, Call, Next, read};
 
 /// After a refusal for want of the store or of room in a queue, trying again makes sense this much later.
@@ -102,6 +104,8 @@ pub struct Api {
     pub retention: Retention,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
+    /// Delivers events; set when it is started, which is after requests are taken.
+    pub pusher: OnceLock<Arc<Pusher>>,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -286,6 +290,15 @@ impl Api {
             RouteId::LogLevel => Ok(log_level::show()),
             RouteId::LogLevelSet => log_level::set(request),
             RouteId::DrainSet => drain::set(request),
+            RouteId::DeadLetterList => deliveries::dead(self, name_of(matched)?, &matched.query),
+            RouteId::DeadLetterRedrive => deliveries::redrive(self, name_of(matched)?, request),
+            RouteId::DeadLetterPurge => deliveries::purge(self, name_of(matched)?, request),
+            RouteId::WebhookRedeliver => deliveries::redeliver(self, name_of(matched)?, request),
+            RouteId::WebhookDeliveries => deliveries::of_name(self, name_of(matched)?, &matched.query),
+            RouteId::EventDeliveries => deliveries::of_event(matched.id.unwrap_or_default(), &matched.query),
+            RouteId::WebhookTest => deliveries::test(self, name_of(matched)?, request),
+            RouteId::WebhookDisable => deliveries::disable(self, name_of(matched)?, request),
+            RouteId::WebhookEnable => deliveries::enable(self, name_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
             RouteId::KeyList => keys::list(self, &matched.query),

@@ -68,6 +68,7 @@ pub(super) struct Operation {
     text: &'static str,
     query: Vec<(&'static str, Form, &'static str)>,
     body: Option<Shape>,
+    body_required: bool,
     media_type: &'static str,
     examples: Vec<(&'static str, Value)>,
     needs_idempotency_key: bool,
@@ -83,6 +84,7 @@ impl Operation {
             text: "",
             query: Vec::new(),
             body: None,
+            body_required: true,
             media_type: JSON,
             examples: Vec::new(),
             needs_idempotency_key: false,
@@ -105,6 +107,11 @@ impl Operation {
     /// A JSON body, which must be there.
     pub(super) fn body<T: ToSchema>(self) -> Self {
         Self { body: Some(Shape::of::<T>()), ..self }
+    }
+
+    /// A JSON body, which may be left out.
+    pub(super) fn optional_body<T: ToSchema>(self) -> Self {
+        Self { body_required: false, ..self.body::<T>() }
     }
 
     /// A body that is taken as it is.
@@ -236,7 +243,8 @@ impl Operation {
             if !examples.is_empty() {
                 content.insert("examples".into(), examples.into());
             }
-            operation.insert("requestBody".into(), json!({"required": true, "content": {self.media_type: content}}));
+            let body = json!({"required": self.body_required, "content": {self.media_type: content}});
+            operation.insert("requestBody".into(), body);
         }
         operation.insert("responses".into(), self.responses(route, schemas, responses).into());
         operation.into()

@@ -9,8 +9,8 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, devices, drain, events, instances, keys, log_level, orders, ota, overview, proof, queue,
-    sockets, webhooks,
+    cards, charge, commands, deliveries, devices, drain, events, instances, keys, log_level, orders, ota, overview,
+    proof, queue, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
@@ -319,6 +319,58 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .body::<log_level::LogLevelBody>()
             .example("debug", json!({"level": "debug"}))
             .ok::<log_level::LogLevelState>(),
+        RouteId::DeadLetterList => Operation::new(Tag::Webhooks, "Dead letters of an endpoint, by position")
+            .text("Events that an endpoint did not get: a final answer, or all attempts used up.")
+            .page::<deliveries::DeadLetter>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterRedrive => Operation::new(Tag::Webhooks, "Deliver dead letters again")
+            .text("With all their attempts. Among what is still to be delivered of a key, the order of positions holds.")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterPurge => Operation::new(Tag::Webhooks, "Delete dead letters")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookRedeliver => Operation::new(Tag::Webhooks, "Deliver a range of the event log again")
+            .text("Events that the endpoint wants, up to its cursor: what lies beyond comes anyway, and so does what is parked. A request looks at \
+                10,000 positions; `next_from_pos` goes on. While they are delivered, new events wait behind them.")
+            .body::<deliveries::RedeliverBody>()
+            .example("positions", json!({"from_pos": 1000, "to_pos": 2000}))
+            .example("times", json!({"from": "2026-11-23T00:00:00Z", "to": "2026-11-23T06:00:00Z"}))
+            .ok::<deliveries::Redelivered>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver to an endpoint, newest first")
+            .text("Kept for `retention.delivery_log`. `total` ends at 100,000.")
+            .query("outcome", Form::of::<deliveries::DeliveryOutcomeWord>(), "Only those that ended so.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::EventDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver an event, to all endpoints")
+            .text("`id` is the event's position in the log.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookTest => Operation::new(Tag::Webhooks, "Send a test event to an endpoint now")
+            .text("A `webhook.test` event, signed and guarded like any other, also to an endpoint that is disabled. It is no part of the event log. \
+                One at a time.")
+            .ok::<crate::webhook::Tried>()
+            .errors(&[E::NotFound, E::QueueOverloaded]),
+        RouteId::WebhookDisable => Operation::new(Tag::Webhooks, "Send nothing more to an endpoint")
+            .text("Its events are kept behind its cursor, for as long as events are kept. Answers with how it is doing then.")
+            .optional_body::<deliveries::DisableBody>()
+            .example("reason", json!({"reason": "moves to another site"}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookEnable => Operation::new(Tag::Webhooks, "Go on sending to an endpoint")
+            .text("Behind its cursor, or without its backlog. Also what ends the state that a 410 of the receiver began.")
+            .optional_body::<deliveries::EnableBody>()
+            .example("behind the cursor", json!({"skip_backlog": false}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
