@@ -272,6 +272,12 @@ impl Api {
             RouteId::DrainSet => drain::set(request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
+            RouteId::OpenApi
+            | RouteId::Docs
+            | RouteId::DocsSlash
+            | RouteId::DocsStart
+            | RouteId::DocsBundle
+            | RouteId::DocsStyle => pages::docs(matched.route.id, request),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),
