@@ -470,6 +470,7 @@ pub struct OrderObject<'a> {
     pub charged_cent: Option<i64>,
     /// Cents of the price beyond what was held.
     pub unpaid_cent: Option<i64>,
+    pub request_id: Option<&'a str>,
     pub created_at: Rfc3339,
     pub updated_at: Rfc3339,
 }
@@ -499,6 +500,7 @@ impl<'a> From<&'a Order> for OrderObject<'a> {
             price_cent: card.and_then(|card| card.price_cent),
             charged_cent: card.and_then(|card| card.charged_cent),
             unpaid_cent: card.and_then(OrderCard::unpaid_cent),
+            request_id: order.request_id.as_deref(),
             created_at: Rfc3339(order.created_at),
             updated_at: Rfc3339(order.updated_at),
         }
