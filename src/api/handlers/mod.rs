@@ -301,6 +301,12 @@ impl Api {
             RouteId::WebhookEnable => deliveries::enable(self, name_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
+            RouteId::OpenApi
+            | RouteId::Docs
+            | RouteId::DocsSlash
+            | RouteId::DocsStart
+            | RouteId::DocsBundle
+            | RouteId::DocsStyle => pages::docs(matched.route.id, request),
             RouteId::KeyList => keys::list(self, &matched.query),
             RouteId::KeyCreate => keys::create(self, request),
             RouteId::Key => Ok(keys::one(self, name_of(matched)?)),

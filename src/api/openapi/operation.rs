@@ -9,7 +9,7 @@ use super::form::Form;
 use super::schema::{Role, Schemas, Shape};
 use crate::api::error::ErrorCode;
 use crate::api::message::{JSON, Method};
-use crate::api::route::Route;
+use crate::api::route::{BASE, Route};
 
 /// Groups of operations, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +189,7 @@ impl Operation {
     }
 
     /// The codes the route can answer with: its own and those of every route like it.
-    fn all_errors(&self, route: &Route) -> Vec<ErrorCode> {
+    pub(super) fn codes(&self, route: &Route) -> Vec<ErrorCode> {
         use ErrorCode as E;
         let mut codes = vec![
             E::InvalidParameter,
@@ -307,7 +307,7 @@ impl Operation {
             }
             answers.insert(status.to_string(), answer);
         }
-        for (status, codes) in by_status(&self.all_errors(route)) {
+        for (status, codes) in by_status(&self.codes(route)) {
             let name = codes.iter().map(|code| code.as_str()).collect::<Vec<_>>().join(".");
             let name = if status == 431 { "HEAD_TOO_LARGE".to_owned() } else { name };
             let reference = json!({"$ref": format!("#/components/responses/{name}")});
@@ -323,6 +323,11 @@ impl Operation {
         }
         answers
     }
+}
+
+/// A path without what all of its kind begin with.
+pub(super) fn shown(pattern: &str) -> &str {
+    pattern.strip_prefix(BASE).unwrap_or(pattern)
 }
 
 /// `deviceList` of `RouteId::DeviceList`.

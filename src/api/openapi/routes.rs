@@ -177,9 +177,27 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("202 means that it is stored. It is written when the connection is free, or when the device comes back within `valid_seconds`. \
                 What the device says to it is read from the command.")
             .body::<commands::CommandRequest>()
+            .example("query_status", json!({"command": "query_status"}))
+            .example("reboot", json!({"command": "reboot"}))
+            .example("clear_storage", json!({"command": "clear_storage"}))
             .example("locate", json!({"command": "locate", "seconds": 10, "valid_seconds": 60}))
+            .example("play_voice", json!({"command": "play_voice", "segments": [1, 2], "interrupt": true}))
+            .example("modify_charge (time)", json!({"command": "modify_charge", "port_no": 1, "duration_seconds": 7200, "stop_when_full": true}))
+            .example("modify_charge (energy)", json!({"command": "modify_charge", "port_no": 1, "energy_wh": 1500}))
             .example("eeprom_read", json!({"command": "eeprom_read", "address": 0, "length": 16}))
+            .example("eeprom_write", json!({"command": "eeprom_write", "address": 0, "data": "cafe01"}))
+            .example("temporary_qr", json!({"command": "temporary_qr", "text": "https://pay.example/1"}))
+            .example("open_door", json!({"command": "open_door", "port_no": 1}))
+            .example("stop_keep_door", json!({"command": "stop_keep_door", "port_no": 1, "order_no": "THD6H0BG6Y60TR00"}))
+            .example("trigger_self_update", json!({"command": "trigger_self_update"}))
+            .example("host_reboot", json!({"command": "host_reboot"}))
+            .example("module_reboot", json!({"command": "module_reboot"}))
+            .example("clear_sub_device_update_data", json!({"command": "clear_sub_device_update_data"}))
+            .example("set_server_address", json!({"command": "set_server_address", "address": "gateway.example", "port": 7054, "module_type": 1, "second_socket": true}))
+            .example("set_fsk_params", json!({"command": "set_fsk_params", "frequency": 433, "sub_devices": ["40aace05"]}))
             .example("query_socket", json!({"command": "query_socket", "socket": 1}))
+            .example("set_voice", json!({"command": "set_voice", "socket": 254, "hole": 1, "buzzer": true, "voice": true,
+                "periods": [{"start_hour": 22, "start_minute": 0, "end_hour": 6, "end_minute": 30}]}))
             .accepted::<CommandObject<'_>>()
             .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
         RouteId::CommandList => Operation::new(Tag::Commands, "Commands of a device, newest first")
@@ -382,6 +400,20 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("It has everything in it and asks the API like everybody else.")
             .other(200, "The page.", "text/html; charset=utf-8")
             .empty(304, "The page of `If-None-Match` is the one."),
+
+        RouteId::OpenApi => Operation::new(Tag::Operation, "This document")
+            .other(200, "OpenAPI 3.1.", "application/json")
+            .empty(304, "The one of `If-None-Match` is the one."),
+        RouteId::Docs => Operation::new(Tag::Operation, "This document as a page")
+            .other(200, "The page.", "text/html; charset=utf-8")
+            .empty(304, "The page of `If-None-Match` is the one."),
+        RouteId::DocsSlash => Operation::new(Tag::Operation, "Leads to the page").empty(308, "It is at `/docs`."),
+        RouteId::DocsStart | RouteId::DocsBundle => Operation::new(Tag::Operation, "A script of the page")
+            .other(200, "The script.", "text/javascript; charset=utf-8")
+            .empty(304, "The one of `If-None-Match` is the one."),
+        RouteId::DocsStyle => Operation::new(Tag::Operation, "The style of the page")
+            .other(200, "The style.", "text/css; charset=utf-8")
+            .empty(304, "The one of `If-None-Match` is the one."),
 
         RouteId::Healthz => Operation::new(Tag::Health, "Whether every shard turns, for restarts")
             .plain::<Liveness>(200, "Every shard turns.")
