@@ -9,10 +9,10 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, devices, drain, events, instances, keys, orders, ota, overview, sockets, webhooks,
+    cards, charge, commands, devices, drain, events, instances, keys, orders, ota, overview, proof, sockets, webhooks,
 };
 use crate::api::route::RouteId;
-use crate::model::{CardState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
+use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
 use crate::store::payload::{
     Accepted, CardObject, Changed, CommandObject, EndpointObject, FirmwareObject, KeyObject, NetworkObject,
     OrderObject, OtaObject, ParamsObject, SettingsObject, ShownEndpoint, ShownKey, TransactionObject,
@@ -97,10 +97,18 @@ pub(super) fn operation(route: RouteId) -> Operation {
         RouteId::OrderList => Operation::new(Tag::Orders, "Orders, newest first")
             .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
             .query("port_no", Form::number(1..=65_535), "Only of this port.")
+            .text("Of those created in the same millisecond, the higher number comes first.")
             .query("status", Form::state::<OrderStatus>(10), "Only those that stand here, by word or number.")
+            .query("business_no", Form::number(0..=65_535), "Only those that the device gave this number.")
+            .query("created_from", Form::time(), "Only those created at this time or later.")
+            .query("created_to", Form::time(), "Only those created before this time.")
             .page::<OrderObject<'_>>(),
         RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
             .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+        RouteId::OrderProof => Operation::new(Tag::Orders, "All that is kept of how an order came about")
+            .text("One timeline: requests, commands, frames as they were on the wire, the settlement, events, deliveries.")
+            .ok::<proof::Proof>()
             .errors(&[E::OrderNotFound]),
 
         RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
@@ -175,6 +183,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
         RouteId::CommandList => Operation::new(Tag::Commands, "Commands of a device, newest first")
             .text("Starts and stops of orders are among them.")
+            .query("state", Form::words(&CommandState::ALL.map(CommandState::as_str)), "Only those that stand here.")
             .page::<CommandObject<'_>>()
             .errors(&[E::DeviceNotFound]),
         RouteId::Command => Operation::new(Tag::Commands, "One command: its state, and what the device said")
@@ -206,7 +215,9 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .bytes("application/octet-stream")
             .ok::<FirmwareObject<'_>>()
             .created::<FirmwareObject<'_>>(),
-        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first").page::<FirmwareObject<'_>>(),
+        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first")
+            .query("device_type", Form::pattern("^(0x[0-9A-Fa-f]{1,2}|[0-9]{1,3})$"), "Only those for this type.")
+            .page::<FirmwareObject<'_>>(),
         RouteId::OtaCreate => Operation::new(Tag::Firmware, "Begin an update of a device")
             .text("A device has one open update. It goes on behind the last packet the device acknowledged, also after a lost connection, and rests \
                 while an order is active.")
