@@ -22,8 +22,8 @@ use chargegate::{
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
         FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
-        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store,
-        StoreError, StoreHealth,
+        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, QueueCounts, QueueEntry, QueueFilter,
+        Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -265,6 +265,12 @@ impl Reader for FakeReader {
         absent()
     }
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
+        absent()
+    }
+    fn queue(&mut self, _: &QueueFilter, _: u32, _: u32) -> Result<Page<QueueEntry>, StoreError> {
+        absent()
+    }
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
         absent()
     }
     fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {

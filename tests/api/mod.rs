@@ -33,7 +33,8 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
-        Managed}, job::Retention, managed::{Configured,
+    job::Retention,
+    managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
