@@ -21,9 +21,9 @@ use chargegate::{
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
-        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory, OtaFilter,
-        Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError,
-        StoreHealth,
+        FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
+        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, QueueCounts, QueueEntry, QueueFilter,
+        Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -216,7 +216,10 @@ impl Reader for FakeReader {
     fn order_events(&mut self, _: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
         absent()
     }
-    fn order_history(&mut self, _: &Order, _: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, _: &Order, _: (i64, i64)) -> Result<OrderHistory, StoreError> {
+        absent()
+    }
+    fn frames(&mut self, _: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
         absent()
     }
     fn device(&mut self, _: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
@@ -262,6 +265,12 @@ impl Reader for FakeReader {
         absent()
     }
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
+        absent()
+    }
+    fn queue(&mut self, _: &QueueFilter, _: u32, _: u32) -> Result<Page<QueueEntry>, StoreError> {
+        absent()
+    }
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
         absent()
     }
     fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {

@@ -80,17 +80,40 @@ routes! {
         ["device_id", "port_no", "status", "business_no", "created_from", "created_to"];
     Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
     OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
+    /// All that is kept of how an order came about.
+    OrderProof = Get "/api/v1/third/orders/{order}/proof", READ, SINGLE, [];
     OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Commands on their way to devices.
+    Queue = Get "/api/v1/admin/queue", ADMIN, PAGED, ["state", "device_id"];
+    /// Least important level that is logged.
+    LogLevel = Get "/api/v1/admin/log-level", ADMIN, SINGLE, [];
+    LogLevelSet = Post "/api/v1/admin/log-level", ADMIN, SINGLE, [];
     /// Whether this instance sends its devices away.
     Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
+    /// API keys of the configuration and of the store.
+    KeyList = Get "/api/v1/admin/keys", ADMIN, PAGED, [];
+    KeyCreate = Post "/api/v1/admin/keys", ADMIN, SINGLE, [];
+    Key = Get "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    KeyUpdate = Post "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    KeyDelete = Delete "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    /// Replaces a key.
+    KeyRotate = Post "/api/v1/admin/keys/{name}/rotate", ADMIN, SINGLE, [];
+    /// Webhook endpoints of the configuration and of the store.
+    WebhookList = Get "/api/v1/admin/webhooks", ADMIN, PAGED, [];
+    WebhookCreate = Post "/api/v1/admin/webhooks", ADMIN, SINGLE, [];
+    Webhook = Get "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    WebhookUpdate = Post "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    WebhookDelete = Delete "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    /// Replaces the secret that signs; the one before signs too.
+    WebhookRotate = Post "/api/v1/admin/webhooks/{name}/rotate", ADMIN, SINGLE, [];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];

@@ -398,7 +398,7 @@ pub fn settings(outcome: &SettingsOutcome, request_id: &str, unix_ms: i64) -> se
     Ok(body)
 }
 
-/// `data` of [`settings`].
+/// What is kept of a device now.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeviceSettings)]
 #[expect(missing_docs, reason = "the fields are those of the device")]
@@ -412,7 +412,7 @@ pub struct SettingsObject<'a> {
     pub registered: bool,
 }
 
-/// `data` of [`accepted`]: where the order stands now.
+/// Where the order stands now.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Accepted)]
 pub struct Accepted {
@@ -734,7 +734,7 @@ pub fn card_answer(
     Ok(body)
 }
 
-/// `data` of [`card_answer`]: the card as it is now, and the movement where there was one.
+/// The card as it is now, and the movement where there was one.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ChangedCard)]
 pub struct Changed<'a> {

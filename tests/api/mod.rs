@@ -33,6 +33,8 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
+    job::Retention,
+    managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
@@ -48,6 +50,8 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const THIRD: &str = "/api/v1/third";
 /// The key that may do everything.
+/// Longer than any test.
+const KEPT: Retention = Retention { events: PATIENCE, commands: PATIENCE, answers: PATIENCE, command_log: PATIENCE };
 pub(crate) const ALL: &str = "key-all";
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
@@ -128,8 +132,12 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
-        let auth = Authenticator::new(keys, Duration::from_secs(300));
+        let auth = Authenticator::new(Vec::new(), Duration::from_secs(300));
         let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
+        let auth = Arc::new(auth);
+        let configured = Configured { keys, ..Configured::default() };
+        let managed =
+            Managed::start(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&auth), configured).expect("a fresh store");
         let directory = Arc::new(Directory::default().with_changes());
         let mirror = mirror(&directory);
         let health = Arc::new(Health::new(1));
@@ -146,11 +154,13 @@ impl Rig {
             metrics: Metrics::new(1),
             drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
             health,
-            auth: Arc::new(auth),
+            auth,
+            managed,
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
+            retention: KEPT,
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());
