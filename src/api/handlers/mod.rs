@@ -166,12 +166,9 @@ impl Api {
             RouteId::DeviceStatus => {
                 let live = self.whereabouts.here(matched.device()?.parse().ok()?)?;
                 let attempt = Attempt::from_head(head);
-                // This thread cannot wait for what other instances know of a nonce or a rate.
-                if !self.auth.decides_alone(&attempt) {
-                    return None;
-                }
-                // Not before it is clear that the answer is given here: a nonce counts once.
-                let checked = self.auth.check(&attempt, matched.route.scope?, head.unix_ms);
+                // Not before it is clear that the answer is given here: a nonce counts once. And this thread cannot wait for what other
+                // instances know of a nonce or a rate.
+                let checked = self.auth.check_alone(&attempt, matched.route.scope?, head.unix_ms)?;
                 *caller = checked.caller;
                 let answer = match checked.outcome {
                     Ok(_) => LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)),

@@ -292,6 +292,9 @@ impl Operation {
         let repeats = route.scope.is_some() && route.method == Method::Post;
         for Success { status, text, data } in &self.successes {
             let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+            if route.scope.is_some() {
+                add_quota(&mut headers);
+            }
             if repeats {
                 headers["Idempotency-Replayed"] = json!({"$ref": "#/components/headers/Idempotency-Replayed"});
             }
@@ -373,6 +376,7 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
     let text = |code: &ErrorCode| format!("`{}`: {} {}", code.as_str(), code.cause(), code.remedy());
     let description = codes.iter().map(text).collect::<Vec<_>>().join("\n\n");
     let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+    add_quota(&mut headers);
     if codes.iter().any(|code| waits(*code)) {
         headers["Retry-After"] = json!({"$ref": "#/components/headers/Retry-After"});
     }
@@ -380,6 +384,13 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
         headers["Allow"] = json!({"$ref": "#/components/headers/Allow"});
     }
     json!({"description": description, "headers": headers, "content": {JSON: {"schema": error_schema(status, codes)}}})
+}
+
+/// What callers with a rate are told in every answer.
+fn add_quota(headers: &mut Value) {
+    for name in ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"] {
+        headers[name] = json!({"$ref": format!("#/components/headers/{name}")});
+    }
 }
 
 /// Whether answers with this code may say when to try again.
