@@ -6,7 +6,8 @@
 //!    shards' threads, which wait → 5. handlers → 6. HTTP, alive and not ready → 7. workers and jobs → 8. device listeners, last →
 //!    ready.
 //!
-//! Stop, on SIGTERM or SIGINT, is stage 9: not ready → stop accepting and drain the shards → finish API requests → end the jobs
+//! Stop, on SIGTERM or SIGINT, is stage 9: not ready → stop accepting, finish commands and close the devices' connections one
+//! after another (see [`crate::drain`]) → finish API requests → end the jobs
 //! and the pusher → close the store, which commits what was handed over → exit 0. A second signal exits at once.
 //!
 //! SIGHUP reads the configuration again, puts in force what can be, and logs what changed and what needs a restart.
@@ -34,7 +35,7 @@ use stores::OpenStore;
 
 use crate::{
     api::{
-        auth::{Authenticator, Shared},
+        auth::{self, Authenticator, Shared},
         guard::{self, GuardConfig, GuardHandle, UploadConfig},
         handlers::Api,
         live::Whereabouts,
@@ -51,6 +52,7 @@ use crate::{
         sessions::OnNewer,
     },
     config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
+    drain::Drain,
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
         card::{CardMode, CardRules},
@@ -145,7 +147,7 @@ struct Gateway {
     health: Arc<Health>,
     store: Arc<dyn Store>,
     /// One of several instances.
-    cluster: Option<Member>,
+    cluster: Option<Arc<Member>>,
     api: Arc<Api>,
     server: Server,
     guard: GuardHandle,
@@ -157,6 +159,8 @@ struct Gateway {
     /// Takes in what waits for this instance's devices.
     inbox: Arc<Inbox>,
     shards: Running,
+    /// Empties the instance.
+    drain: Arc<Drain>,
     ticks: Ticks,
     /// The key made for this data directory, if no other is configured.
     made_key: Option<String>,
@@ -213,7 +217,7 @@ impl Gateway {
             health.set(Component::Redis, cluster.link.state());
             cluster.join_metrics(&metrics);
             router.join_peers(cluster.peers(server_id.clone()));
-            Ok(Some(cluster))
+            Ok(Some(Arc::new(cluster)))
         })?;
         let limits = stages.run("sessions", || {
             let allowed = descriptor_limit().saturating_sub(DESCRIPTORS_RESERVED);
@@ -227,6 +231,15 @@ impl Gateway {
             let per_ip = usize::try_from(config.limits.max_connections_per_ip).unwrap_or(usize::MAX);
             Ok(Arc::new(ConnectionLimits::new(wanted.min(allowed), per_ip)))
         })?;
+        let telling = cluster.clone();
+        let mailboxes = prepared.mailboxes().to_vec();
+        let drain = Drain::new(Arc::clone(&health), mailboxes, config.shutdown.drain_per_s, move |draining| {
+            if let Some(cluster) = &telling {
+                cluster.drain(draining);
+            }
+        });
+        let drain = Arc::new(drain);
+        metrics.join(&drain);
         let api = stages.run("handlers", || {
             let (waiting, connections) = (Arc::clone(&metrics), Arc::clone(&metrics));
             let backlog = Backlog::new(
@@ -235,6 +248,11 @@ impl Gateway {
                 move || connections.connections(),
             );
             let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
+            let auth = match &cluster {
+                Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
+                None => auth,
+            };
+            auth.set_limits(caller_limits(config));
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
             let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
@@ -242,16 +260,14 @@ impl Gateway {
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
-                auth: match &cluster {
-                    Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
-                    None => auth,
-                },
+                auth: Arc::new(auth),
                 backlog,
                 in_progress: Arc::default(),
                 whereabouts: Whereabouts::new(Arc::clone(&directory), server_id.clone(), mirror),
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
+                drain: Arc::clone(&drain),
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -297,6 +313,7 @@ impl Gateway {
                 link: cluster.as_ref().map(|cluster| Arc::clone(&cluster.link)),
                 directory: Arc::clone(&directory),
                 router: Arc::clone(&router),
+                pusher: Arc::clone(&pusher),
                 owner: cluster.as_ref().map(|_| server_id.clone()),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
@@ -384,7 +401,7 @@ impl Gateway {
             Ok(prepared.start(seeds, clock, &store, &listen, &on_failure)?)
         })?;
         health.set(Component::Devices, ComponentState::ok(Duration::ZERO));
-        health.set_stage("ready", true);
+        drain.serve();
         Ok(Self {
             health,
             store,
@@ -398,6 +415,7 @@ impl Gateway {
             updates,
             inbox,
             shards,
+            drain,
             ticks,
             made_key,
             began: start,
@@ -446,18 +464,15 @@ impl Gateway {
             });
             break;
         }
-        self.stop(config.shutdown.timeout)
+        self.stop(config.shutdown.timeout, config.shutdown.drain_per_s)
     }
 
-    fn stop(self, timeout: Duration) -> ExitCode {
+    fn stop(self, timeout: Duration, drain_per_s: u32) -> ExitCode {
         let began = now();
         let left = || timeout.saturating_sub(now().duration_since(began)).max(Duration::from_secs(1));
-        self.health.set_stage("stopping", false);
-        if let Some(cluster) = &self.cluster {
-            cluster.drain();
-        }
+        self.drain.stop();
         self.guard.begin_shutdown(left());
-        let stopped = self.shards.join(left());
+        let stopped = self.shards.join(left(), drain_per_s, self.api.metrics.connections());
         if let Some(desk) = &self.desk {
             desk.stop();
         }
@@ -500,6 +515,7 @@ impl Gateway {
         }
         telemetry::log::set_level(new.log.level);
         self.api.backlog.set_limits(Limits::from(&new.queue));
+        self.api.auth.set_limits(caller_limits(&new));
         if new.api_keys != config.api_keys && !new.api_keys.is_empty() {
             self.api.auth.reload(keys(&new, None));
         }
@@ -619,8 +635,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
             probe_max: ms(config.limits.breaker_probe_max),
         },
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
-        progress_events: pusher.subscribes("charging.progress"),
-        heartbeat_events: pusher.subscribes("device.heartbeat"),
+        wanted: pusher.wanted(),
         log_heartbeats: config.store.cmd_log_heartbeats,
         cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
@@ -767,6 +782,13 @@ fn endpoints(config: &Config) -> Vec<Endpoint> {
     config.webhook_endpoints.iter().map(endpoint).collect()
 }
 
+const fn caller_limits(config: &Config) -> auth::Limits {
+    auth::Limits {
+        rate_per_s: config.api.rate_per_s,
+        failures_per_minute_per_ip: config.api.failures_per_minute_per_ip,
+    }
+}
+
 fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
     let made = made.map(|key| ApiKey {
         name: "first".to_owned(),
@@ -776,6 +798,7 @@ fn keys(config: &Config, made: Option<&str>) -> Vec<ApiKey> {
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     });
     config.api_keys.iter().cloned().chain(made).collect()
 }

@@ -3,6 +3,7 @@
 //! | job | every | does |
 //! |---|---|---|
 //! | gauges | 1 s | copies queue lengths and the store's state to metrics and readiness |
+//! | history | 2 s | adds a sample to the console's ten minutes |
 //! | order backstop | 10 s | timeouts by SQL for orders without a live owner |
 //! | command poll | 5 s | finds queued commands whose wake-up was lost |
 //! | cleaner | 1 h | prunes by age, in batches, one a second while they are full |
@@ -38,7 +39,9 @@ use crate::{
     telemetry::{
         Metrics,
         health::{Component, ComponentState, Health},
+        history::Sampler,
     },
+    webhook::Pusher,
 };
 
 /// Devices told per command poll.
@@ -99,6 +102,8 @@ pub struct Context {
     pub directory: Arc<Directory>,
     /// Tells shards of queued commands.
     pub router: Arc<Router>,
+    /// Knows how far webhooks are behind.
+    pub pusher: Arc<Pusher>,
     /// This instance, where there are several: it looks for commands of its own devices only.
     pub owner: Option<ServerId>,
     /// Gauges.
@@ -139,7 +144,8 @@ impl Jobs {
 }
 
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
-    let Context { store, link, directory, router, owner, metrics, health, mut clock, ticks } = context;
+    let Context { store, link, directory, router, pusher, owner, metrics, health, mut clock, ticks } = context;
+    let (mut sampler, mut backlog) = (Sampler::default(), 0);
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
@@ -157,6 +163,10 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
         ticks.publish(&health);
         health.observe(now.mono_ms);
         metrics.devices_online.set(u64::try_from(directory.online()).unwrap_or(0));
+        if sampler.is_due(now.mono_ms) {
+            backlog = pusher.backlog().unwrap_or(backlog);
+            sampler.sample(now.mono_ms, now.unix_ms, metrics.totals(backlog), &metrics.history);
+        }
         health.set(Component::Database, database_state(store.as_ref()));
         if let Some(link) = &link {
             health.set(Component::Redis, link.state());

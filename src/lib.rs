@@ -16,11 +16,14 @@
 //! | [`queue`] | order of waiting commands: their ids | what a command is |
 //! | [`cluster`] | Redis: what instances tell and share | what is durable |
 //! | [`webhook`] | delivery of the event log | the meaning of an event |
+//! | [`managed`] | keys and endpoints of the configuration and the store, put in force | what a change may be |
 //! | [`router`] | the way from a commit to shards and webhooks | anything that waits |
 //! | [`job`] | periodic work | state that matters after a crash |
 //! | [`ota`] | images of firmware on their way to shards | when a packet is sent |
 //! | [`telemetry`] | metrics, health, log lines | clocks, apart from the log's own stamp |
 //! | [`config`] | checked configuration | what it configures |
+//! | [`drain`] | sending all devices away, and taking them again | connections: shards close their own |
+//! | [`console`] | the page that operators open | the gateway: the page asks the API |
 //! | [`boot`] | start, reload and stop, stage by stage | everything once it runs |
 //! | [`model`], [`pricing`], [`signature`], [`time`] | words of the domain, prices, signatures, calendar text | I/O, clocks |
 //!
@@ -30,8 +33,11 @@ pub mod api;
 pub mod boot;
 pub mod cluster;
 pub mod config;
+pub mod console;
+pub mod drain;
 pub mod gateway;
 pub mod job;
+pub mod managed;
 pub mod model;
 pub mod ota;
 pub mod pricing;

@@ -587,6 +587,35 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// All types.
+    pub const ALL: [Self; 25] = [
+        Self::DeviceRegistered,
+        Self::DeviceOnline,
+        Self::DeviceOffline,
+        Self::DeviceAlarm,
+        Self::DeviceHeartbeat,
+        Self::PortStatusChanged,
+        Self::OrderCreated,
+        Self::OrderConfirmed,
+        Self::OrderTimeout,
+        Self::OrderCancelling,
+        Self::OrderCancelled,
+        Self::OrderStopping,
+        Self::OrderStopped,
+        Self::OrderCompleted,
+        Self::OrderFailed,
+        Self::OrderInterrupted,
+        Self::OrderResumed,
+        Self::OrderSettled,
+        Self::ChargingStarted,
+        Self::ChargingProgress,
+        Self::ChargingEnded,
+        Self::CommandDead,
+        Self::CardSwiped,
+        Self::CardTransaction,
+        Self::OtaProgress,
+    ];
+
     /// The word in `event_type`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -16,6 +16,7 @@ use std::{
 use crate::{
     cluster::{Note, Notes},
     gateway::{Message, OtaStart, ShardId, directory::Directory},
+    managed,
     model::{Command, DeviceId, Order, OrderStatus, OtaTask, ServerId},
     ota,
     queue::{Entry, Queue},
@@ -33,6 +34,7 @@ pub struct Router {
     mailboxes: Vec<Mailbox>,
     pusher: OnceLock<Arc<Pusher>>,
     ota: OnceLock<ota::Waker>,
+    managed: OnceLock<managed::Waker>,
     peers: OnceLock<Peers>,
     /// Of an instance that is alone.
     queue: OnceLock<OwnQueue>,
@@ -84,6 +86,7 @@ impl Router {
             mailboxes,
             pusher: OnceLock::new(),
             ota: OnceLock::new(),
+            managed: OnceLock::new(),
             peers: OnceLock::new(),
             queue: OnceLock::new(),
             last_pos: AtomicI64::new(0),
@@ -101,6 +104,12 @@ impl Router {
     pub fn join_ota(&self, waker: ota::Waker) {
         let joined = self.ota.set(waker);
         debug_assert!(joined.is_ok(), "the driver of updates joins once");
+    }
+
+    /// Joins what keeps keys and endpoints in force. What it missed is found by its poll.
+    pub fn join_managed(&self, waker: managed::Waker) {
+        let joined = self.managed.set(waker);
+        debug_assert!(joined.is_ok(), "what keeps keys and endpoints in force joins once");
     }
 
     /// Joins the other instances. What is committed before is found by their polls.
@@ -140,6 +149,13 @@ impl Router {
     pub fn wake_ota(&self, device_id: DeviceId) {
         if let Some(ota) = self.ota.get() {
             ota.wake(device_id);
+        }
+    }
+
+    /// Keys or endpoints may have changed.
+    pub fn wake_managed(&self) {
+        if let Some(managed) = self.managed.get() {
+            managed.wake();
         }
     }
 
@@ -236,6 +252,7 @@ impl Notify for Router {
                 if let Some(order) = settled.order.as_ref().filter(|_| settled.stored) {
                     self.count(order, settled.from);
                 }
+                self.metrics.settlements.inc();
                 if settled.quarantined {
                     self.metrics.quarantined.inc();
                 }
@@ -313,6 +330,13 @@ impl Notify for Router {
             return;
         }
         self.tell_owner(told.device_id, || Message::NetworkChanged(Box::new(told.clone())));
+    }
+
+    fn managed_changed(&self) {
+        // Who changed them here waits for it already.
+        if let Some(peers) = self.peers.get() {
+            peers.notes.broadcast(Note::ManagedChanged);
+        }
     }
 
     fn events_committed(&self, pos: i64) {

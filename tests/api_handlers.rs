@@ -17,7 +17,7 @@ use chargegate::{
         order::Event,
     },
     model::{DeviceId, OrderNo, PortStatus, Protocol},
-    store::{Idempotency, Job, OrderJob, OrderKey, Outcome, Store as _},
+    store::{Idempotency, Job, OrderJob, OrderKey, Outcome, Requester, Store as _},
     telemetry::health::{Component, ComponentState},
 };
 use serde_json::{Value, json};
@@ -59,6 +59,7 @@ fn happens(rig: &Rig, order_no: OrderNo, event: Event) {
         reason: None,
         at: unix_ms(),
         request_id: None,
+        requester: Requester::default(),
         idempotency: None,
     };
     assert!(matches!(rig.run(Job::Order(Box::new(job))), Outcome::Order(_)));

@@ -14,7 +14,7 @@ use std::{
 };
 
 use chargegate::{
-    gateway::{ConnectionLimits, Core, CoreConfig, Listener, Message, ShardId, directory::Directory},
+    gateway::{ConnectionLimits, Core, CoreConfig, DrainPace, Listener, Message, ShardId, directory::Directory},
     model::{DeviceId, PortStatus},
     protocol::bkv::GatewayId,
     shard::{
@@ -147,7 +147,7 @@ fn start(engine: Engine, shards: u16) -> Option<(Running, SocketAddr)> {
 }
 
 fn stop(running: Running, shards: usize) {
-    assert_eq!(running.join(DEADLINE), Stopped { clean: shards, failed: 0, forced: 0 });
+    assert_eq!(running.join(DEADLINE, 0, 0), Stopped { clean: shards, failed: 0, forced: 0 });
 }
 
 /// A device's heartbeat; `device` is the last part of its gateway id.
@@ -200,7 +200,9 @@ on_both_engines! {
     a_device_that_does_not_read_is_closed_and_others_are_served
     two_thousand_devices_are_served
     a_message_wakes_a_parked_shard
-    draining_closes_connections_and_listeners
+    stopping_closes_connections_and_listeners
+    who_is_drained_is_refused_and_may_come_back
+    what_a_drain_left_open_stays_when_it_is_taken_back
     an_address_in_use_is_named
 }
 
@@ -291,7 +293,7 @@ fn a_message_wakes_a_parked_shard(engine: Engine) {
     stop(running, 1);
 }
 
-fn draining_closes_connections_and_listeners(engine: Engine) {
+fn stopping_closes_connections_and_listeners(engine: Engine) {
     let Some((running, addr)) = start(engine, 2) else { return };
     let mut devices: Vec<TcpStream> = (0..20).map(|_| connect(addr)).collect();
     for (device, number) in devices.iter_mut().zip(0..) {
@@ -303,6 +305,74 @@ fn draining_closes_connections_and_listeners(engine: Engine) {
         expect_end(device);
     }
     assert!(TcpStream::connect(addr).is_err(), "nobody listens");
+}
+
+fn tell_all(running: &Running, message: impl Fn() -> Message) {
+    for mailbox in running.mailboxes() {
+        mailbox.send(message()).expect("room");
+    }
+}
+
+/// Connects once somebody listens.
+fn connect_again(addr: SocketAddr) -> TcpStream {
+    let tries = (0..DEADLINE.as_millis() / 5).find_map(|_| {
+        let connected = TcpStream::connect(addr).ok();
+        if connected.is_none() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        connected
+    });
+    let stream = tries.expect("it listens again");
+    stream.set_read_timeout(Some(DEADLINE)).expect("not zero");
+    stream
+}
+
+fn who_is_drained_is_refused_and_may_come_back(engine: Engine) {
+    let Some((running, addr)) = start(engine, 2) else { return };
+    for _ in 0..2 {
+        let mut devices: Vec<TcpStream> = (0..20).map(|_| connect_again(addr)).collect();
+        for (device, number) in devices.iter_mut().zip(0..) {
+            device.write_all(&heartbeat(number)).expect("sent");
+            expect_reply(device, number);
+        }
+        // 10,000 per second: each shard closes one every 200 µs.
+        tell_all(&running, || Message::Drain(DrainPace::of_shard(10_000, 2, 0)));
+        for device in &mut devices {
+            expect_end(device);
+        }
+        // A shard closes its listeners in the turn that began to close connections.
+        assert!(TcpStream::connect(addr).is_err(), "nobody listens");
+        tell_all(&running, || Message::Undrain);
+    }
+    let mut device = connect_again(addr);
+    device.write_all(&heartbeat(1)).expect("sent");
+    expect_reply(&mut device, 1);
+    stop(running, 2);
+}
+
+fn what_a_drain_left_open_stays_when_it_is_taken_back(engine: Engine) {
+    const DEVICES: u32 = 10;
+    let Some((running, addr)) = start(engine, 1) else { return };
+    let mut devices: Vec<TcpStream> = (0..DEVICES).map(|_| connect(addr)).collect();
+    for (device, number) in devices.iter_mut().zip(0..) {
+        device.write_all(&heartbeat(number)).expect("sent");
+        expect_reply(device, number);
+    }
+    // One now, and the next in an hour.
+    tell_all(&running, || Message::Drain(DrainPace { gap_us: 3_600_000_000, patience_ms: 0 }));
+    tell_all(&running, || Message::Drain(DrainPace { gap_us: 3_600_000_000, patience_ms: 0 }));
+    tell_all(&running, || Message::Undrain);
+    while !running.mailboxes()[0].is_empty() {
+        thread::yield_now();
+    }
+    let served = |(device, number): &mut (TcpStream, u32)| {
+        device.write_all(&heartbeat(*number)).is_ok() && device.read_exact(&mut [0; REPLY_LEN]).is_ok()
+    };
+    let mut devices: Vec<_> = devices.into_iter().zip(0..).collect();
+    devices.retain_mut(served);
+    assert_eq!(devices.len(), DEVICES as usize - 1);
+    drop(connect_again(addr));
+    stop(running, 1);
 }
 
 fn an_address_in_use_is_named(engine: Engine) {

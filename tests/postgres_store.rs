@@ -22,7 +22,7 @@ use std::{
 use chargegate::{
     model::{DeviceId, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Bound, Created, Job, Latest, NewOrder, Notify, Outcome, Reply, Store,
+        Bind, Bound, Created, Job, Latest, NewOrder, Notify, Outcome, Reply, Requester, Store,
         postgres::{Options, PostgresStore, Timeouts},
     },
 };
@@ -139,6 +139,7 @@ fn instances_share_devices_and_ports() {
                                 at: T0,
                                 deadline: T0 + 60_000,
                                 request_id: String::new(),
+                                requester: Requester::default(),
                                 card_no: None,
                                 idempotency: None,
                             };

@@ -56,6 +56,7 @@ impl Instance {
             hmac_secret: Some(Secret::new("s3cret")),
             ip_allow: Vec::new(),
             rate_per_s,
+            burst: 0,
         };
         let keys = vec![key("signing", true), key("other", true), key("limited", false)];
         let auth = Authenticator::new(keys, WINDOW).with_shared(Arc::new(Guards::new(Arc::clone(&link))));
@@ -63,11 +64,11 @@ impl Instance {
     }
 
     fn attempt(&self, attempt: &Attempt<'_>, unix_ms: i64) -> Result<(), ErrorCode> {
-        let passed = self.auth.check(attempt, Scope::Read, unix_ms).map_err(|error| error.code)?;
-        let question = passed.question.expect("both kinds of keys ask");
+        let passed = self.auth.check(attempt, Scope::Read, unix_ms).outcome.map_err(|error| error.code)?;
+        let question = passed.expect("both kinds of keys ask");
         let (tell, told) = mpsc::channel();
         self.auth.ask(question, Box::new(move |answer| tell.send(answer).unwrap_or_default()));
-        told.recv_timeout(PATIENCE).expect("an answer").map_err(|error| error.code)
+        told.recv_timeout(PATIENCE).expect("an answer").outcome.map_err(|error| error.code)
     }
 
     fn signed(&self, key: &str, nonce: &str) -> Result<(), ErrorCode> {

@@ -18,7 +18,7 @@ use std::{
 use chargegate::{
     gateway::order::Event,
     model::{EventType, OrderNo, OrderNumbers, OrderStatus},
-    store::{Bind, Created, DeviceEvent, DeviceReport, Job, NewOrder, OrderFilter, Outcome, Reply, Store},
+    store::{Bind, Created, DeviceEvent, DeviceReport, Job, NewOrder, OrderFilter, Outcome, Reply, Requester, Store},
 };
 use store::{Bench, T0, Told, ap, ap_settlement, open_sqlite, order_job};
 
@@ -95,6 +95,7 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
             at,
             deadline: T0 + 5000,
             request_id: String::new(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         };

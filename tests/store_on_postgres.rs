@@ -8,6 +8,8 @@ mod services;
 mod cards;
 #[path = "store_conformance.rs"]
 mod conformance;
+#[path = "store_managed.rs"]
+mod managed;
 #[path = "store_model.rs"]
 mod model;
 #[path = "store_ota.rs"]

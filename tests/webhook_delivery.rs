@@ -21,8 +21,9 @@ use chargegate::{
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
-        FirmwareKey, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OtaFilter, Outcome, Page, ParamRecord,
-        ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
+        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory, OtaFilter,
+        Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError,
+        StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -213,6 +214,9 @@ impl Reader for FakeReader {
         absent()
     }
     fn order_events(&mut self, _: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
+        absent()
+    }
+    fn order_history(&mut self, _: &Order, _: &HistoryScope) -> Result<OrderHistory, StoreError> {
         absent()
     }
     fn device(&mut self, _: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {

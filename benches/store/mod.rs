@@ -12,7 +12,7 @@ use chargegate::{
     },
     store::{
         Bind, Called, CommandUpdate, Job, NewCall, NewOrder, Notify, OrderJob, OrderKey, Outcome, Queued, Reply,
-        Settlement, SettlementEnd, SettlementKey, Store,
+        Requester, Settlement, SettlementEnd, SettlementKey, Store,
     },
 };
 
@@ -102,6 +102,7 @@ pub(crate) fn creations(numbers: &OrderNumbers, charges: usize) -> Vec<(OrderNo,
             at: AT,
             deadline: AT + 1,
             request_id: "a request".to_owned(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         };
@@ -123,6 +124,7 @@ pub(crate) fn evidence(orders: &[OrderNo]) -> Vec<Job> {
             reason: None,
             at: AT,
             request_id: None,
+            requester: Requester::default(),
             idempotency: None,
         }))
     };

@@ -17,7 +17,7 @@ use std::sync::{Arc, LazyLock};
 
 use chargegate::gateway::directory::Directory;
 use chargegate::gateway::{
-    CloseReason, ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId,
+    CloseReason, ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId, WantedEvents,
 };
 use chargegate::model::{
     ChargeMode, ChargeSpec, Command, CommandBody, DeviceId, Order, OrderNo, OrderStatus, Priority, Protocol,
@@ -121,8 +121,7 @@ impl World {
     fn new(flags: u8) -> Self {
         let config = CoreConfig {
             known_only: flags & 1 == 1,
-            progress_events: flags & 2 == 2,
-            heartbeat_events: flags & 4 == 4,
+            wanted: Arc::new(WantedEvents::new(flags & 4 == 4, flags & 2 == 2)),
             log_heartbeats: flags & 8 == 8,
             ..CoreConfig::new(ShardId(0))
         };

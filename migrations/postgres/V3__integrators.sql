@@ -11,6 +11,7 @@ CREATE TABLE api_keys (
     hmac_secret  TEXT,
     ip_allow     TEXT NOT NULL,
     rate_per_s   BIGINT NOT NULL CHECK (rate_per_s >= 0),
+    burst        BIGINT NOT NULL CHECK (burst >= 0),
     created_at   BIGINT NOT NULL,
     updated_at   BIGINT NOT NULL
 );
@@ -73,6 +74,11 @@ CREATE TABLE order_requests (
     at              BIGINT NOT NULL
 );
 CREATE INDEX order_requests_order ON order_requests (order_no);
+
+-- Settlements of an order; those of AP3000 are found by their key.
+CREATE INDEX settlements_order ON settlements (order_no) WHERE key IS NULL AND order_no IS NOT NULL;
+-- What became of the events of an order; hardly any delivery is ever parked.
+CREATE INDEX event_delivery_pos ON event_delivery (pos);
 
 -- Under which bind, and by which instance, a frame was received or written.
 ALTER TABLE cmd_log ADD COLUMN epoch BIGINT;

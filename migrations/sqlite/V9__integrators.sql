@@ -11,6 +11,7 @@ CREATE TABLE api_keys (
     hmac_secret  TEXT,
     ip_allow     TEXT NOT NULL,
     rate_per_s   INTEGER NOT NULL CHECK (rate_per_s >= 0),
+    burst        INTEGER NOT NULL CHECK (burst >= 0),
     created_at   INTEGER NOT NULL,
     updated_at   INTEGER NOT NULL
 ) STRICT;
@@ -53,3 +54,8 @@ CREATE TABLE order_requests (
     at              INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX order_requests_order ON order_requests (order_no);
+
+-- Settlements of an order; those of AP3000 are found by their key.
+CREATE INDEX settlements_order ON settlements (order_no) WHERE key IS NULL AND order_no IS NOT NULL;
+-- What became of the events of an order; hardly any delivery is ever parked.
+CREATE INDEX event_delivery_pos ON event_delivery (pos);

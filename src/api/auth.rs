@@ -8,9 +8,13 @@
 //! Keys are held as SHA-256 only; all of them are compared, in constant time, whichever fits. No I/O and no clock: the time
 //! is an argument. Safe to share between the guard and the workers; the locks are held for a few map operations.
 //!
+//! Rates are those of keys, and one of this instance for all callers together. Who has one is told what is left of it, whatever the answer
+//! ([`Quota`]). Failed attempts are counted by address: above the limit they are refused as too many, and cost no more than before. A good
+//! attempt from the same address is let in all the same, since there may be many behind it.
+//!
 //! Each instance remembers nonces and counts rates for itself. Where there are several, they also ask what they [`Shared`]: a nonce then
-//! counts once at all of them together, and a rate is that of all together. That takes a round trip, so [`Authenticator::check`] only says
-//! what to ask, and [`Authenticator::ask`] answers later. Without an answer, a nonce cannot be told from a replay and the request is
+//! counts once at all of them together, and a key's rate is that of all together. That takes a round trip, so [`Authenticator::check`] only
+//! says what to ask, and [`Authenticator::ask`] answers later. Without an answer, a nonce cannot be told from a replay and the request is
 //! refused; a rate is what this instance counted.
 
 use std::cmp::Reverse;
@@ -26,6 +30,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use super::error::{ApiError, ErrorCode};
 use super::guard::Head;
 use super::message::Request;
+use super::rate::{Bucket, Failures, Quota, Rate};
 use crate::config::{ApiKey, Scope};
 use crate::signature::SignedRequest;
 
@@ -33,8 +38,8 @@ use crate::signature::SignedRequest;
 const NONCE_LEN_MAX: usize = 128;
 /// Nonces remembered at a time, some 100 bytes each: 870 signed requests a second by clocks that are right, with a window of 300 s.
 const NONCES_MAX: usize = 1 << 18;
-/// One request, in the unit of the token bucket: a request per second is then a thousand units per second, one per millisecond.
-const REQUEST_COST: u64 = 1_000;
+/// Failed attempts of one address in a minute, where nothing else is said.
+const FAILURES_PER_MINUTE: u32 = 60;
 
 /// What a request says of its caller.
 #[derive(Clone, Copy, Debug)]
@@ -128,8 +133,8 @@ pub struct UsedNonce {
 pub struct Question {
     /// Name of the key.
     pub key: Arc<str>,
-    /// Requests per second of the key at all instances; `None`: not limited.
-    pub rate_per_s: Option<u32>,
+    /// Rate of the key at all instances; `None`: not limited.
+    pub rate: Option<Rate>,
     /// Of a signed request.
     pub nonce: Option<UsedNonce>,
 }
@@ -138,7 +143,10 @@ pub struct Question {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Within the rate, and the nonce is new; both are counted now.
-    Granted,
+    Granted {
+        /// Whole requests that are left of the rate, if there is one.
+        remaining: u32,
+    },
     /// Above the rate. The nonce is not used up.
     RateExceeded,
     /// The nonce was used before.
@@ -159,25 +167,67 @@ pub trait Shared: Send + Sync {
     fn restore(&self, nonces: Vec<UsedNonce>);
 }
 
-/// An attempt that this instance lets through.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Passed {
-    /// Name of the key.
-    pub caller: Arc<str>,
-    /// What is still to be asked, by [`Authenticator::ask`].
-    pub question: Option<Question>,
+/// What this instance says of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// Name of the key, if it is one, whether or not it is let in.
+    pub caller: Option<Arc<str>>,
+    /// What is left to a caller whose rate is limited.
+    pub quota: Option<Quota>,
+    /// What is still to be asked, by [`Authenticator::ask`], or why the attempt is not let in.
+    pub outcome: Result<Option<Question>, ApiError>,
+}
+
+impl Checked {
+    const fn nobody(outcome: Result<Option<Question>, ApiError>) -> Self {
+        Self { caller: None, quota: None, outcome }
+    }
+}
+
+/// What the other instances say of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// What is left of the rate at all of them together; `None` where there is no rate, or no answer.
+    pub quota: Option<Quota>,
+    /// Whether it is let in.
+    pub outcome: Result<(), ApiError>,
+}
+
+/// Limits that are not of one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests per second of all callers together at this instance; 0: no limit.
+    pub rate_per_s: u32,
+    /// Failed attempts per minute of an address; 0: no limit.
+    pub failures_per_minute_per_ip: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rate_per_s: 0, failures_per_minute_per_ip: FAILURES_PER_MINUTE }
+    }
 }
 
 struct Entry {
     name: Arc<str>,
     key: ApiKey,
-    bucket: Mutex<Bucket>,
+    rate: Option<Rate>,
+    /// Shared with the entry that replaces this one, as long as the rate is the same.
+    bucket: Arc<Mutex<Bucket>>,
+}
+
+/// The rate of all callers together.
+struct Total {
+    rate: Option<Rate>,
+    bucket: Bucket,
 }
 
 /// Decides on attempts. Shared by reference; keys can be replaced while it is in use.
 pub struct Authenticator {
     entries: RwLock<Arc<[Arc<Entry>]>>,
     nonces: Arc<Mutex<Nonces>>,
+    total: Mutex<Total>,
+    failures: Mutex<(Option<Rate>, Failures)>,
     window_s: u64,
     /// `None`: there is no other instance.
     shared: Option<Arc<dyn Shared>>,
@@ -189,10 +239,13 @@ impl Authenticator {
         let authenticator = Self {
             entries: RwLock::new(Arc::new([])),
             nonces: Arc::new(Mutex::new(Nonces::new(NONCES_MAX))),
+            total: Mutex::new(Total { rate: None, bucket: Bucket::full() }),
+            failures: Mutex::default(),
             window_s: signature_window.as_secs(),
             shared: None,
         };
         authenticator.reload(keys);
+        authenticator.set_limits(Limits::default());
         authenticator
     }
 
@@ -202,53 +255,107 @@ impl Authenticator {
         Self { shared: Some(shared), ..self }
     }
 
-    /// Replaces all keys. Nonces stay remembered; rates start afresh.
+    /// Replaces all keys. Nonces stay remembered, and so does what a key has used of a rate that it keeps.
     pub fn reload(&self, keys: Vec<ApiKey>) {
-        let entries = keys.into_iter().map(|key| {
-            let bucket = Mutex::new(Bucket::full(key.rate_per_s));
-            Arc::new(Entry { name: key.name.as_str().into(), key, bucket })
-        });
-        *self.entries.write() = entries.collect();
+        let mut entries = self.entries.write();
+        let replaced: HashMap<&str, &Arc<Entry>> = entries.iter().map(|entry| (&*entry.name, entry)).collect();
+        let entry = |key: ApiKey| {
+            let rate = Rate::per_second(key.rate_per_s, key.burst);
+            let kept = replaced.get(key.name.as_str()).filter(|old| old.rate == rate);
+            let bucket = kept.map_or_else(|| Arc::new(Mutex::new(Bucket::full())), |old| Arc::clone(&old.bucket));
+            Arc::new(Entry { name: key.name.as_str().into(), key, rate, bucket })
+        };
+        let renewed = keys.into_iter().map(entry).collect();
+        *entries = renewed;
     }
 
-    /// Lets an attempt through that may use `scope`, as far as this instance can tell.
+    /// Replaces what holds for all keys, and for those who have none.
+    pub fn set_limits(&self, limits: Limits) {
+        self.total.lock().rate = Rate::per_second(limits.rate_per_s, 0);
+        self.failures.lock().0 = Rate::per_minute(limits.failures_per_minute_per_ip);
+    }
+
+    /// Says whether an attempt that wants `scope` is let in, as far as this instance can tell. Counts it.
     ///
-    /// # Errors
-    /// `UNAUTHORIZED` (key, signature), `FORBIDDEN` (address, scope), `RATE_LIMITED`, `NOT_READY` (too many nonces to remember).
-    pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Result<Passed, ApiError> {
-        let entry = self.let_in(attempt, unix_ms)?;
-        let key = &entry.key;
-        let nonce =
-            if key.require_hmac { Some(self.check_signature(key, attempt, unix_ms.div_euclid(1_000))?) } else { None };
-        check_scope(key, scope)?;
-        let caller = Arc::clone(&entry.name);
-        let rate_per_s = (key.rate_per_s > 0).then_some(key.rate_per_s);
-        let asks = self.shared.is_some() && (nonce.is_some() || rate_per_s.is_some());
-        let question = asks.then(|| Question { key: Arc::clone(&caller), rate_per_s, nonce });
-        Ok(Passed { caller, question })
+    /// It is refused with `UNAUTHORIZED` (key, signature), `FORBIDDEN` (address, scope), `RATE_LIMITED` (of the key, of all callers, or of
+    /// failures), `NOT_READY` (too many nonces to remember).
+    pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Checked {
+        self.identify(attempt, unix_ms, |entry, quota| {
+            check_address(&entry.key, attempt)?;
+            self.take(entry, quota, unix_ms)?;
+            let nonce = match entry.key.require_hmac {
+                true => Some(self.check_signature(&entry.key, attempt, unix_ms.div_euclid(1_000))?),
+                false => None,
+            };
+            check_scope(&entry.key, scope)?;
+            let asks = self.shared.is_some() && (nonce.is_some() || entry.rate.is_some());
+            Ok(asks.then(|| Question { key: Arc::clone(&entry.name), rate: entry.rate, nonce }))
+        })
+    }
+
+    /// Counts a request that is refused whoever sent it: for a path that is not there, for instance. It is not told who is a caller and
+    /// who is not, other than by his rate, so that guessing keys is no easier here.
+    ///
+    /// It is let in, or refused with `RATE_LIMITED` only.
+    pub fn count(&self, attempt: &Attempt<'_>, unix_ms: i64) -> Checked {
+        if attempt.api_key.is_none() {
+            return Checked::nobody(Ok(None));
+        }
+        let checked = self.identify(attempt, unix_ms, |entry, quota| {
+            check_address(&entry.key, attempt)?;
+            self.take(entry, quota, unix_ms).map(|()| None)
+        });
+        let outcome = match checked.outcome {
+            Err(error) if error.code != ErrorCode::RateLimited => Ok(None),
+            outcome => outcome,
+        };
+        Checked { outcome, ..checked }
+    }
+
+    /// Checks all that can be told before the body is there, so that no stranger can send a long one. The rate and the
+    /// signature are left to [`Self::check`], which follows.
+    ///
+    /// It is refused as by [`Self::check`].
+    pub fn check_head(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Checked {
+        self.identify(attempt, unix_ms, |entry, quota| {
+            check_address(&entry.key, attempt)?;
+            *quota = entry.rate.map(|rate| {
+                let mut bucket = entry.bucket.lock();
+                bucket.fill(rate, unix_ms);
+                bucket.quota(rate)
+            });
+            check_scope(&entry.key, scope).map(|()| None)
+        })
     }
 
     /// Asks the other instances, and calls `then` with whether the attempt is let through: at once if there are none. Does not wait.
     ///
     /// The error is `RATE_LIMITED`, `UNAUTHORIZED` (nonce), or `NOT_READY` where a nonce cannot be told from a replay now.
-    pub fn ask(&self, question: Question, then: Answered<Result<(), ApiError>>) {
-        let Some(shared) = &self.shared else { return then(Ok(())) };
-        let Question { key, rate_per_s, nonce } = question.clone();
+    pub fn ask(&self, question: Question, then: Answered<Asked>) {
+        let Some(shared) = &self.shared else { return then(Asked { quota: None, outcome: Ok(()) }) };
+        let Question { key, rate, nonce } = question.clone();
         let nonces = Arc::clone(&self.nonces);
         let answered = move |verdict| {
+            let mut quota = None;
             let refused = match verdict {
-                Verdict::Granted => return then(Ok(())),
-                Verdict::NonceUsed => return then(Err(nonce_used())),
-                Verdict::RateExceeded => rate_exceeded(&key, rate_per_s.unwrap_or(0), 1),
+                Verdict::Granted { remaining } => {
+                    let quota = rate.map(|rate| rate.quota_with(remaining.min(rate.burst())));
+                    return then(Asked { quota, outcome: Ok(()) });
+                }
+                Verdict::NonceUsed => return then(Asked { quota, outcome: Err(nonce_used()) }),
+                Verdict::RateExceeded => {
+                    quota = rate.map(|rate| rate.quota_with(0));
+                    rate_exceeded(&key, rate.map_or(0, |rate| rate.requests()), quota.map_or(1, |quota| quota.wait_s))
+                }
                 // The rate was within what this instance may let through by itself.
-                Verdict::Unknown if nonce.is_none() => return then(Ok(())),
+                Verdict::Unknown if nonce.is_none() => return then(Asked { quota, outcome: Ok(()) }),
                 Verdict::Unknown => ApiError::not_ready("replays cannot be told from new requests now", 1),
             };
             // The same request may come again.
             if let Some(nonce) = nonce {
                 nonces.lock().forget(nonce.id);
             }
-            then(Err(refused));
+            then(Asked { quota, outcome: Err(refused) });
         };
         shared.ask(question, Box::new(answered));
     }
@@ -256,7 +363,7 @@ impl Authenticator {
     /// Whether nothing is to be asked about an attempt: a check then says all there is to say.
     pub fn decides_alone(&self, attempt: &Attempt<'_>) -> bool {
         self.shared.is_none()
-            || self.find(attempt.api_key).is_ok_and(|entry| !entry.key.require_hmac && entry.key.rate_per_s == 0)
+            || self.find(attempt.api_key).is_ok_and(|entry| !entry.key.require_hmac && entry.rate.is_none())
     }
 
     /// To be called when what instances share may have been lost: tells it what this instance remembers.
@@ -267,28 +374,65 @@ impl Authenticator {
         }
     }
 
-    /// Checks all that can be told before the body is there, so that no stranger can send a long one. The rate and the
-    /// signature are left to [`Self::check`], which follows.
-    ///
-    /// # Errors
-    /// As [`Self::check`].
-    pub fn check_head(&self, attempt: &Attempt<'_>, scope: Scope) -> Result<(), ApiError> {
-        let entry = self.find(attempt.api_key)?;
-        check_address(&entry.key, attempt)?;
-        check_scope(&entry.key, scope)
+    /// Finds whose key it is and has `decide` say the rest. Counts failures to show who one is, and refuses those above their limit.
+    fn identify(
+        &self,
+        attempt: &Attempt<'_>,
+        unix_ms: i64,
+        decide: impl FnOnce(&Entry, &mut Option<Quota>) -> Result<Option<Question>, ApiError>,
+    ) -> Checked {
+        let mut checked = match self.find(attempt.api_key) {
+            Err(error) => Checked::nobody(Err(error)),
+            Ok(entry) => {
+                let mut quota = None;
+                let outcome = decide(&entry, &mut quota);
+                Checked { caller: Some(Arc::clone(&entry.name)), quota, outcome }
+            }
+        };
+        if let Err(error) = &mut checked.outcome
+            && error.code == ErrorCode::Unauthorized
+        {
+            let mut failures = self.failures.lock();
+            let (rate, counted) = &mut *failures;
+            if let Some(rate) = *rate
+                && let Err(wait_s) = counted.count(attempt.client_ip, rate, unix_ms)
+            {
+                *error = too_many_failures(attempt.client_ip, rate.requests(), wait_s);
+            }
+        }
+        checked
     }
 
-    /// Key, address and rate.
-    fn let_in(&self, attempt: &Attempt<'_>, unix_ms: i64) -> Result<Arc<Entry>, ApiError> {
-        let entry = self.find(attempt.api_key)?;
-        let key = &entry.key;
-        check_address(key, attempt)?;
-        if key.rate_per_s > 0
-            && let Err(retry_after_s) = entry.bucket.lock().take(key.rate_per_s, unix_ms)
-        {
-            return Err(rate_exceeded(&key.name, key.rate_per_s, retry_after_s));
+    /// Takes a request from the bucket of the key and from that of all callers, or from none.
+    fn take(&self, entry: &Entry, quota: &mut Option<Quota>, unix_ms: i64) -> Result<(), ApiError> {
+        let mut of_key = entry.rate.map(|rate| (rate, entry.bucket.lock()));
+        let mut total = self.total.lock();
+        let Total { rate, bucket } = &mut *total;
+        let mut of_all = rate.map(|rate| (rate, bucket));
+        if let Some((rate, bucket)) = &mut of_key {
+            bucket.fill(*rate, unix_ms);
+            if !bucket.has_one(*rate) {
+                let left = bucket.quota(*rate);
+                *quota = Some(left);
+                return Err(rate_exceeded(&entry.name, rate.requests(), left.wait_s));
+            }
         }
-        Ok(entry)
+        if let Some((rate, bucket)) = &mut of_all {
+            bucket.fill(*rate, unix_ms);
+            if !bucket.has_one(*rate) {
+                let left = bucket.quota(*rate);
+                *quota = Some(left);
+                return Err(total_exceeded(rate.requests(), left.wait_s));
+            }
+            bucket.take(*rate);
+            *quota = Some(bucket.quota(*rate));
+        }
+        if let Some((rate, bucket)) = &mut of_key {
+            bucket.take(*rate);
+            let left = bucket.quota(*rate);
+            *quota = Some(quota.map_or(left, |of_all| left.tighter(of_all)));
+        }
+        Ok(())
     }
 
     fn find(&self, api_key: Option<&str>) -> Result<Arc<Entry>, ApiError> {
@@ -361,6 +505,16 @@ fn rate_exceeded(key: &str, rate_per_s: u32, retry_after_s: u32) -> ApiError {
     ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s)
 }
 
+fn total_exceeded(rate_per_s: u32, retry_after_s: u32) -> ApiError {
+    let message = format!("this gateway takes {rate_per_s} requests per second of all callers together");
+    ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s)
+}
+
+fn too_many_failures(client_ip: IpAddr, per_minute: u32, retry_after_s: u32) -> ApiError {
+    let message = format!("{client_ip} failed to authenticate more than {per_minute} times a minute");
+    ApiError::new(ErrorCode::RateLimited, message).with_retry_after(retry_after_s)
+}
+
 fn check_address(key: &ApiKey, attempt: &Attempt<'_>) -> Result<(), ApiError> {
     if !key.ip_allow.is_empty() && !key.ip_allow.iter().any(|network| network.contains(attempt.client_ip)) {
         let message = format!("key {} may not be used from {}", key.name, attempt.client_ip);
@@ -379,36 +533,6 @@ fn check_scope(key: &ApiKey, scope: Scope) -> Result<(), ApiError> {
 
 fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> ApiError {
     ApiError::new(ErrorCode::Unauthorized, message)
-}
-
-/// A token bucket of one second's worth, in [`REQUEST_COST`] units.
-#[derive(Debug)]
-struct Bucket {
-    level: u64,
-    filled_at_ms: i64,
-}
-
-impl Bucket {
-    const fn full(rate_per_s: u32) -> Self {
-        Self { level: rate_per_s as u64 * REQUEST_COST, filled_at_ms: i64::MIN }
-    }
-
-    /// Takes one request's worth, or says in how many seconds there will be one.
-    fn take(&mut self, rate_per_s: u32, unix_ms: i64) -> Result<(), u32> {
-        let rate = u64::from(rate_per_s);
-        // A clock that goes back fills nothing, and counts on from where it is.
-        let passed_ms = unix_ms.saturating_sub(self.filled_at_ms).max(0).unsigned_abs();
-        self.level = self.level.saturating_add(passed_ms.saturating_mul(rate)).min(rate * REQUEST_COST);
-        self.filled_at_ms = unix_ms;
-        match self.level.checked_sub(REQUEST_COST) {
-            Some(rest) => {
-                self.level = rest;
-                Ok(())
-            }
-            // At one request per second or more the wait is below a second, and the header counts in whole ones.
-            None => Err(1),
-        }
-    }
 }
 
 enum Remembered {
@@ -479,6 +603,7 @@ mod tests {
             hmac_secret: None,
             ip_allow: Vec::new(),
             rate_per_s: 0,
+            burst: 0,
         }
     }
 
@@ -496,8 +621,8 @@ mod tests {
         }
     }
 
-    fn code(result: Result<Passed, ApiError>) -> Result<Arc<str>, ErrorCode> {
-        result.map(|passed| passed.caller).map_err(|error| error.code)
+    fn code(checked: Checked) -> Result<Arc<str>, ErrorCode> {
+        checked.outcome.map(|_| checked.caller.expect("who is let in has a name")).map_err(|error| error.code)
     }
 
     #[test]
@@ -518,7 +643,21 @@ mod tests {
         let auth = Authenticator::new(vec![key("a", "first")], WINDOW);
         auth.reload(vec![key("b", "second")]);
         assert_eq!(code(auth.check(&attempt("first"), Scope::Read, NOW_MS)), Err(ErrorCode::Unauthorized));
-        assert!(auth.check(&attempt("second"), Scope::Read, NOW_MS).is_ok());
+        assert!(auth.check(&attempt("second"), Scope::Read, NOW_MS).outcome.is_ok());
+    }
+
+    #[test]
+    fn reloaded_keys_keep_what_they_used_of_the_same_rate() {
+        let limited = |name, rate_per_s| ApiKey { rate_per_s, ..key(name, "first") };
+        let auth = Authenticator::new(vec![limited("a", 1)], WINDOW);
+        let take = || auth.check(&attempt("first"), Scope::Read, NOW_MS).outcome.is_ok();
+        assert!(take() && !take());
+        auth.reload(vec![key("b", "second"), limited("a", 1)]);
+        assert!(!take());
+        auth.reload(vec![limited("a", 2)]);
+        assert!(take());
+        auth.reload(vec![limited("c", 2)]);
+        assert!(take() && take(), "another key");
     }
 
     #[test]
@@ -541,7 +680,7 @@ mod tests {
     #[test]
     fn rate_is_a_second_of_burst_then_a_steady_flow() {
         let auth = Authenticator::new(vec![ApiKey { rate_per_s: 2, ..key("a", "first") }], WINDOW);
-        let take = |unix_ms| auth.check(&attempt("first"), Scope::Read, unix_ms);
+        let take = |unix_ms| auth.check(&attempt("first"), Scope::Read, unix_ms).outcome;
         assert!(take(NOW_MS).is_ok());
         assert!(take(NOW_MS).is_ok());
         let refused = take(NOW_MS).unwrap_err();
@@ -588,7 +727,10 @@ mod tests {
     #[test]
     fn a_head_alone_tells_key_address_and_scope() {
         let auth = Authenticator::new(vec![ApiKey { rate_per_s: 1, ..signing_key() }], WINDOW);
-        let check = |api_key, scope| auth.check_head(&attempt(api_key), scope).map_err(|error| error.code);
+        let check = |api_key, scope| {
+            let checked = auth.check_head(&attempt(api_key), scope, NOW_MS);
+            checked.outcome.map(|_| ()).map_err(|error| error.code)
+        };
         for _ in 0..3 {
             assert_eq!(check("first", Scope::Control), Ok(()), "it costs nothing of the rate");
         }
@@ -678,18 +820,18 @@ mod tests {
     fn asked(auth: &Authenticator, question: Question) -> Result<(), ErrorCode> {
         let (tell, told) = std::sync::mpsc::channel();
         auth.ask(question, Box::new(move |answer| tell.send(answer).unwrap_or_default()));
-        told.recv().expect("an answer").map_err(|error| error.code)
+        told.recv().expect("an answer").outcome.map_err(|error| error.code)
     }
 
     #[test]
     fn only_limited_and_signing_keys_ask_the_others() {
         let keys = vec![key("free", "free"), ApiKey { rate_per_s: 5, ..key("limited", "limited") }];
         let alone = Authenticator::new(keys.clone(), WINDOW);
-        let passed = |auth: &Authenticator, key| auth.check(&attempt(key), Scope::Read, NOW_MS).unwrap().question;
+        let passed = |auth: &Authenticator, key| auth.check(&attempt(key), Scope::Read, NOW_MS).outcome.unwrap();
         assert_eq!((passed(&alone, "free"), passed(&alone, "limited")), (None, None));
-        let auth = Authenticator::new(keys, WINDOW).with_shared(Arc::new(Others(Verdict::Granted)));
+        let auth = Authenticator::new(keys, WINDOW).with_shared(Arc::new(Others(Verdict::Granted { remaining: 2 })));
         assert_eq!(passed(&auth, "free"), None);
-        let question = Question { key: "limited".into(), rate_per_s: Some(5), nonce: None };
+        let question = Question { key: "limited".into(), rate: Rate::per_second(5, 0), nonce: None };
         assert_eq!(passed(&auth, "limited"), Some(question));
         assert!(auth.decides_alone(&attempt("free")) && !auth.decides_alone(&attempt("limited")));
         assert!(alone.decides_alone(&attempt("limited")));
@@ -698,10 +840,10 @@ mod tests {
     #[test]
     fn the_others_answer_decides_and_their_silence_fails_nonces_only() {
         let id = NonceId::new("a", "1");
-        let rate = Question { key: "a".into(), rate_per_s: Some(5), nonce: None };
+        let rate = Question { key: "a".into(), rate: Rate::per_second(5, 0), nonce: None };
         let both = Question { nonce: Some(UsedNonce { id, valid_s: 9 }), ..rate.clone() };
         for (verdict, of_rate, of_both) in [
-            (Verdict::Granted, Ok(()), Ok(())),
+            (Verdict::Granted { remaining: 2 }, Ok(()), Ok(())),
             (Verdict::RateExceeded, Err(ErrorCode::RateLimited), Err(ErrorCode::RateLimited)),
             (Verdict::NonceUsed, Err(ErrorCode::Unauthorized), Err(ErrorCode::Unauthorized)),
             (Verdict::Unknown, Ok(()), Err(ErrorCode::NotReady)),
@@ -711,8 +853,89 @@ mod tests {
             assert!(matches!(auth.nonces.lock().remember(id, NOW_S, NOW_S), Remembered::New));
             assert_eq!(asked(&auth, both.clone()), of_both, "{verdict:?}");
             // Whom it was not for may send it again.
-            let known = matches!(verdict, Verdict::Granted | Verdict::NonceUsed);
+            let known = matches!(verdict, Verdict::Granted { .. } | Verdict::NonceUsed);
             assert_eq!(auth.nonces.lock().known.contains_key(&id), known, "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn the_quota_is_what_all_instances_left() {
+        let auth = Authenticator::new(Vec::new(), WINDOW);
+        let rate = Rate::per_second(5, 8).unwrap();
+        let question = Question { key: "a".into(), rate: Some(rate), nonce: None };
+        for (verdict, quota) in [
+            (Verdict::Granted { remaining: 3 }, Some(rate.quota_with(3))),
+            (Verdict::RateExceeded, Some(rate.quota_with(0))),
+            (Verdict::Unknown, None),
+        ] {
+            let auth = Authenticator::new(Vec::new(), WINDOW).with_shared(Arc::new(Others(verdict)));
+            let (tell, told) = std::sync::mpsc::channel();
+            auth.ask(question.clone(), Box::new(move |asked| tell.send(asked).unwrap_or_default()));
+            assert_eq!(told.recv().expect("an answer").quota, quota, "{verdict:?}");
+        }
+        assert!(auth.shared.is_none());
+    }
+
+    #[test]
+    fn callers_of_limited_keys_are_told_what_is_left_whatever_the_answer() {
+        let limited = ApiKey { rate_per_s: 2, burst: 3, ..key("a", "first") };
+        let auth = Authenticator::new(vec![limited, key("free", "free")], WINDOW);
+        let check = |text, scope| {
+            let checked = auth.check(&attempt(text), scope, NOW_MS);
+            (checked.outcome.map(|_| ()).map_err(|error| error.code), checked.quota.map(|quota| quota.remaining))
+        };
+        assert_eq!(check("free", Scope::Read), (Ok(()), None));
+        assert_eq!(check("first", Scope::Read), (Ok(()), Some(2)));
+        assert_eq!(check("first", Scope::Admin), (Err(ErrorCode::Forbidden), Some(1)));
+        assert_eq!(auth.count(&attempt("first"), NOW_MS).quota.map(|quota| quota.remaining), Some(0));
+        assert_eq!(check("first", Scope::Read), (Err(ErrorCode::RateLimited), Some(0)));
+        let counted = auth.count(&attempt("first"), NOW_MS);
+        assert_eq!(counted.outcome.map_err(|error| error.code), Err(ErrorCode::RateLimited));
+        assert_eq!(auth.count(&attempt("second"), NOW_MS), Checked::nobody(Ok(None)), "no stranger is told so");
+    }
+
+    #[test]
+    fn all_callers_together_have_a_rate_too() {
+        let auth = Authenticator::new(vec![ApiKey { rate_per_s: 2, ..key("a", "first") }, key("b", "second")], WINDOW);
+        auth.set_limits(Limits { rate_per_s: 3, ..Limits::default() });
+        let check = |text| {
+            let checked = auth.check(&attempt(text), Scope::Read, NOW_MS);
+            (
+                checked.outcome.map(|_| ()).map_err(|error| error.code),
+                checked.quota.map(|left| (left.limit, left.remaining)),
+            )
+        };
+        assert_eq!(check("first"), (Ok(()), Some((2, 1))), "the tighter one is told");
+        assert_eq!(check("first"), (Ok(()), Some((2, 0))));
+        assert_eq!(check("first"), (Err(ErrorCode::RateLimited), Some((2, 0))));
+        assert_eq!(check("second"), (Ok(()), Some((3, 0))), "what a key was refused is nobody's");
+        assert_eq!(check("second"), (Err(ErrorCode::RateLimited), Some((3, 0))));
+        assert_eq!(check("stranger"), (Err(ErrorCode::Unauthorized), None), "and a stranger uses nothing up");
+        auth.set_limits(Limits::default());
+        assert_eq!(check("second"), (Ok(()), None));
+    }
+
+    #[test]
+    fn failures_of_an_address_are_limited_and_good_attempts_from_it_are_let_in() {
+        let signing = ApiKey { name: "s".into(), key_sha256: Sha256::digest("signs").into(), ..signing_key() };
+        let auth = Authenticator::new(vec![key("a", "first"), signing], WINDOW);
+        auth.set_limits(Limits { failures_per_minute_per_ip: 3, ..Limits::default() });
+        let check = |attempt: &Attempt<'_>| auth.check(attempt, Scope::Read, NOW_MS).outcome.map(|_| ());
+        let code = |attempt: &Attempt<'_>| check(attempt).map_err(|error| error.code);
+        assert_eq!(code(&attempt("guess")), Err(ErrorCode::Unauthorized));
+        assert_eq!(code(&Attempt { api_key: None, ..attempt("") }), Err(ErrorCode::Unauthorized));
+        assert_eq!(code(&attempt("signs")), Err(ErrorCode::Unauthorized), "a signature that is missing is a failure");
+        let refused = check(&attempt("guess")).unwrap_err();
+        assert_eq!((refused.code, refused.retry_after_s), (ErrorCode::RateLimited, Some(20)));
+        assert_eq!(
+            auth.count(&attempt("guess"), NOW_MS).outcome.map_err(|error| error.code),
+            Err(ErrorCode::RateLimited)
+        );
+        assert_eq!(code(&attempt("signs")), Err(ErrorCode::RateLimited));
+        assert_eq!(code(&attempt("first")), Ok(()));
+        let elsewhere = Attempt { client_ip: "192.0.2.8".parse().unwrap(), ..attempt("guess") };
+        assert_eq!(code(&elsewhere), Err(ErrorCode::Unauthorized));
+        auth.set_limits(Limits { failures_per_minute_per_ip: 0, ..Limits::default() });
+        assert_eq!(code(&attempt("guess")), Err(ErrorCode::Unauthorized));
     }
 }

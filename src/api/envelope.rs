@@ -77,13 +77,24 @@ pub fn success<T: Serialize>(status: u16, data: &T, request_id: &str, unix_ms: i
 pub fn error(error: &ApiError, request_id: &str, unix_ms: i64) -> Response {
     let mut response = Response::json(error.status(), Vec::with_capacity(256));
     write_error(&mut response.body, error, request_id, unix_ms);
-    if let Some(seconds) = error.retry_after_s {
-        response.headers.push(("Retry-After", seconds.to_string()));
-    }
-    if let Some(allow) = &error.allow {
-        response.headers.push(("Allow", allow.clone()));
-    }
+    response.headers = error_headers(error);
     response
+}
+
+/// `Retry-After` of an answer that does not say itself when to come again, seconds.
+const RETRY_AFTER_S: u32 = 1;
+
+/// The headers of an error answer: `Retry-After` with every 429 and 503, `Allow` with every 405.
+pub fn error_headers(error: &ApiError) -> Vec<(&'static str, String)> {
+    let retry_after_s = error.retry_after_s.or_else(|| retry_after_s(error.status()));
+    let retry_after = retry_after_s.map(|seconds| ("Retry-After", seconds.to_string()));
+    let allow = error.allow.clone().map(|allow| ("Allow", allow));
+    retry_after.into_iter().chain(allow).collect()
+}
+
+/// When to come again after an answer of this status; `None` where that says nothing.
+pub const fn retry_after_s(status: u16) -> Option<u32> {
+    if matches!(status, 429 | 503) { Some(RETRY_AFTER_S) } else { None }
 }
 
 #[cfg(test)]
@@ -108,6 +119,11 @@ mod tests {
         let response = error(&refused, "r-2", 1_500);
         assert_eq!(response.status, 503);
         assert_eq!(response.headers, [("Retry-After", "3".to_owned())]);
+        let headers = |code| error_headers(&ApiError::new(code, "no"));
+        for code in [ErrorCode::RateLimited, ErrorCode::QueueOverloaded, ErrorCode::NotReady] {
+            assert_eq!(headers(code), [("Retry-After", "1".to_owned())]);
+        }
+        assert_eq!(headers(ErrorCode::Internal), []);
         assert_eq!(
             String::from_utf8(response.body).unwrap(),
             r#"{"code":503,"error":"NOT_READY","message":"store is down","data":{"since":7},"request_id":"r-2","timestamp":"1970-01-01T00:00:01.500Z"}"#

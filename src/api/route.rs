@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::error::{ApiError, ErrorCode};
 use super::message::{JSON, Method, split_target};
-use crate::config::Scope;
+use crate::config::{NAME_CHARS_MAX, Scope, is_name};
 use crate::model::CardNo;
 
 /// What the third parties' paths begin with.
@@ -27,8 +27,8 @@ const PAGE_SIZE: u32 = 20;
 const PAGE_SIZE_MAX: u32 = 200;
 /// Values of a query; beyond it lies no route's need.
 const QUERY_KEYS_MAX: usize = 32;
-/// Characters of a name.
-const NAME_LEN_MAX: usize = 128;
+/// Bytes of a name in a path: every character of the longest one escaped.
+const NAME_BYTES_MAX: usize = NAME_CHARS_MAX * 12;
 
 macro_rules! routes {
     ($($(#[$doc:meta])* $id:ident = $method:ident $pattern:expr, $scope:expr, $list:ident, [$($key:literal),*];)*) => {
@@ -65,7 +65,7 @@ routes! {
     Charge = Post "/api/v1/third/devices/{device}/charge", CONTROL, SINGLE, [];
     /// Stops what runs on a port.
     StopPort = Post "/api/v1/third/devices/{device}/stop", CONTROL, SINGLE, [];
-    DeviceList = Get "/api/v1/third/devices", READ, PAGED, ["online", "protocol", "printed_no"];
+    DeviceList = Get "/api/v1/third/devices", READ, PAGED, ["online", "protocol", "printed_no", "search"];
     Device = Get "/api/v1/third/devices/{device}", READ, SINGLE, [];
     /// The live score, from memory.
     DeviceStatus = Get "/api/v1/third/devices/{device}/status", READ, SINGLE, [];
@@ -83,6 +83,11 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Whether this instance sends its devices away.
+    Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    /// What this instance does now and did in the last ten minutes.
+    Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];
@@ -114,6 +119,8 @@ routes! {
     Healthz = Get "/healthz", OPEN, SINGLE, [];
     Readyz = Get "/readyz", OPEN, SINGLE, [];
     Metrics = Get "/metrics", OPEN, SINGLE, [];
+    /// The operators' console, a page.
+    Console = Get "/", OPEN, SINGLE, [];
 }
 
 /// A row of the table.
@@ -131,6 +138,16 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether it takes `page` and `size`.
+    pub const fn is_list(&self) -> bool {
+        self.list
+    }
+
+    /// The query keys it takes, but for `page` and `size`.
+    pub const fn query_keys(&self) -> &'static [&'static str] {
+        self.query
+    }
+
     fn takes(&self, key: &str) -> bool {
         self.query.contains(&key) || self.list && PAGE_KEYS.contains(&key)
     }
@@ -145,7 +162,7 @@ pub enum Param<'a> {
     Order(&'a str),
     /// 4 to 64 letters and digits.
     Card(&'a str),
-    /// Of a key, an endpoint or an instance: 1 to 128 of `[A-Za-z0-9._~-]`, percent escapes not decoded.
+    /// Of a key, an endpoint or an instance, as it stands in the path: percent escapes are decoded by [`Matched::name`].
     Name(&'a str),
 }
 
@@ -184,10 +201,10 @@ impl<'a> Matched<'a> {
         }
     }
 
-    /// The name in the path, if the route has one.
-    pub const fn name(&self) -> Option<&'a str> {
+    /// The name in the path, decoded, if the route has one.
+    pub fn name(&self) -> Option<Cow<'a, str>> {
         match self.param {
-            Some(Param::Name(name)) => Some(name),
+            Some(Param::Name(name)) => decode_path(name),
             _ => None,
         }
     }
@@ -251,7 +268,14 @@ fn check_form(param: Param<'_>) -> Result<(), ApiError> {
         Param::Device(id) => check_device_id("device id in the path", id),
         Param::Order(no) => check_order_no("order number in the path", no),
         Param::Card(no) => check_card_no("card number in the path", no),
-        Param::Name(name) => check_name("name in the path", name),
+        Param::Name(name) => {
+            let decoded = decode_path(name).filter(|_| name.len() <= NAME_BYTES_MAX);
+            let decoded = decoded.ok_or_else(|| {
+                let shown: String = name.chars().take(NAME_CHARS_MAX).collect();
+                ApiError::invalid(format!("name in the path must be percent-encoded UTF-8, got {shown:?}"))
+            })?;
+            check_name("name in the path", &decoded)
+        }
     }
 }
 
@@ -260,11 +284,11 @@ fn check_form(param: Param<'_>) -> Result<(), ApiError> {
 /// # Errors
 /// `INVALID_PARAMETER` with the form and the value.
 pub fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
-    if (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+    if is_name(name) {
         return Ok(());
     }
-    Err(ApiError::invalid(format!("{field} must be 1 to {NAME_LEN_MAX} letters, digits and . _ ~ -, got {name:?}")))
+    let shown: String = name.chars().take(NAME_CHARS_MAX).collect();
+    Err(ApiError::invalid(format!("{field} must be 1 to {NAME_CHARS_MAX} printable characters, got {shown:?}")))
 }
 
 /// Checks the form of a device id, wherever it was given; `field` names it.
@@ -383,8 +407,17 @@ impl<'a> Query<'a> {
     }
 }
 
-/// Undoes percent encoding; `None` for a broken escape or bytes that are not UTF-8.
+/// Undoes the encoding of a query: percent escapes, and `+` for a space. `None` for a broken escape or bytes that are not UTF-8.
 fn decode(text: &str) -> Option<Cow<'_, str>> {
+    decode_with(text, b' ')
+}
+
+/// Undoes the encoding of a path, where `+` is itself.
+fn decode_path(text: &str) -> Option<Cow<'_, str>> {
+    decode_with(text, b'+')
+}
+
+fn decode_with(text: &str, plus: u8) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));
     }
@@ -397,7 +430,7 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
                 let value = digit(bytes.next())? * 16 + digit(bytes.next())?;
                 u8::try_from(value).ok()?
             }
-            b'+' => b' ',
+            b'+' => plus,
             other => other,
         });
     }
@@ -416,10 +449,10 @@ mod tests {
     fn every_row_resolves_to_itself() {
         for route in ROUTES {
             let target = route.pattern.replace("{device}", "40aace04").replace("{order}", "THD0123456789ABC");
-            let target = target.replace("{id}", "7").replace("{card}", "04a1b2c3");
+            let target = target.replace("{id}", "7").replace("{card}", "04a1b2c3").replace("{name}", "erp");
             let matched = resolve(route.method, &target).unwrap();
             assert_eq!(matched.route.id, route.id);
-            let named = ["{device}", "{order}", "{card}"].iter().any(|name| route.pattern.contains(name));
+            let named = ["{device}", "{order}", "{card}", "{name}"].iter().any(|name| route.pattern.contains(name));
             assert_eq!((matched.param.is_some(), matched.id.is_some()), (named, route.pattern.contains("{id}")));
             assert_eq!(route.scope.is_some(), route.pattern.starts_with("/api/v1/"), "{}", route.pattern);
             assert!(resolve(route.method, &format!("{target}/")).is_err());
@@ -457,6 +490,32 @@ mod tests {
         let target = format!("/api/v1/third/orders/{no}/stop");
         assert_eq!(resolve(Method::Post, &target).unwrap().order(), Some(no));
         assert_eq!(error_of(Method::Get, "/api/v1/third/orders/THD").code, ErrorCode::InvalidParameter);
+    }
+
+    #[test]
+    fn names_are_printable_and_decoded() {
+        let name_of = |segment| {
+            let param = Param::Name(segment);
+            check_form(param).map(|()| {
+                let query = Query::default();
+                Matched { route: &ROUTES[0], param: Some(param), id: None, query }.name().map(Cow::into_owned)
+            })
+        };
+        for (segment, name) in [
+            ("billing", "billing"),
+            ("erp.example%2Fhooks%2fnew", "erp.example/hooks/new"),
+            ("a+b%20c%25", "a+b c%"),
+            ("%e5%8f%b7", "号"),
+        ] {
+            assert_eq!(name_of(segment), Ok(Some(name.to_owned())), "{segment}");
+        }
+        let longest = "%e5%8f%b7".repeat(NAME_CHARS_MAX);
+        assert!(name_of(&longest).is_ok());
+        for segment in ["%", "%4", "%zz", "%ff", "a%00", "a%0ab", &"a".repeat(129), &format!("{longest}a")] {
+            let error = name_of(segment).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidParameter, "{segment}");
+            assert!(error.message.starts_with("name in the path must be "), "{error}");
+        }
     }
 
     #[test]

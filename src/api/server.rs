@@ -27,6 +27,7 @@ use super::envelope;
 use super::error::{ApiError, ErrorCode};
 use super::guard::{CLIENT_IP_HEADER, REQUEST_ID_HEADER, UPLOAD_HEADER};
 use super::message::{Method, Request, Response, UploadedBody};
+use super::rate::Quota;
 use crate::telemetry::{Exposition, MetricSource};
 
 /// How often an idle worker looks whether the server stops or its listener is gone.
@@ -279,6 +280,7 @@ impl Shared {
         let responder = Responder {
             request: Some(request),
             request_id: received.request_id.clone(),
+            quota: None,
             counters: Arc::clone(&self.counters),
         };
         if catch_unwind(AssertUnwindSafe(|| (self.handler)(received, responder))).is_err() {
@@ -336,12 +338,21 @@ pub struct Responder {
     /// `None` once answered.
     request: Option<tiny_http::Request>,
     request_id: String,
+    quota: Option<Quota>,
     counters: Arc<ServerCounters>,
 }
 
 impl Responder {
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// Says what is left to the caller, whose rate is limited: the answer's headers will tell. Of several the tightest counts.
+    pub fn limited(&mut self, quota: Option<Quota>) {
+        self.quota = match (self.quota, quota) {
+            (Some(one), Some(other)) => Some(one.tighter(other)),
+            (one, other) => one.or(other),
+        };
     }
 
     /// Sends a response. That the client has gone is no error here: the guard counts it.
@@ -362,9 +373,10 @@ impl Responder {
     fn send(&mut self, response: Response) {
         let Some(request) = self.request.take() else { return };
         self.counters.pending.fetch_sub(1, Ordering::Relaxed);
-        let mut headers = Vec::with_capacity(response.headers.len() + 1);
-        let content_type = std::iter::once(("Content-Type", response.content_type));
-        for (name, value) in content_type.chain(response.headers.iter().map(|(name, value)| (*name, value.as_str()))) {
+        let content_type = ("Content-Type", response.content_type.to_owned());
+        let quota = self.quota.iter().flat_map(Quota::headers).map(|(name, value)| (name, value.to_string()));
+        let mut headers = Vec::with_capacity(response.headers.len() + 4);
+        for (name, value) in std::iter::once(content_type).chain(response.headers).chain(quota) {
             match tiny_http::Header::from_bytes(name, value) {
                 Ok(header) => headers.push(header),
                 Err(()) => log::error!(request_id = self.request_id.as_str(); "header {name} is not ASCII, left out"),

@@ -50,6 +50,7 @@ impl OpenStore {
                     cards: Arc::clone(cards),
                     order_prefix,
                     order_salt: salt,
+                    server_id: Some(instance.clone()),
                     ..sqlite::Options::new(path)
                 };
                 let store = Arc::new(SqliteStore::open(options, notify)?);

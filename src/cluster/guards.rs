@@ -28,29 +28,30 @@ const CLOCKS_APART_S: u64 = 60;
 /// Nonces put back in one pipeline.
 const RESTORE_MAX: usize = 1_024;
 
-/// KEYS: rate, nonce. ARGV: requests per second (0: not limited), seconds to remember the nonce (0: none).
-/// 0 is granted, 1 above the rate, 2 a nonce used before.
+/// KEYS: rate, nonce. ARGV: requests per second (0: not limited), seconds to remember the nonce (0: none), requests at once.
+/// -1 is above the rate, -2 a nonce used before; else it is granted, and the number is that of whole requests left.
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-local rate, keep = tonumber(ARGV[1]), tonumber(ARGV[2])
+local rate, keep, left = tonumber(ARGV[1]), tonumber(ARGV[2]), 0
 if rate > 0 then
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
-    local full = rate * 1000
+    local full = tonumber(ARGV[3]) * 1000
     local bucket = redis.call('HMGET', KEYS[1], 'level', 'at')
     local level, at = tonumber(bucket[1]) or full, tonumber(bucket[2]) or now
     level = math.min(full, level + math.max(0, now - at) * rate)
     if level < 1000 then
-        return 1
+        return -1
     end
+    left = math.floor((level - 1000) / 1000)
     redis.call('HSET', KEYS[1], 'level', level - 1000, 'at', now)
-    redis.call('PEXPIRE', KEYS[1], 2000)
+    redis.call('PEXPIRE', KEYS[1], 1000 + math.ceil(full / rate))
 end
 if keep > 0 and not redis.call('SET', KEYS[2], '', 'NX', 'EX', keep) then
-    return 2
+    return -2
 end
-return 0
+return left
 ",
     )
 });
@@ -79,14 +80,15 @@ impl Shared for Guards {
             let keep_s = question.nonce.map_or(0, |nonce| nonce.valid_s.saturating_add(CLOCKS_APART_S));
             let mut call = SCRIPT.key(format!("rate:{}", question.key));
             call.key(question.nonce.map(|nonce| nonce_key(&nonce)).unwrap_or_default());
-            call.arg(question.rate_per_s.unwrap_or(0)).arg(keep_s).invoke::<u8>(connection)
+            let (rate_per_s, burst) = question.rate.map_or((0, 0), |rate| (rate.requests(), rate.burst()));
+            call.arg(rate_per_s).arg(keep_s).arg(burst).invoke::<i64>(connection)
         };
         let unanswered = Arc::clone(&self.unanswered);
         self.link.submit_within(DEADLINE, RedisOp::Guard, ask, move |answer| {
             then(match answer {
-                Ok(0) => Verdict::Granted,
-                Ok(1) => Verdict::RateExceeded,
-                Ok(2) => Verdict::NonceUsed,
+                Ok(-1) => Verdict::RateExceeded,
+                Ok(-2) => Verdict::NonceUsed,
+                Ok(remaining @ 0..) => Verdict::Granted { remaining: u32::try_from(remaining).unwrap_or(u32::MAX) },
                 Ok(_) | Err(_) => {
                     unanswered.inc();
                     Verdict::Unknown

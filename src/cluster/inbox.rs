@@ -120,6 +120,7 @@ impl Inbox {
                 });
             }
             Note::Superseded { device_id, epoch } => router.bound_elsewhere(device_id, epoch),
+            Note::ManagedChanged => router.wake_managed(),
             Note::EventsCommitted { pos: Some(pos) } => {
                 router.events_known(pos);
             }

@@ -77,6 +77,8 @@ struct Shared {
     context: Context,
     stopping: AtomicBool,
     draining: AtomicBool,
+    /// The next beat is not waited for.
+    beat_now: AtomicBool,
     /// It was taken for dead.
     forgotten: AtomicBool,
     /// There is more to be reaped.
@@ -102,6 +104,7 @@ impl Instances {
             context,
             stopping: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            beat_now: AtomicBool::new(false),
             forgotten: AtomicBool::new(false),
             more: AtomicBool::new(false),
             counters: Counters::default(),
@@ -120,9 +123,13 @@ impl Instances {
         Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)) }))
     }
 
-    /// From now on the beat says that this instance is about to leave.
-    pub fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Release);
+    /// From now on the beat, the next one of which comes at once, says whether this instance sends its devices away.
+    pub fn drain(&self, draining: bool) {
+        self.shared.draining.store(draining, Ordering::Release);
+        self.shared.beat_now.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().as_ref() {
+            thread.thread().unpark();
+        }
     }
 
     /// Ends the thread and leaves. What still names this instance is taken care of by the others, or by its next start.
@@ -163,7 +170,7 @@ impl Shared {
             if self.forgotten.swap(false, Ordering::AcqRel) {
                 self.rejoin();
             }
-            if now >= beat_at {
+            if self.beat_now.swap(false, Ordering::AcqRel) || now >= beat_at {
                 beat_at = now + BEAT_MS;
                 self.beat();
             }

@@ -98,10 +98,10 @@ impl Member {
         metrics.join(&self.guards);
     }
 
-    /// Has the others told that this instance is about to leave.
-    pub fn drain(&self) {
+    /// Has the others told whether this instance sends its devices away. Does not wait.
+    pub fn drain(&self, draining: bool) {
         if let Some(instances) = self.instances.get() {
-            instances.drain();
+            instances.drain(draining);
         }
     }
 

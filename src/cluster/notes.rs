@@ -92,6 +92,8 @@ pub enum Note {
         /// Of the newer bind.
         epoch: i64,
     },
+    /// Keys or endpoints of the admin API. Lost: the poll of their revision.
+    ManagedChanged,
     /// Events were committed. Lost: the readers' polls.
     EventsCommitted {
         /// The log is complete up to here; `None`: events wait for their position.
@@ -415,6 +417,7 @@ mod tests {
             Note::NetworkChanged { device_id, withdrawn: Vec::new() },
             Note::OtaChanged { device_id, task_id: 7 },
             Note::Superseded { device_id, epoch: 3 },
+            Note::ManagedChanged,
             Note::EventsCommitted { pos: None },
             Note::EventsCommitted { pos: Some(9) },
         ] {

@@ -384,6 +384,11 @@ settings! {
     api: Api {
         /// How far the `X-Timestamp` of a signed request may be from this machine's clock.
         signature_window: Duration = "300s", span(SEC, HOUR), Restart;
+        /// Requests per second of all callers together at this instance, beside the rates of their keys; 0 is without limit.
+        rate_per_s: u32 = 0, Int(0, 1_000_000), Live;
+        /// Failed attempts to authenticate that an address (of IPv6, a /64) may make in a minute before it is answered 429; 0 is without
+        /// limit. A valid key is always let in.
+        failures_per_minute_per_ip: u32 = 60, Int(0, 1_000_000), Live;
     }
 
     /// Delivery of events.
@@ -414,6 +419,9 @@ settings! {
     shutdown: Shutdown {
         /// Time for open API requests and commands to finish before connections are closed.
         timeout: Duration = "30s", span(0, HOUR), Live;
+        /// Device connections closed per second, over all shards, when the instance is drained or stops; 0: all at once. A
+        /// stop closes them faster where half of `shutdown.timeout` would not do.
+        drain_per_s: u32 = 500, Int(0, 1_000_000), Restart;
     }
 
     /// Log lines on standard error.

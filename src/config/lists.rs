@@ -22,10 +22,62 @@ pub(super) const API_KEYS: &str = "api.keys";
 pub(super) const WEBHOOK_ENDPOINTS: &str = "webhook.endpoints";
 pub(super) const TARIFFS: &str = "tariffs";
 
-/// Longest name of a key or endpoint: it stands in logs, metrics and rows.
-const NAME_CHARS_MAX: usize = 128;
+/// Longest name of a key or endpoint: it stands in logs, metrics, rows and paths.
+pub const NAME_CHARS_MAX: usize = 128;
 /// Most entries of each list.
 const ENTRIES_MAX: usize = 1000;
+/// Highest rate of a key, in requests per second, and highest burst.
+pub const REQUESTS_MAX: u32 = 1_000_000;
+
+/// What a text in an entry must be, whoever reads it: the file, the environment or the admin API.
+pub struct Rule<T> {
+    /// In words, behind "must be".
+    pub expected: &'static str,
+    /// What it says; `None`: it is not what it must be.
+    pub read: fn(&str) -> Option<T>,
+    /// What is said of a text that is refused: of a secret nothing that it holds.
+    pub shown: fn(&str) -> String,
+}
+
+/// A scope of a key.
+pub const SCOPE: Rule<Scope> =
+    Rule { expected: "one of \"read\", \"control\", \"admin\"", read: Scope::parse, shown: quoted };
+
+/// A network that may use a key.
+pub const NETWORK: Rule<Cidr> = Rule {
+    expected: "a network like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
+    read: |text| text.parse().ok(),
+    shown: quoted,
+};
+
+/// Where an endpoint is.
+pub const ENDPOINT_URL: Rule<String> = Rule {
+    expected: "an http or https URL of at most 2048 bytes without user and fragment",
+    read: |text| url_name(text).map(|_| text.to_owned()),
+    shown: |text| quoted(&super::value::mask_password(text)),
+};
+
+/// What an endpoint wants.
+pub const EVENTS: Rule<EventPattern> =
+    Rule { expected: "\"*\", a group like \"order.*\", or an event type", read: EventPattern::parse, shown: quoted };
+
+/// A secret that signs deliveries.
+pub const SIGNING_SECRET: Rule<Secret> = Rule {
+    expected: "\"whsec_\" and base64, or any other text",
+    read: |text| crate::signature::is_usable_secret(text).then(|| Secret::new(text)),
+    shown: |_| "no base64 after \"whsec_\"".to_owned(),
+};
+
+/// A key that is sent to an endpoint.
+pub const SENT_KEY: Rule<Secret> = Rule {
+    expected: "ASCII without spaces",
+    read: |text| text.bytes().all(|byte| byte.is_ascii_graphic()).then(|| Secret::new(text)),
+    shown: |_| "other characters".to_owned(),
+};
+
+fn quoted(text: &str) -> String {
+    show(&Toml::from(text))
+}
 
 pub(super) const API_KEYS_REFERENCE: &str = r#"
 # API keys; reloaded. Without any, one is made at the first start and printed.
@@ -39,6 +91,7 @@ pub(super) const API_KEYS_REFERENCE: &str = r#"
 # hmac_secret = "file:/run/secrets/hmac"
 # ip_allow = ["192.0.2.0/24"]               # default: any address
 # rate_per_s = 0                            # requests per second, 0..=1000000; 0 is without limit
+# burst = 0                                 # requests at once after a rest, 0..=1000000; 0 is rate_per_s
 "#;
 
 pub(super) const WEBHOOK_ENDPOINTS_REFERENCE: &str = r#"
@@ -128,6 +181,10 @@ pub enum Scope {
 impl Scope {
     const ALL: [Self; 3] = [Self::Read, Self::Control, Self::Admin];
 
+    fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == word)
+    }
+
     /// The word of the configuration file.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -151,7 +208,8 @@ impl Scopes {
         self.0 & (1 << scope as u8) != 0
     }
 
-    fn words(self) -> Vec<&'static str> {
+    /// The words of the configuration file.
+    pub fn words(self) -> Vec<&'static str> {
         Scope::ALL.into_iter().filter(|scope| self.contains(*scope)).map(Scope::as_str).collect()
     }
 }
@@ -179,6 +237,8 @@ pub struct ApiKey {
     pub ip_allow: Vec<Cidr>,
     /// Requests per second; 0 is without limit.
     pub rate_per_s: u32,
+    /// Requests that may come at once after a rest; 0 is as many as of one second.
+    pub burst: u32,
 }
 
 /// One `[[webhook.endpoints]]`.
@@ -232,6 +292,11 @@ impl fmt::Display for EventPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Whether a text may be the name of a key, an endpoint or a tariff: 1 to [`NAME_CHARS_MAX`] printable characters.
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 /// Reads a list from JSON. The error never quotes the text, which holds secrets.
@@ -302,7 +367,7 @@ impl Entry<'_> {
 
     fn name(&mut self) -> Option<String> {
         let name = self.text("name")?;
-        if name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(char::is_control) {
+        if is_name(&name) {
             return Some(name);
         }
         let shown = show(&Toml::from(name));
@@ -321,6 +386,16 @@ impl Entry<'_> {
         }
     }
 
+    /// A secret, read by a rule.
+    fn ruled_secret(&mut self, field: &str, rule: &Rule<Secret>) -> Option<Secret> {
+        let secret = self.secret(field)?;
+        let read = (rule.read)(secret.expose());
+        if read.is_none() {
+            self.invalid(field, rule.expected, &(rule.shown)(secret.expose()));
+        }
+        read
+    }
+
     fn flag(&mut self, field: &str) -> bool {
         match self.table.remove(field) {
             None => false,
@@ -332,8 +407,8 @@ impl Entry<'_> {
         }
     }
 
-    /// A list of texts, each parsed; `None` when it is left out.
-    fn texts<T>(&mut self, field: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    /// A list of texts, each read by a rule; `None` when it is left out.
+    fn texts<T>(&mut self, field: &str, rule: &Rule<T>) -> Option<Vec<T>> {
         let items = match self.table.remove(field)? {
             Toml::Array(items) => items,
             other => {
@@ -343,9 +418,12 @@ impl Entry<'_> {
         };
         let mut parsed = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            match item.as_str().and_then(&parse) {
+            match item.as_str().and_then(rule.read) {
                 Some(value) => parsed.push(value),
-                None => self.invalid(&format!("{field}[{index}]"), expected, &show(item)),
+                None => {
+                    let shown = item.as_str().map_or_else(|| show(item), rule.shown);
+                    self.invalid(&format!("{field}[{index}]"), rule.expected, &shown);
+                }
             }
         }
         Some(parsed)
@@ -398,7 +476,8 @@ fn tables(list: &str, entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec<
 }
 
 pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec<ApiKey> {
-    const FIELDS: &[&str] = &["name", "key", "scopes", "require_hmac", "hmac_secret", "ip_allow", "rate_per_s"];
+    const FIELDS: &[&str] =
+        &["name", "key", "scopes", "require_hmac", "hmac_secret", "ip_allow", "rate_per_s", "burst"];
     let mut keys: Vec<ApiKey> = Vec::with_capacity(entries.len().min(ENTRIES_MAX));
     for (path, table) in tables(API_KEYS, entries, errors) {
         let mut entry = Entry { path: path.clone(), table, errors };
@@ -411,9 +490,7 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
             }
             hash
         });
-        let scopes = entry.texts("scopes", "one of \"read\", \"control\", \"admin\"", |word| {
-            Scope::ALL.into_iter().find(|scope| scope.as_str() == word)
-        });
+        let scopes = entry.texts("scopes", &SCOPE);
         let scopes = scopes.map_or(Scopes::ALL, |list| list.into_iter().collect());
         let require_hmac = entry.flag("require_hmac");
         let signed = entry.table.contains_key("hmac_secret");
@@ -421,17 +498,18 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
         if require_hmac && !signed {
             entry.errors.push(ConfigError::Missing { key: entry.key("hmac_secret") });
         }
-        let ip_allow = entry
-            .texts("ip_allow", "a network like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32", |text| text.parse().ok())
-            .unwrap_or_default();
-        let rate_per_s = match entry.table.remove("rate_per_s") {
+        let ip_allow = entry.texts("ip_allow", &NETWORK).unwrap_or_default();
+        let mut requests = |field| match entry.table.remove(field) {
             None => 0,
-            Some(Toml::Integer(rate)) if (0..=1_000_000).contains(&rate) => u32::try_from(rate).unwrap_or(0),
+            Some(Toml::Integer(count)) if (0..=i64::from(REQUESTS_MAX)).contains(&count) => {
+                u32::try_from(count).unwrap_or(0)
+            }
             Some(other) => {
-                entry.invalid("rate_per_s", "in 0..=1000000", &show(&other));
+                entry.invalid(field, &format!("in 0..={REQUESTS_MAX}"), &show(&other));
                 0
             }
         };
+        let (rate_per_s, burst) = (requests("rate_per_s"), requests("burst"));
         entry.finish(FIELDS);
         let (Some(name), Some(key_sha256)) = (name, key_sha256) else { continue };
         if keys.iter().any(|other| other.name == name) {
@@ -440,7 +518,7 @@ pub(super) fn api_keys(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Vec
         if keys.iter().any(|other| other.key_sha256 == key_sha256) {
             errors.push(ConfigError::Duplicate { key: format!("{path}.key") });
         }
-        keys.push(ApiKey { name, key_sha256, scopes, require_hmac, hmac_secret, ip_allow, rate_per_s });
+        keys.push(ApiKey { name, key_sha256, scopes, require_hmac, hmac_secret, ip_allow, rate_per_s, burst });
     }
     keys
 }
@@ -467,30 +545,16 @@ pub(super) fn endpoints(entries: Vec<Toml>, errors: &mut Vec<ConfigError>) -> Ve
         let url = entry.text("url").and_then(|url| {
             let name = url_name(&url);
             if name.is_none() {
-                let shown = show(&Toml::from(super::value::mask_password(&url)));
-                entry.invalid("url", "an http or https URL without user and fragment", &shown);
+                entry.invalid("url", ENDPOINT_URL.expected, &(ENDPOINT_URL.shown)(&url));
             }
             Some((name?, url))
         });
         let named = entry.table.contains_key("name");
         let name = entry.name().or_else(|| url.as_ref().filter(|_| !named).map(|(name, _)| name.clone()));
-        let secret = entry.secret("secret");
-        let secret_previous = entry.secret("secret_previous");
-        for (field, secret) in [("secret", &secret), ("secret_previous", &secret_previous)] {
-            if secret.as_ref().is_some_and(|secret| !crate::signature::is_usable_secret(secret.expose())) {
-                entry.invalid(field, "\"whsec_\" and base64, or any other text", "no base64 after \"whsec_\"");
-            }
-        }
-        let api_key = entry.secret("api_key").filter(|api_key| {
-            let sendable = api_key.expose().bytes().all(|byte| byte.is_ascii_graphic());
-            if !sendable {
-                entry.invalid("api_key", "ASCII without spaces", "other characters");
-            }
-            sendable
-        });
-        let events = entry
-            .texts("events", "\"*\", a group like \"order.*\", or an event type", EventPattern::parse)
-            .unwrap_or_default();
+        let secret = entry.ruled_secret("secret", &SIGNING_SECRET);
+        let secret_previous = entry.ruled_secret("secret_previous", &SIGNING_SECRET);
+        let api_key = entry.ruled_secret("api_key", &SENT_KEY);
+        let events = entry.texts("events", &EVENTS).unwrap_or_default();
         entry.finish(FIELDS);
         let (Some(name), Some((_, url)), Some(secret)) = (name, url, secret) else { continue };
         if endpoints.iter().any(|other| other.name == name) {
@@ -590,7 +654,9 @@ pub(super) fn print_tariffs(tariffs: &[NamedTariff], out: &mut String) -> fmt::R
 
 /// Host and path of a usable URL.
 pub(super) fn url_name(url: &str) -> Option<String> {
-    let uri: Uri = url.parse().ok()?;
+    /// Longer ones are a mistake.
+    const URL_BYTES_MAX: usize = 2_048;
+    let uri: Uri = url.parse().ok().filter(|_| url.len() <= URL_BYTES_MAX)?;
     let web = matches!(uri.scheme_str(), Some("http" | "https"));
     let authority = uri.authority()?.as_str();
     let host = uri.host().filter(|host| !host.is_empty())?;
@@ -611,6 +677,7 @@ pub(super) fn print(keys: &[ApiKey], endpoints: &[WebhookEndpoint], out: &mut St
         }
         writeln!(out, "ip_allow = [{}]", list(key.ip_allow.iter().map(Cidr::to_string).collect()))?;
         writeln!(out, "rate_per_s = {}", key.rate_per_s)?;
+        writeln!(out, "burst = {}", key.burst)?;
     }
     for endpoint in endpoints {
         write!(out, "\n[[{WEBHOOK_ENDPOINTS}]]\nname = {}\n", text(&endpoint.name))?;

@@ -34,7 +34,10 @@ pub use keys::{
     Ap3000, Api, Cards, Commands, Config, Data, Device, Devices, Http, Jobs, KEYS, Limits, Log, Orders, Queue,
     Retention, Session, Shard, Shutdown, Store, Webhook,
 };
-pub use lists::{ApiKey, EVENT_TYPES, EventPattern, Scope, Scopes, WebhookEndpoint};
+pub use lists::{
+    ApiKey, ENDPOINT_URL, EVENT_TYPES, EVENTS, EventPattern, NAME_CHARS_MAX, NETWORK, REQUESTS_MAX, Rule, SCOPE,
+    SENT_KEY, SIGNING_SECRET, Scope, Scopes, WebhookEndpoint, is_name,
+};
 pub use value::{
     Admission, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
     PowerStartCommand, QueueUrl, RetrySchedule, Secret, StoreUrl,

@@ -305,7 +305,7 @@ fn list_entries_refused() {
         ),
         (
             "[[webhook.endpoints]]\nurl = \"http://u:p@h/\"\nsecret = \"s\"",
-            "webhook.endpoints[0].url must be an http or https URL without user and fragment, got \"http://u:***@h/\"",
+            "webhook.endpoints[0].url must be an http or https URL of at most 2048 bytes without user and fragment, got \"http://u:***@h/\"",
         ),
         (
             "[[webhook.endpoints]]\nurl = \"http://h/\"\nsecret = \"whsec_!\"",

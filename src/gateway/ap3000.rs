@@ -67,6 +67,7 @@ impl Core {
                     now,
                     frame.raw,
                     u32::from(frame.msg_id),
+                    device,
                     effects,
                 );
                 if let Some(device) = device {
@@ -107,9 +108,9 @@ impl Core {
         if let Body::FskRequest(request) = &body {
             self.answer_fsk(now, conn, device, &header, request, effects);
         }
+        let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
         if let Body::Settlement(settlement) = &body {
-            let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
-            let waiting = WaitingAck { conn: conn.into(), ack: Ack::Ap3000 { header } };
+            let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack: Ack::Ap3000 { header } };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, settlement, epoch, frame.raw);
         }
@@ -120,6 +121,7 @@ impl Core {
                 up: true,
                 command: u16::from(frame.command),
                 msg_id: u32::from(frame.msg_id),
+                epoch,
                 raw: frame.raw.to_vec(),
             });
         }

@@ -73,14 +73,14 @@ impl Core {
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
         if let Some(report) = body.end_report() {
             let ack = end_ack(frame.gateway_id, &body, &report, self.config().bkv.charge_end_ack);
-            let waiting = WaitingAck { conn: conn.into(), ack };
+            let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
         }
         if let Body::Exception(exception) = &body {
             let header = exception.packet.header;
             let ack = Ack::BkvException { gateway_id: frame.gateway_id, header, socket: exception.socket };
-            let waiting = WaitingAck { conn: conn.into(), ack };
+            let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack };
             let event = exception_event(device_id, exception, now);
             Cx { now, shared: self.shared_mut(), effects }.report(waiting, event);
         }
@@ -91,6 +91,7 @@ impl Core {
                 up: true,
                 command: frame.command,
                 msg_id: frame.sequence,
+                epoch,
                 raw: frame.raw.to_vec(),
             });
         }

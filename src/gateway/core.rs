@@ -8,6 +8,7 @@
 
 mod conns;
 mod devices;
+mod drain;
 mod outcomes;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     AcceptRefused, Breaker, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, OrderTimes,
-    ShardId,
+    ShardId, WantedEvents,
     accept::AcceptGate,
     card::CardMode,
     conn::Conn,
@@ -34,9 +35,10 @@ use crate::{
         bkv,
     },
     shard::JOBS_MAX,
-    store::{DeviceEvent, Job, Latest, SettlementKey},
+    store::{CommandLogRow, DeviceEvent, Job, Latest, SettlementKey},
     telemetry::{ShardWriter, label::ShardEvent},
 };
+use drain::Drain;
 
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
@@ -136,10 +138,8 @@ pub struct CoreConfig {
     pub breaker: Breaker,
     /// Share of garbage, in percent of the bytes received, above which a connection is closed.
     pub garbage_percent_max: u64,
-    /// Whether some endpoint wants `charging.progress`.
-    pub progress_events: bool,
-    /// Whether some endpoint wants `device.heartbeat`.
-    pub heartbeat_events: bool,
+    /// Which events are made only because somebody wants them; changes while the core runs.
+    pub wanted: Arc<WantedEvents>,
     /// Whether the command log gets heartbeats and time requests too.
     pub log_heartbeats: bool,
     /// Who decides what a swiped card may do.
@@ -167,8 +167,7 @@ impl CoreConfig {
             accept_burst: 20_000,
             breaker: Breaker::default(),
             garbage_percent_max: 50,
-            progress_events: false,
-            heartbeat_events: false,
+            wanted: Arc::default(),
             log_heartbeats: false,
             cards: CardMode::default(),
             ota_packets_per_s: 200,
@@ -208,6 +207,9 @@ pub(super) enum Ack {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitingAck {
     pub(super) conn: ConnId,
+    pub(super) device_id: DeviceId,
+    /// Under which the report came.
+    pub(super) epoch: Option<i64>,
     pub(super) ack: Ack,
 }
 
@@ -334,19 +336,24 @@ impl Cx<'_> {
         self.shared.count_waiting(before, after);
     }
 
-    pub(super) fn acknowledge(&mut self, waiting: WaitingAck) {
-        let WaitingAck { conn, ack } = waiting;
+    /// Acknowledges a report on a connection that is still open.
+    fn acknowledge(&mut self, waiting: WaitingAck) {
+        let WaitingAck { conn, device_id, epoch, ack } = waiting;
         let frames = &self.shared.metrics.frames;
-        match ack {
-            Ack::Ap3000 { .. } => frames.ap3000(Direction::Down, SETTLEMENT_ACK),
-            Ack::BkvEnd { sub, .. } => frames.bkv(Direction::Down, bkv::command::CONTROL, u16::from(sub)),
-            Ack::BkvFeeEnd { .. } => {
-                frames.bkv(Direction::Down, bkv::command::PACKET, bkv::command::packet_sub::FEE_END);
+        let of_gateway = |command, sub| {
+            frames.bkv(Direction::Down, command, sub);
+            (command, 0)
+        };
+        let (command, msg_id) = match ack {
+            Ack::Ap3000 { header } => {
+                frames.ap3000(Direction::Down, SETTLEMENT_ACK);
+                (u16::from(SETTLEMENT_ACK), u32::from(header.msg_id))
             }
-            Ack::BkvException { .. } => {
-                frames.bkv(Direction::Down, bkv::command::PACKET, bkv::command::packet_sub::EXCEPTION);
-            }
-        }
+            Ack::BkvEnd { sub, .. } => of_gateway(bkv::command::CONTROL, u16::from(sub)),
+            Ack::BkvFeeEnd { .. } => of_gateway(bkv::command::PACKET, bkv::command::packet_sub::FEE_END),
+            Ack::BkvException { .. } => of_gateway(bkv::command::PACKET, bkv::command::packet_sub::EXCEPTION),
+        };
+        let start = self.effects.tx.len();
         self.effects.write(conn, |out| match ack {
             Ack::Ap3000 { header } => ap3000::encode::result_reply(out, &header, SETTLEMENT_ACK, 0),
             Ack::BkvEnd { gateway_id, sub, socket, .. } => bkv::encode::end_ack(out, gateway_id, sub, socket, true),
@@ -357,6 +364,9 @@ impl Cx<'_> {
                 bkv::encode::exception_ack(out, gateway_id, header, socket, true);
             }
         });
+        let raw = self.effects.tx.get(start..).unwrap_or_default().to_vec();
+        let at = self.now.unix_ms;
+        self.effects.log.push(CommandLogRow { at, device_id, up: false, command, msg_id, epoch, raw });
     }
 }
 
@@ -373,7 +383,11 @@ pub struct Core {
     by_id: FxHashMap<DeviceId, Key>,
     latest: Vec<Latest>,
     body_log_at: u64,
-    draining: bool,
+    /// Connections are being closed; nothing is accepted.
+    drain: Option<Drain>,
+    drain_armed: u64,
+    /// The shard ends when nothing is left.
+    stopping: bool,
 }
 
 impl From<Key> for ConnId {
@@ -422,7 +436,9 @@ impl Core {
             by_id: FxHashMap::default(),
             latest: Vec::new(),
             body_log_at: 0,
-            draining: false,
+            drain: None,
+            drain_armed: u64::MAX,
+            stopping: false,
         }
     }
 
@@ -568,13 +584,11 @@ impl Core {
             Message::BoundElsewhere { device_id, epoch } => {
                 self.bound_elsewhere(now, device_id, epoch, effects);
             }
-            Message::Drain => {
-                self.draining = true;
-                let conns: Vec<Key> = self.conns.keys().collect();
-                for key in conns {
-                    self.close(now, key, CloseReason::Drain, effects);
-                }
-                self.flush(now, effects);
+            Message::Drain(pace) => self.begin_drain(now, pace, effects),
+            Message::Undrain => self.end_drain(),
+            Message::Stop(pace) => {
+                self.stopping = true;
+                self.begin_drain(now, pace, effects);
             }
             Message::OtaStart(start) => {
                 self.with_device(now, start.task.device_id, effects, |device, cx| device.ota_start(cx, *start));
@@ -596,8 +610,10 @@ impl Core {
                     self.flush(now, effects);
                 }
                 Timer::Accept => self.accept_armed = u64::MAX,
+                Timer::Drain => self.drain_armed = u64::MAX,
             }
         }
+        self.drain_on(now, effects);
         if !self.shared.dirty.is_empty() {
             self.shared.timers.arm(
                 &mut self.flush_armed,
@@ -634,9 +650,14 @@ impl Core {
         self.latest.drain(..excess);
     }
 
-    /// Whether nothing is under way: after a drain, the shard may end.
-    pub fn is_idle(&self) -> bool {
-        self.shared.jobs == 0 && self.conns.len() == 0
+    /// Whether the shard accepts no more and closes its connections.
+    pub const fn is_draining(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// Whether the shard was told to stop and has nothing left to do.
+    pub fn is_stopped(&self) -> bool {
+        self.stopping && self.shared.jobs == 0 && self.conns.len() == 0 && self.shared.dirty.is_empty()
     }
 
     fn flush(&mut self, now: Now, effects: &mut Effects) {

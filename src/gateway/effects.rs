@@ -105,6 +105,26 @@ pub enum AcceptRefused {
     ConnectionsPerIp,
 }
 
+/// How fast a shard closes its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainPace {
+    /// From one connection to the next, µs.
+    pub gap_us: u64,
+    /// How long answers are waited for once all other connections are closed, ms.
+    pub patience_ms: u64,
+}
+
+impl DrainPace {
+    /// All of them, now.
+    pub const AT_ONCE: Self = Self { gap_us: 0, patience_ms: 0 };
+
+    /// The pace of each of `shards` for `per_s` connections per second in all; 0 is all at once.
+    pub const fn of_shard(per_s: u32, shards: usize, patience_ms: u64) -> Self {
+        let gap_us = if per_s == 0 { 0 } else { 1_000_000 * shards as u64 / per_s as u64 };
+        Self { gap_us, patience_ms }
+    }
+}
+
 /// What other threads tell a shard. Every variant says what happens if it is dropped (mailbox full) and who tries again.
 #[derive(Debug)]
 pub enum Message {
@@ -150,8 +170,13 @@ pub enum Message {
     SettingsChanged(Box<SettingsOutcome>),
     /// The network list of a gateway changed. Dropped: in force from the next bind; a command that was taken back may be written.
     NetworkChanged(Box<NetworkTold>),
-    /// Stop accepting, finish what is under way, close connections. Sent again until the shard has finished.
-    Drain,
+    /// Accept no more and close the connections one after another; what is under way goes on. Dropped: whoever asked is told, and
+    /// asks again; again is the same.
+    Drain(DrainPace),
+    /// Accept again and close no more. Dropped: as above.
+    Undrain,
+    /// As [`Message::Drain`], and end when nothing is open or under way. Sent again until the shard has ended.
+    Stop(DrainPace),
     /// An update and its image, for a device of the shard. Dropped: it is offered again.
     OtaStart(Box<OtaStart>),
     /// An update ended without its shard's doing. Dropped: the next step that is stored says so.

@@ -83,12 +83,13 @@ impl Core {
                 up: true,
                 command: frame.command,
                 msg_id: frame.sequence,
+                epoch: device.and_then(|key| self.device(key)).and_then(Device::live_epoch),
                 raw: frame.raw.to_vec(),
             });
         } else {
             // Without leave the word is as unknown as any other.
             let error = extension.map_or(error, |_| DecodeError::Unknown { command: frame.command });
-            self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, effects);
+            self.refused_body(device_id, frame.command, error, now, frame.raw, frame.sequence, device, effects);
         }
         if let Some(device) = device {
             let extension = extension.filter(|_| enabled);

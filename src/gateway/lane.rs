@@ -315,6 +315,13 @@ impl Lane {
         !self.in_flight.is_empty()
     }
 
+    /// Whether a command was written and may still be answered, or may be written now.
+    pub(super) fn owes_answer(&self, now_ms: u64) -> bool {
+        // Starts and stops are answered sooner than parameters; what stays in flight longer waits for late replies.
+        self.in_flight.iter().any(|in_flight| now_ms < in_flight.written_at.saturating_add(PARAMS_REPLY_MS))
+            || self.waiting.iter().any(|waiting| waiting.what.row().is_some() && waiting.not_before <= now_ms)
+    }
+
     /// Takes a named command that a report answers.
     pub(super) fn reported(&mut self, answers: impl Fn(&DeviceCall) -> bool) -> Option<InFlight> {
         let index = self.in_flight.iter().position(|in_flight| in_flight.what.call().is_some_and(&answers))?;

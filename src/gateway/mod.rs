@@ -25,12 +25,14 @@ mod slots;
 mod timers;
 mod times;
 mod track;
+mod wanted;
 
 pub use self::call::FIRMWARE_FILE_MAX;
 pub use self::core::{BkvReadings, Core, CoreConfig, Timeouts};
 pub use accept::{Breaker, ConnectionLimits};
-pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, Effects, Listener, Message, OtaStart};
+pub use effects::{AcceptRefused, CardAsk, CloseReason, ConnId, DrainPace, Effects, Listener, Message, OtaStart};
 pub use times::OrderTimes;
+pub use wanted::WantedEvents;
 
 /// Index of a shard, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

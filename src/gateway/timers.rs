@@ -19,6 +19,8 @@ pub(super) enum Timer {
     Flush,
     /// Accepting may go on.
     Accept,
+    /// Connections of a shard that is being emptied are closed.
+    Drain,
 }
 
 #[derive(Debug, Default)]

@@ -31,7 +31,7 @@ use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement, net,
 
 use super::{
     ACCEPTS_PER_TURN, Accepting, Driver, Io, READ_BUFFER_BYTES, Wake, Written,
-    launch::Bound,
+    launch::{Bound, Listeners},
     sockets::{Drained, Sockets, Waiting},
 };
 use crate::gateway::{CloseReason, ConnId, Listener};
@@ -117,11 +117,7 @@ async fn serve(wake: UnixStream, bound: Vec<Bound>, mut driver: Driver) -> io::R
     let mut shard = Shard {
         peers: Peers { sockets: Sockets::new() },
         buffer: vec![0; READ_BUFFER_BYTES].into(),
-        acceptors: bound
-            .into_iter()
-            .zip(0..)
-            .map(|(bound, index)| Acceptor::new(bound, index))
-            .collect::<Result<_, _>>()?,
+        acceptors: Listeners::new(bound, Acceptor::new)?,
         again: Vec::new(),
     };
     let mut timer = Alarm { timer: None };
@@ -147,9 +143,7 @@ async fn serve(wake: UnixStream, bound: Vec<Bound>, mut driver: Driver) -> io::R
         if driver.finished() {
             return Ok(());
         }
-        if driver.draining() {
-            shard.acceptors.clear();
-        }
+        shard.acceptors.follow(&mut driver, Acceptor::new);
         wait_ms = if shard.again.is_empty() { accepting.wait_ms(wait_ms) } else { 0 };
         if wait_ms > 0 && driver.park() {
             timer.arm(driver.now().mono_ms + wait_ms, wait_ms);
@@ -226,7 +220,7 @@ impl Alarm {
 struct Shard {
     peers: Peers,
     buffer: Box<[u8]>,
-    acceptors: Vec<Acceptor>,
+    acceptors: Listeners<Acceptor>,
     /// Sockets that may have more to read, for the next turn.
     again: Vec<ConnId>,
 }
@@ -242,7 +236,7 @@ struct Peer {
 
 impl Shard {
     fn handle_ready(&mut self, number: u32, driver: &mut Driver) {
-        if let Some(acceptor) = self.acceptors.get_mut((LISTENER_LAST - number) as usize) {
+        if let Some(acceptor) = self.acceptors.open().get_mut((LISTENER_LAST - number) as usize) {
             acceptor.ready = true;
             return;
         }
@@ -289,19 +283,19 @@ impl Shard {
 
     fn accept(&mut self, driver: &mut Driver) -> Accepting {
         let mut left = Accepting::Idle;
-        for index in 0..self.acceptors.len() {
+        for index in 0..self.acceptors.open().len() {
             left = left.max(self.accept_on(index, driver));
         }
         left
     }
 
     fn accept_on(&mut self, index: usize, driver: &mut Driver) -> Accepting {
-        let Some(acceptor) = self.acceptors.get_mut(index).filter(|acceptor| acceptor.ready) else {
+        let Some(acceptor) = self.acceptors.open().get_mut(index).filter(|acceptor| acceptor.ready) else {
             return Accepting::Idle;
         };
         let listener = acceptor.listener;
         for _ in 0..driver.accept_allowance().min(ACCEPTS_PER_TURN) {
-            let Some(acceptor) = self.acceptors.get_mut(index) else { break };
+            let Some(acceptor) = self.acceptors.open().get_mut(index) else { break };
             match acceptor.poll_accept() {
                 Poll::Pending => {
                     acceptor.ready = false;
@@ -344,13 +338,14 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn new(bound: Bound, index: u32) -> io::Result<Self> {
+    fn new(bound: Bound, index: usize) -> io::Result<Self> {
         // Some kernels answer EAGAIN to an accept in the ring on a non-blocking socket, instead of waiting.
         bound.socket.set_nonblocking(false)?;
         let fd = bound.socket.into_raw_fd();
         // SAFETY: the descriptor is a listening socket, open and given up by `bound`.
         let socket = Rc::new(unsafe { net::TcpListener::from_raw_fd(fd) });
-        Ok(Self { socket, fd, listener: bound.listener, number: LISTENER_LAST - index, next: None, ready: true })
+        let number = LISTENER_LAST - index as u32;
+        Ok(Self { socket, fd, listener: bound.address.listener, number, next: None, ready: true })
     }
 
     fn poll_accept(&mut self) -> Poll<io::Result<net::TcpStream>> {

@@ -27,7 +27,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Asks, Clock, Driver, ListenAddress, MAILBOX_CAPACITY, Mailbox, Peers, Wake};
 use crate::{
-    gateway::{Core, Listener, Message, ShardId},
+    gateway::{Core, DrainPace, Message, ShardId},
     store::Store,
 };
 
@@ -46,8 +46,8 @@ use crate::{
 const AUTO: Engine = Engine::Mio;
 /// Connections the kernel queues per listener; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// A shard that drains is told again this often.
-const DRAIN_AGAIN: Duration = Duration::from_millis(100);
+/// A shard that is to stop is told again this often.
+const STOP_AGAIN: Duration = Duration::from_millis(100);
 
 /// The engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +136,54 @@ pub type OnFailure = Arc<dyn Fn(ShardFailure) + Send + Sync>;
 /// A listener of one shard.
 pub(super) struct Bound {
     pub(super) socket: TcpListener,
-    pub(super) listener: Listener,
+    pub(super) address: ListenAddress,
+}
+
+impl Bound {
+    /// Listens on an address that this process may share with itself. Does not block.
+    pub(super) fn open(address: ListenAddress) -> io::Result<Self> {
+        Ok(Self { socket: listening(address.addr)?, address })
+    }
+}
+
+/// The listeners of a shard, which are closed while it is drained, so that devices are refused and go elsewhere.
+pub(super) struct Listeners<L> {
+    addresses: Vec<ListenAddress>,
+    open: Vec<L>,
+}
+
+impl<L> Listeners<L> {
+    /// Listeners that are open.
+    pub(super) fn new(bound: Vec<Bound>, mut adopt: impl FnMut(Bound, usize) -> io::Result<L>) -> io::Result<Self> {
+        let addresses = bound.iter().map(|bound| bound.address).collect();
+        let open = bound.into_iter().enumerate().map(|(index, bound)| adopt(bound, index)).collect::<Result<_, _>>()?;
+        Ok(Self { addresses, open })
+    }
+
+    pub(super) const fn open(&mut self) -> &mut Vec<L> {
+        &mut self.open
+    }
+
+    /// Closes or opens them, as the driver wants it. What cannot be opened is tried again when accepting may go on.
+    pub(super) fn follow(&mut self, driver: &mut Driver, mut adopt: impl FnMut(Bound, usize) -> io::Result<L>) {
+        if driver.draining() {
+            self.open.clear();
+            return;
+        }
+        if self.open.len() == self.addresses.len() || driver.accept_allowance() == 0 {
+            return;
+        }
+        for index in self.open.len()..self.addresses.len() {
+            match Bound::open(self.addresses[index]).and_then(|bound| adopt(bound, index)) {
+                Ok(listener) => self.open.push(listener),
+                Err(error) => {
+                    let addr = self.addresses[index].addr;
+                    log::error!(target: "chargegate::accept", addr:% = addr, error:% = error; "cannot listen again");
+                    return driver.accept_failed(&error);
+                }
+            }
+        }
+    }
 }
 
 /// What a waiting thread is given to run.
@@ -273,7 +320,7 @@ impl Prepared {
         on_failure: &OnFailure,
     ) -> Result<Running, StartError> {
         assert_eq!(seeds.len(), self.threads.len(), "one seed per shard");
-        let (listen, bound) = bind_all(listen, seeds.len())?;
+        let BoundAll { listen, bound, kept } = bind_all(listen, seeds.len())?;
         let peers = Arc::new(Peers::new(self.mailboxes.clone()));
         let (ended_sender, ended) = channel();
         let mut handles = Vec::with_capacity(self.threads.len());
@@ -287,7 +334,7 @@ impl Prepared {
             }
             handles.push(thread.handle);
         }
-        Ok(Running { engine: self.engine, mailboxes: self.mailboxes, listen, handles, ended })
+        Ok(Running { engine: self.engine, mailboxes: self.mailboxes, listen, handles, ended, _kept: kept })
     }
 }
 
@@ -325,6 +372,8 @@ pub struct Running {
     listen: Vec<ListenAddress>,
     handles: Vec<JoinHandle<()>>,
     ended: Receiver<bool>,
+    /// They keep the addresses while no shard listens.
+    _kept: Vec<Socket>,
 }
 
 /// How shards stopped.
@@ -354,28 +403,34 @@ impl Running {
         &self.listen
     }
 
-    /// Tells all shards to accept no more, to finish what is under way and to close their connections. One whose mailbox is full
-    /// is told by [`Running::join`].
-    pub fn drain(&self) {
+    /// Tells all shards to stop. One whose mailbox is full is told the next time.
+    fn stop(&self, pace: DrainPace) {
         for mailbox in &self.mailboxes {
-            drop(mailbox.send(Message::Drain));
+            drop(mailbox.send(Message::Stop(pace)));
         }
     }
 
-    /// Drains all shards and waits until they have ended, at most for `deadline`.
-    pub fn join(self, deadline: Duration) -> Stopped {
-        let until = now() + deadline;
+    /// Stops all shards and waits until they have ended, at most for `deadline`. Their `connections` are closed `per_s` at a time
+    /// (0: all at once), and faster where that takes more than half of the deadline; in its last quarter, what is open is closed.
+    pub fn join(self, deadline: Duration, per_s: u32, connections: u64) -> Stopped {
+        let began = now();
+        let (until, at_once_at) = (began + deadline, began + deadline.mul_f32(0.75));
+        let least = connections.saturating_mul(2000) / u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX).max(1);
+        let per_s = if per_s == 0 { 0 } else { per_s.max(u32::try_from(least).unwrap_or(u32::MAX)) };
+        let patience_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let gradual = DrainPace::of_shard(per_s, self.handles.len(), patience_ms);
+        let stop = || self.stop(if now() < at_once_at { gradual } else { DrainPace::AT_ONCE });
         let mut stopped = Stopped { clean: 0, failed: 0, forced: self.handles.len() };
-        self.drain();
+        stop();
         while stopped.forced > 0 {
             let left = until.saturating_duration_since(now());
-            match self.ended.recv_timeout(left.min(DRAIN_AGAIN)) {
+            match self.ended.recv_timeout(left.min(STOP_AGAIN)) {
                 Ok(clean) => {
                     stopped.forced -= 1;
                     *if clean { &mut stopped.clean } else { &mut stopped.failed } += 1;
                 }
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => return stopped,
-                Err(RecvTimeoutError::Timeout) => self.drain(),
+                Err(RecvTimeoutError::Timeout) => stop(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -392,10 +447,21 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// The listeners of all shards.
+struct BoundAll {
+    /// With the ports that the kernel chose.
+    listen: Vec<ListenAddress>,
+    /// By shard.
+    bound: Vec<Vec<Bound>>,
+    /// One socket per address that does not listen: the kernel gives the address to nobody else while listeners are closed.
+    kept: Vec<Socket>,
+}
+
 /// Binds every address once per shard. The first bind of an address chooses the port where 0 is asked for.
-fn bind_all(listen: &[ListenAddress], shards: usize) -> Result<(Vec<ListenAddress>, Vec<Vec<Bound>>), StartError> {
+fn bind_all(listen: &[ListenAddress], shards: usize) -> Result<BoundAll, StartError> {
     let mut bound: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
     let mut addresses = Vec::with_capacity(listen.len());
+    let mut kept = Vec::with_capacity(listen.len());
     for ListenAddress { mut addr, listener } in listen.iter().copied() {
         let failed = |source| StartError::Listen { addr, source };
         // With SO_REUSEPORT a second gateway would share the port in silence; a plain bind finds the first.
@@ -403,11 +469,12 @@ fn bind_all(listen: &[ListenAddress], shards: usize) -> Result<(Vec<ListenAddres
         for bound in &mut bound {
             let socket = listening(addr).map_err(|source| StartError::Listen { addr, source })?;
             addr = socket.local_addr().map_err(|source| StartError::Listen { addr, source })?;
-            bound.push(Bound { socket, listener });
+            bound.push(Bound { socket, address: ListenAddress { addr, listener } });
         }
+        kept.push(keeping(addr).map_err(|source| StartError::Listen { addr, source })?);
         addresses.push(ListenAddress { addr, listener });
     }
-    Ok((addresses, bound))
+    Ok(BoundAll { listen: addresses, bound, kept })
 }
 
 fn socket(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -415,6 +482,14 @@ fn socket(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+/// Keeps an address without listening. Sharing is for this user's sockets alone from here on: one that merely wants to reuse the
+/// address is refused.
+fn keeping(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = socket(addr, true)?;
+    socket.set_reuse_address(false)?;
     Ok(socket)
 }
 
@@ -465,6 +540,7 @@ fn pin(_cpu: usize) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::Listener;
 
     #[test]
     fn engines_are_chosen_by_their_names() {
@@ -485,12 +561,19 @@ mod tests {
     #[test]
     fn all_shards_listen_on_the_port_chosen_for_the_first() {
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (listen, bound) = bind_all(&[ListenAddress { addr, listener: Listener::Gn }], 3).unwrap();
+        let BoundAll { listen, bound, kept } = bind_all(&[ListenAddress { addr, listener: Listener::Gn }], 3).unwrap();
         assert_ne!(listen[0].addr.port(), 0);
         for bound in bound.iter().flatten() {
             assert_eq!(bound.socket.local_addr().unwrap(), listen[0].addr);
-            assert_eq!(bound.listener, Listener::Gn);
+            assert_eq!(bound.address.listener, Listener::Gn);
         }
+        // Closed listeners refuse, and the address is still ours.
+        drop(bound);
+        let refused = std::net::TcpStream::connect(listen[0].addr).expect_err("nobody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(TcpListener::bind(listen[0].addr).is_err(), "somebody else's");
+        assert!(Bound::open(listen[0]).is_ok());
+        drop(kept);
     }
 
     #[test]

@@ -117,15 +117,15 @@ mod tests {
     fn a_wake_is_sent_once_per_park() {
         let wakes = Arc::new(AtomicUsize::new(0));
         let mailbox = Mailbox::new(4, Box::new(Count(Arc::clone(&wakes))));
-        assert!(mailbox.send(Message::Drain).is_ok());
+        assert!(mailbox.send(Message::Undrain).is_ok());
         assert_eq!(wakes.load(Ordering::SeqCst), 0, "not parked");
         assert!(!mailbox.park(), "a message is waiting");
         assert!(mailbox.take().is_some());
         assert!(mailbox.park());
-        assert!(mailbox.send(Message::Drain).is_ok());
-        assert!(mailbox.send(Message::Drain).is_ok());
+        assert!(mailbox.send(Message::Undrain).is_ok());
+        assert!(mailbox.send(Message::Undrain).is_ok());
         assert_eq!(wakes.load(Ordering::SeqCst), 1);
-        assert!(mailbox.send(Message::Drain).is_err());
+        assert!(mailbox.send(Message::Undrain).is_err());
         assert_eq!(mailbox.refused(), 1);
     }
 }

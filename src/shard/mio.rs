@@ -24,7 +24,7 @@ use mio::{
 
 use super::{
     ACCEPTS_PER_TURN, Accepting, Driver, Io, READ_BUFFER_BYTES, Wake, Written,
-    launch::Bound,
+    launch::{Bound, Listeners},
     sockets::{Drained, Sockets, Waiting},
 };
 use crate::gateway::{CloseReason, ConnId, Listener};
@@ -60,12 +60,9 @@ pub(super) fn prepare() -> io::Result<(Poll, mio::Waker)> {
 
 /// Runs a shard on the current thread until it is drained.
 pub(super) fn run(mut poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::Result<()> {
-    let mut listeners = Vec::with_capacity(bound.len());
-    for (index, Bound { socket, listener }) in bound.into_iter().enumerate() {
-        let mut socket = TcpListener::from_std(socket);
-        poll.registry().register(&mut socket, Token(LISTENER_LAST - index), Interest::READABLE)?;
-        listeners.push(Acceptor { socket, listener, ready: false });
-    }
+    let registry = poll.registry().try_clone()?;
+    let adopt = |bound, index| Acceptor::new(bound, index, &registry);
+    let listeners = Listeners::new(bound, adopt)?;
     let mut shard = Shard {
         sockets: Peers { registry: poll.registry().try_clone()?, sockets: Sockets::new() },
         buffer: vec![0; READ_BUFFER_BYTES].into(),
@@ -88,9 +85,7 @@ pub(super) fn run(mut poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::
         if driver.finished() {
             return Ok(());
         }
-        if driver.draining() {
-            shard.listeners.clear();
-        }
+        shard.listeners.follow(&mut driver, adopt);
         wait_ms = if shard.again.is_empty() { accepting.wait_ms(wait_ms) } else { 0 };
         if wait_ms > 0 && !driver.park() {
             wait_ms = 0;
@@ -107,7 +102,7 @@ pub(super) fn run(mut poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::
 struct Shard {
     sockets: Peers,
     buffer: Box<[u8]>,
-    listeners: Vec<Acceptor>,
+    listeners: Listeners<Acceptor>,
     /// Sockets that may have more to read, for the next turn.
     again: Vec<ConnId>,
 }
@@ -139,7 +134,7 @@ impl Shard {
             return;
         }
         let from_last = LISTENER_LAST - event.token().0;
-        if let Some(acceptor) = self.listeners.get_mut(from_last) {
+        if let Some(acceptor) = self.listeners.open().get_mut(from_last) {
             acceptor.ready = true;
             return;
         }
@@ -199,7 +194,7 @@ impl Shard {
 
     fn accept(&mut self, driver: &mut Driver) -> Accepting {
         let mut left = Accepting::Idle;
-        for acceptor in self.listeners.iter_mut().filter(|acceptor| acceptor.ready) {
+        for acceptor in self.listeners.open().iter_mut().filter(|acceptor| acceptor.ready) {
             left = left.max(acceptor.accept(&mut self.sockets, driver));
         }
         left
@@ -207,6 +202,12 @@ impl Shard {
 }
 
 impl Acceptor {
+    fn new(bound: Bound, index: usize, registry: &Registry) -> io::Result<Self> {
+        let mut socket = TcpListener::from_std(bound.socket);
+        registry.register(&mut socket, Token(LISTENER_LAST - index), Interest::READABLE)?;
+        Ok(Self { socket, listener: bound.address.listener, ready: false })
+    }
+
     fn accept(&mut self, sockets: &mut Peers, driver: &mut Driver) -> Accepting {
         for _ in 0..driver.accept_allowance().min(ACCEPTS_PER_TURN) {
             match self.socket.accept() {

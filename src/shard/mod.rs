@@ -14,7 +14,8 @@
 //! 1. accept while [`Driver::accept_allowance`] is above zero; tell [`Driver::accepted`] and keep the socket under the slot;
 //! 2. for each readable socket, one read into the shared buffer, then [`Driver::received`];
 //! 3. [`Driver::turn`]: mailbox (bounded), timers, jobs, health tick; returns how long to wait at most;
-//! 4. if [`Driver::park`] says so, wait; then [`Driver::unpark`].
+//! 4. open or close the listeners, as [`Driver::draining`] says;
+//! 5. if [`Driver::park`] says so, wait; then [`Driver::unpark`].
 //!
 //! No engine decides anything about a device.
 
@@ -142,7 +143,6 @@ pub struct Driver {
     effects: Effects,
     /// When the next turn is due at the latest, monotonic ms; the first never is.
     due_ms: u64,
-    draining: bool,
 }
 
 impl Driver {
@@ -157,7 +157,7 @@ impl Driver {
     ) -> Self {
         let due_ms = u64::MAX;
         let effects = Effects::default();
-        Self { core, clock, mailbox, peers, store, asks: None, tick, effects, due_ms, draining: false }
+        Self { core, clock, mailbox, peers, store, asks: None, tick, effects, due_ms }
     }
 
     /// Gives swiped cards to the third party that keeps them.
@@ -170,7 +170,7 @@ impl Driver {
     /// How many connections may be accepted now. 0 pauses: the backlog queues, and the engine asks again within
     /// [`ACCEPT_RETRY_MS`].
     pub fn accept_allowance(&mut self) -> usize {
-        if self.draining { 0 } else { self.core.accept_allowance(self.clock.now()) }
+        if self.core.is_draining() { 0 } else { self.core.accept_allowance(self.clock.now()) }
     }
 
     /// A socket was accepted. `Ok`: keep it under this slot. `Err`: close it at once (counted by the core).
@@ -215,7 +215,6 @@ impl Driver {
     fn work(&mut self, now: Now, io: &mut impl Io) -> u64 {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = self.mailbox.take() else { break };
-            self.draining |= matches!(message, Message::Drain);
             self.core.message(now, message, &mut self.effects);
             self.carry_out(io);
         }
@@ -253,12 +252,12 @@ impl Driver {
 
     /// Whether the shard was told to stop and has nothing left to do.
     pub fn finished(&self) -> bool {
-        self.draining && self.core.is_idle() && self.effects.jobs.is_empty()
+        self.core.is_stopped() && self.effects.jobs.is_empty()
     }
 
-    /// Whether the shard accepts no more.
+    /// Whether the listeners are to be closed; else they are to be open.
     pub const fn draining(&self) -> bool {
-        self.draining
+        self.core.is_draining()
     }
 
     fn carry_out(&mut self, io: &mut impl Io) {

@@ -6,7 +6,7 @@ use crate::store::{Applied, Job, Outcome};
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 20] = [
+pub const KINDS: [&str; 21] = [
     "bind",
     "create_order",
     "order",
@@ -27,6 +27,7 @@ pub const KINDS: [&str; 20] = [
     "network",
     "instance",
     "lease",
+    "managed",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
 pub const COMMIT_BUCKETS_US: [u64; 10] = [250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000];
@@ -54,6 +55,7 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Network(_) => 17,
         Job::Instance(_) => 18,
         Job::Lease(_) => 19,
+        Job::Managed(_) => 20,
     }
 }
 

@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Created, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome, Queued, Reply, SettingsOutcome,
+    Created, ManagedOutcome, NetworkTold, Networked, Notify, OrderOutcome, OtaOutcome, Outcome, Queued, Reply,
+    SettingsOutcome,
 };
 use crate::{
     gateway::order::Verdict,
@@ -62,11 +63,14 @@ struct Told {
     changes: Vec<Change>,
     updates: Vec<OtaTask>,
     record: Option<RecordChange>,
+    /// Keys or endpoints changed.
+    managed: bool,
 }
 
 impl Told {
     fn of(outcome: &Outcome) -> Self {
-        Self { changes: changes(outcome), updates: updates(outcome), record: RecordChange::of(outcome) }
+        let managed = matches!(outcome, Outcome::Managed(outcome) if matches!(**outcome, ManagedOutcome::Done(_)));
+        Self { changes: changes(outcome), updates: updates(outcome), record: RecordChange::of(outcome), managed }
     }
 
     fn tell<'o>(&self, notify: &dyn Notify, owner: impl Fn(DeviceId) -> Option<&'o ServerId>) {
@@ -80,6 +84,9 @@ impl Told {
             Some(RecordChange::Settings(settings)) => notify.settings_changed(settings, owner(settings.device_id)),
             Some(RecordChange::Network(told)) => notify.network_changed(told, owner(told.device_id)),
             None => {}
+        }
+        if self.managed {
+            notify.managed_changed();
         }
     }
 }
@@ -150,6 +157,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Networked(_)
         | Outcome::Instance(_)
         | Outcome::Leased(_)
+        | Outcome::Managed(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),
     }

@@ -1,9 +1,10 @@
 //! Durable changes and what they come to.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    CommandRecord, InstanceJob, InstanceOutcome, LeaseJob, OtaJob, OtaOutcome, ParamRecord, PortRecord, StoreError,
+    CommandRecord, InstanceJob, InstanceOutcome, LeaseJob, ManagedJob, ManagedOutcome, OtaJob, OtaOutcome, ParamRecord,
+    PortRecord, StoreError,
 };
 use crate::{
     gateway::{
@@ -68,6 +69,8 @@ pub enum Job {
     Instance(InstanceJob),
     /// An instance wants to be the one that delivers to an endpoint. Dropped: asked again.
     Lease(LeaseJob),
+    /// An operator changes keys or endpoints. Dropped: as [`ManagedJob`] says.
+    Managed(Box<ManagedJob>),
 }
 
 /// A change of a gateway's network list.
@@ -504,6 +507,8 @@ pub struct NewOrder {
     pub deadline: i64,
     /// Request that made it.
     pub request_id: String,
+    /// Who made that.
+    pub requester: Requester,
     /// The card that pays: its price is held in the same transaction, or nothing is created.
     pub card_no: Option<CardNo>,
     /// Answers it from the store where it was answered before; the answer is [`payload::accepted`].
@@ -532,8 +537,19 @@ pub struct OrderJob {
     pub at: i64,
     /// Request that caused it, for API calls.
     pub request_id: Option<String>,
+    /// Who made that.
+    pub requester: Requester,
     /// As [`NewOrder::idempotency`].
     pub idempotency: Option<Idempotency>,
+}
+
+/// Who made a request, as it is kept with what the request did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requester {
+    /// Name of the API key; `None`: it needed none.
+    pub api_key: Option<Arc<str>>,
+    /// The other end of its connection.
+    pub client_ip: Option<IpAddr>,
 }
 
 /// How a job names its order.
@@ -834,6 +850,8 @@ pub enum Outcome {
     Instance(InstanceOutcome),
     /// Of [`Job::Lease`]: whether it is held now.
     Leased(bool),
+    /// Of [`Job::Managed`].
+    Managed(Box<ManagedOutcome>),
     /// Committed, nothing to tell.
     Done,
     /// The store could not commit it; the job had no effect. `what` names the job.

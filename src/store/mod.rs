@@ -27,9 +27,11 @@ mod delivery;
 mod front;
 mod instance;
 mod jobs;
+mod managed;
 mod ota;
 pub mod payload;
 pub mod postgres;
+mod proof;
 mod records;
 mod sql;
 pub mod sqlite;
@@ -40,10 +42,18 @@ pub use instance::{InstanceJob, InstanceOutcome, InstanceRecord, LeaseJob, Relea
 pub use jobs::{
     Backstop, Bind, Bound, Called, CardChange, CardJob, CardOutcome, CardVerdict, CommandUpdate, Created,
     DeliveryUpdate, DeviceEvent, DeviceReport, Earlier, Idempotency, Job, NetworkChange, NetworkJob, NetworkTold,
-    Networked, NewCall, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, Prune, Settings,
-    SettingsOutcome, Settled, Settlement, SettlementEnd, SettlementKey, Swipe, Swiped, WantedParams,
+    Networked, NewCall, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, Prune, Requester,
+    Settings, SettingsOutcome, Settled, Settlement, SettlementEnd, SettlementKey, Swipe, Swiped, WantedParams,
+};
+pub use managed::{
+    ApiKeyRecord, EndpointChange, EndpointRecord, KeyChange, ManagedChange, ManagedJob, ManagedOutcome, ManagedRecord,
+    NewApiKey, NewEndpoint,
 };
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
+pub use proof::{
+    FrameRecord, HistoryScope, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
+    WaitingDelivery,
+};
 pub use records::{
     CardFilter, CommandLogRow, CommandRecord, DeviceFilter, DeviceRecord, EventRecord, Latest, OrderFilter, Page,
     ParamRecord, PortRecord,
@@ -108,6 +118,8 @@ pub trait Notify: Send + Sync {
     fn settings_changed(&self, _settings: &SettingsOutcome, _owner: Option<&ServerId>) {}
     /// The network list of a gateway changed. Called after the answer was given.
     fn network_changed(&self, _told: &NetworkTold, _owner: Option<&ServerId>) {}
+    /// Keys or endpoints of the admin API changed. Called after the answer was given.
+    fn managed_changed(&self) {}
 }
 
 /// Queries. One object per reader thread.
@@ -118,6 +130,8 @@ pub trait Reader {
     fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError>;
     /// Events of one order in sequence.
     fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError>;
+    /// All that is kept of how an order came about.
+    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError>;
     /// One device.
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError>;
     /// Ports of a device by number.
@@ -175,6 +189,12 @@ pub trait Reader {
     fn ota_tasks(&mut self, filter: &OtaFilter, page: u32, size: u32) -> Result<Page<OtaTask>, StoreError>;
     /// The open update of a device.
     fn open_ota_task(&mut self, device_id: DeviceId) -> Result<Option<OtaTask>, StoreError>;
+    /// API keys made by the admin API, by name.
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError>;
+    /// Webhook endpoints made by the admin API, by name.
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError>;
+    /// Raised by every change of the two, in its transaction: read before them, it is not newer than they are.
+    fn managed_revision(&mut self) -> Result<i64, StoreError>;
     /// Instances that share the store, by name.
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError>;
     /// Devices that have one, behind `after`.

@@ -1,18 +1,27 @@
 //! Objects as third parties read them, built the same for events and for the API.
 
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::{CommandRecord, ParamRecord, PortRecord, SettingsOutcome};
 use crate::api::envelope;
 use crate::gateway::network::{NetworkList, Refresh};
 use crate::model::{
-    Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderCard, OrderNo, OrderStatus, OtaTask, port_of_socket,
+    Card, CardNo, CardState, CardTransaction, ChargeMode, CommandState, DeviceId, Firmware, Order, OrderCard, OrderNo,
+    OrderStatus, OtaMethod, OtaState, OtaTask, PortStatus, Protocol, TransactionKind, port_of_socket,
 };
 use crate::protocol::Hex;
 use crate::time::Rfc3339;
 
+mod managed;
+
+pub use managed::{EndpointObject, KeyObject, Origin, ShownEndpoint, ShownKey, endpoint_answer, key_answer};
+
 /// HTTP status of [`accepted`].
 pub const ACCEPTED: u16 = 202;
+
+/// HTTP status of the answer to a request that made something.
+pub const CREATED: u16 = 201;
 
 /// The whole answer to a request that an order accepted. The store keeps it for the request's idempotency key in the same
 /// transaction, and the API sends it: both get the same bytes, because they depend on the arguments alone.
@@ -62,26 +71,39 @@ pub fn ota_accepted(task: &OtaTask, request_id: &str, unix_ms: i64) -> serde_jso
 }
 
 /// An update of a device.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Update)]
 #[expect(missing_docs, reason = "the fields are those of the task")]
 pub struct OtaObject<'a> {
     pub task_id: i64,
     pub device_id: DeviceId,
+    #[schema(value_type = OtaMethod)]
     pub method: &'static str,
+    /// The image; `null` where the gateway sends none.
     pub firmware: Option<FirmwareObject<'a>>,
+    /// BKV/GN: where the gateway fetches the file.
+    #[schema(value_type = Option<String>)]
     pub ftp_host: Option<std::net::Ipv4Addr>,
     pub ftp_port: Option<u16>,
     pub file: Option<&'a str>,
+    /// Whether the verification packet is appended.
     pub verification: bool,
+    /// Whether it goes on although an order is active.
     pub force: bool,
+    /// 0 pending, 1 sent, 2 in progress, 3 done, 4 failed.
+    #[schema(maximum = 4)]
     pub state: u8,
+    #[schema(value_type = OtaState)]
     pub state_text: &'static str,
     /// Percent.
+    #[schema(maximum = 100)]
     pub progress: u8,
+    /// Why it failed, one word.
     pub reason: Option<&'a str>,
     pub packets_total: u16,
     pub packets_acked: u16,
     pub created_at: Rfc3339,
+    /// When the first frame went out.
     pub sent_at: Option<Rfc3339>,
     pub ended_at: Option<Rfc3339>,
     pub updated_at: Rfc3339,
@@ -115,16 +137,21 @@ impl<'a> From<&'a OtaTask> for OtaObject<'a> {
 }
 
 /// An image.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Firmware)]
 #[expect(missing_docs, reason = "the fields are those of the image")]
 pub struct FirmwareObject<'a> {
     pub firmware_id: i64,
-    /// Lower-case hex.
+    /// SHA-256 of the image, lower-case hex.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     pub sha256: String,
+    /// Bytes.
     pub size: u32,
     pub name: &'a str,
     /// `V2.05`.
+    #[schema(pattern = "^V[0-9]+[.][0-9]{2}$")]
     pub version: Option<String>,
+    /// The type it is for, by the vendor's tables.
     pub device_type: Option<u8>,
     pub created_at: Rfc3339,
 }
@@ -161,22 +188,34 @@ shown_as! {
 }
 
 /// A command of the queue.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Command)]
 #[expect(missing_docs, reason = "the fields are those of the row")]
 pub struct CommandObject<'a> {
     pub command_id: i64,
     pub device_id: DeviceId,
+    /// Its name: one of those that can be asked for, or what orders, cards, updates and parameters need.
     pub command: &'static str,
+    /// The port it is for, if it is for one.
     pub port_no: Option<u16>,
+    /// The order it serves, if it serves one.
     pub order_no: Option<OrderNo>,
+    #[schema(value_type = CommandState)]
     pub state: &'a str,
+    /// Writes so far.
     pub attempts: u8,
+    /// Why it ended as it did.
     pub reason: Option<&'a str>,
+    /// The fields of the reply, by the vendor's names.
+    #[schema(value_type = Value)]
     pub result: Option<serde_json::Value>,
+    /// The request that made it.
     pub request_id: Option<&'a str>,
     pub created_at: Rfc3339,
+    /// When it was first written.
     pub written_at: Option<Rfc3339>,
     pub updated_at: Rfc3339,
+    /// It is not written after this time.
     pub not_after: Rfc3339,
 }
 
@@ -202,7 +241,8 @@ impl<'a> From<&'a CommandRecord> for CommandObject<'a> {
 }
 
 /// Parameters of a device.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Params)]
 #[expect(missing_docs, reason = "the fields are their words")]
 pub struct ParamsObject<'a> {
     pub device_id: DeviceId,
@@ -212,15 +252,23 @@ pub struct ParamsObject<'a> {
 }
 
 /// A parameter: what is wanted, what the device says, and whether the two are still to meet.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Param)]
 #[expect(missing_docs, reason = "the fields are their words")]
 pub struct ParamObject<'a> {
+    /// By the vendor's name.
     pub name: &'a str,
-    /// BKV/GN; null: the device as a whole.
+    /// BKV/GN: the socket; `null`: the device as a whole.
     pub socket: Option<u8>,
+    /// What it shall be; `null`: nobody said.
+    #[schema(value_type = Value)]
     pub desired: Option<&'a serde_json::Value>,
+    /// What the device says it is; `null`: it did not say.
+    #[schema(value_type = Value)]
     pub reported: Option<&'a serde_json::Value>,
+    /// Whether the two are still to meet.
     pub pending: bool,
+    /// Why the device does not take what is desired.
     pub refused: Option<&'a str>,
     pub desired_at: Option<Rfc3339>,
     pub reported_at: Option<Rfc3339>,
@@ -262,10 +310,13 @@ pub fn network_accepted(
 }
 
 /// The network list of a gateway.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NetworkList)]
 #[expect(missing_docs, reason = "the fields are their words")]
 pub struct NetworkObject<'a> {
     pub device_id: DeviceId,
+    /// Radio channel, 1 to 15; `null` before the first list.
+    #[schema(minimum = 1, maximum = 15)]
     pub channel: Option<u8>,
     /// Whether the gateway acknowledged all of it.
     pub confirmed: bool,
@@ -275,14 +326,22 @@ pub struct NetworkObject<'a> {
 }
 
 /// A socket of a network list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Socket)]
 #[expect(missing_docs, reason = "the fields are their words")]
 pub struct SocketObject<'a> {
+    /// 1 to 250.
+    #[schema(minimum = 1, maximum = 250)]
     pub socket: u8,
+    /// 6 bytes in hex.
+    #[schema(pattern = "^[0-9a-f]{12}$")]
     pub mac: Option<String>,
+    /// As printed on the front.
     pub uid: Option<&'a str>,
-    /// `desired`, `confirmed`, `removing`.
+    /// `desired`: to be told to the gateway; `confirmed`: the gateway has taken it; `removing`: to be taken out.
+    #[schema(pattern = "^(desired|confirmed|removing)$")]
     pub state: &'static str,
+    /// Why the gateway did not take it: `device_refused`, `no_reply`.
     pub refused: Option<&'a str>,
     /// API ports of its two holes; none while it is being removed.
     pub ports: Vec<u16>,
@@ -326,51 +385,90 @@ pub const OK: u16 = 200;
 /// None in practice: the data are numbers and text.
 pub fn settings(outcome: &SettingsOutcome, request_id: &str, unix_ms: i64) -> serde_json::Result<Vec<u8>> {
     let SettingsOutcome { device_id, registered, protocol, details } = outcome;
-    let data = serde_json::json!({
-        "device_id": device_id,
-        "protocol": protocol,
-        "name": details.name,
-        "extensions": details.extensions,
-        "fsk_frequency": details.fsk_frequency,
-        "registered": registered,
-    });
+    let data = SettingsObject {
+        device_id: *device_id,
+        protocol: *protocol,
+        name: details.name.as_deref(),
+        extensions: details.extensions,
+        fsk_frequency: details.fsk_frequency,
+        registered: *registered,
+    };
     let mut body = Vec::with_capacity(256);
     envelope::write_success(&mut body, &data, request_id, unix_ms)?;
     Ok(body)
 }
 
+/// `data` of [`settings`].
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeviceSettings)]
+#[expect(missing_docs, reason = "the fields are those of the device")]
+pub struct SettingsObject<'a> {
+    pub device_id: DeviceId,
+    pub protocol: Protocol,
+    pub name: Option<&'a str>,
+    pub extensions: bool,
+    pub fsk_frequency: Option<u16>,
+    /// Whether the device was not known before.
+    pub registered: bool,
+}
+
 /// `data` of [`accepted`]: where the order stands now.
-#[derive(Serialize)]
-struct Accepted {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Accepted)]
+pub struct Accepted {
     order_no: OrderNo,
+    #[schema(maximum = 10)]
     status: u8,
+    #[schema(value_type = OrderStatus)]
     status_text: &'static str,
 }
 
 /// An order.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = Order)]
 #[expect(missing_docs, reason = "the fields are those of the order")]
 pub struct OrderObject<'a> {
     pub order_no: OrderNo,
     pub device_id: DeviceId,
+    /// From 1.
     pub port_no: u16,
+    /// 0 pending, 1 confirmed, 2 charging, 3 completed, 4 cancelled, 5 stopped, 6 failed, 7 timeout, 8 cancelling, 9 stopping, 10 interrupted.
+    #[schema(maximum = 10)]
     pub status: u8,
+    #[schema(value_type = OrderStatus)]
     pub status_text: &'static str,
+    #[schema(value_type = ChargeMode)]
     pub mode: &'static str,
+    /// Cents, as the request said.
     pub paid_cent: Option<u32>,
+    /// When it began to charge.
     pub start_time: Option<Rfc3339>,
+    /// When it ended.
     pub end_time: Option<Rfc3339>,
+    /// Seconds charged so far, or in all.
     pub duration_seconds: Option<u32>,
+    /// Wh charged so far, or in all.
     pub energy_wh: Option<u32>,
+    /// Cents, as the device counted them.
     pub amount_cent: Option<u32>,
+    /// Why the charge ended, one word.
     pub end_reason: Option<&'a str>,
+    /// The same as the device sent it.
     pub end_reason_raw: Option<u8>,
+    /// BKV/GN: the number the device knows it by.
     pub business_no: Option<u16>,
+    /// Why it failed, one word.
     pub failure_reason: Option<&'a str>,
+    /// The card that pays, if one does.
+    #[schema(value_type = Option<CardNo>)]
     pub card_no: Option<&'a CardNo>,
+    /// Cents held of the card for it.
     pub hold_cent: Option<i64>,
+    /// Cents it cost by the tariff.
     pub price_cent: Option<i64>,
+    /// Cents the card was charged.
     pub charged_cent: Option<i64>,
+    /// Cents of the price beyond what was held.
     pub unpaid_cent: Option<i64>,
     pub created_at: Rfc3339,
     pub updated_at: Rfc3339,
@@ -408,17 +506,20 @@ impl<'a> From<&'a Order> for OrderObject<'a> {
 }
 
 /// `data` of an order's event.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct OrderEvent<'a> {
     /// The order after the step.
     #[serde(flatten)]
     pub order: OrderObject<'a>,
-    /// Status before; `None` for `order.created`.
+    /// Status before; `null` for `order.created`.
+    #[schema(maximum = 10)]
     pub old_status: Option<u8>,
     /// Status after.
+    #[schema(maximum = 10)]
     pub new_status: u8,
     /// Only `order.settled`: the order had been final for more than 60 s.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub late: Option<bool>,
 }
 
@@ -431,7 +532,7 @@ impl<'a> OrderEvent<'a> {
 }
 
 /// `data` of `device.alarm` as the store raises it.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct Alarm<'a> {
     /// The device.
     pub device_id: DeviceId,
@@ -443,25 +544,41 @@ pub struct Alarm<'a> {
     pub reason: &'static str,
     /// More of it, e.g. an error text.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub detail: Option<&'a str>,
 }
 
 /// A port.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = Port)]
 #[expect(missing_docs, reason = "the fields are those of the port")]
 pub struct PortObject {
+    /// From 1.
     pub port_no: u16,
+    /// BKV/GN: the socket.
     pub socket: Option<u8>,
+    /// BKV/GN: the hole of the socket, 0 or 1.
     pub hole: Option<u8>,
+    /// 0 idle, 1 charging, 2 occupied, 3 fault, 4 finished, 5 unknown.
+    #[schema(maximum = 5)]
     pub status: u8,
+    #[schema(value_type = PortStatus)]
     pub status_text: &'static str,
+    /// As the device sent it.
     pub raw_status: u8,
+    /// 0.1 W.
     pub power_dw: u16,
+    /// mA.
     pub current_ma: u16,
+    /// 0.1 V.
     pub voltage_dv: u16,
+    /// Wh of the running charge.
     pub energy_wh: u32,
+    /// Seconds of the running charge.
     pub charged_seconds: u32,
+    /// The order that holds it.
     pub order_no: Option<OrderNo>,
+    /// When it was reported last; `null` before the first report.
     pub updated_at: Option<Rfc3339>,
 }
 
@@ -487,18 +604,28 @@ impl PortObject {
 }
 
 /// A card.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Card)]
 #[expect(missing_docs, reason = "the fields are those of the card")]
 pub struct CardObject<'a> {
+    #[schema(value_type = CardNo)]
     pub card_no: &'a CardNo,
     /// The decimal number on an M1 card.
     pub printed_no: Option<String>,
+    /// What the card is told at a reader; 0 charges.
+    #[schema(maximum = 18)]
     pub state: u8,
+    #[schema(value_type = CardState)]
     pub state_text: &'static str,
+    /// The tariff of the configuration; `null`: the one for cards that name none.
     pub tariff: Option<&'a str>,
+    /// A monthly card charges without price until then; `null`: it is none.
     pub expires_at: Option<Rfc3339>,
+    /// Cents.
     pub balance_cent: i64,
+    /// Cents of it held for orders.
     pub held_cent: i64,
+    /// Cents of it that may be held.
     pub free_cent: i64,
     pub created_at: Rfc3339,
     pub updated_at: Rfc3339,
@@ -523,17 +650,26 @@ impl<'a> From<&'a Card> for CardObject<'a> {
 }
 
 /// A movement of a card, and `data` of `card.transaction`.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = CardTransaction)]
 #[expect(missing_docs, reason = "the fields are those of the movement")]
 pub struct TransactionObject<'a> {
     pub transaction_id: i64,
+    #[schema(value_type = CardNo)]
     pub card_no: &'a CardNo,
+    #[schema(value_type = TransactionKind)]
     pub kind: &'static str,
+    /// The order a charge was for.
     pub order_no: Option<OrderNo>,
+    /// Cents added, or taken where negative.
     pub amount_cent: i64,
+    /// Cents the charge cost, or that were paid in.
     pub price_cent: i64,
+    /// Cents of the price that were not taken.
     pub unpaid_cent: i64,
+    /// Cents of the card after it.
     pub balance_cent: i64,
+    /// The caller's own word for a recharge.
     pub reference: Option<&'a str>,
     pub at: Rfc3339,
 }
@@ -556,17 +692,20 @@ impl<'a> From<&'a CardTransaction> for TransactionObject<'a> {
 }
 
 /// `data` of `card.swiped`.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct CardSwiped<'a> {
     /// The card.
+    #[schema(value_type = CardNo)]
     pub card_no: &'a CardNo,
     /// The device.
     pub device_id: DeviceId,
-    /// From 1; `None`: a question for the balance.
+    /// From 1; `null`: a question for the balance.
     pub port_no: Option<u16>,
     /// What the holder was told.
+    #[schema(maximum = 18)]
     pub account_state: u8,
     /// In one word.
+    #[schema(value_type = CardState)]
     pub account_state_text: &'static str,
     /// The order the swipe made.
     pub order_no: Option<OrderNo>,
@@ -594,10 +733,12 @@ pub fn card_answer(
 }
 
 /// `data` of [`card_answer`]: the card as it is now, and the movement where there was one.
-#[derive(Serialize)]
-struct Changed<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChangedCard)]
+pub struct Changed<'a> {
     #[serde(flatten)]
     card: CardObject<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     transaction: Option<TransactionObject<'a>>,
 }

@@ -126,6 +126,8 @@ pub struct CommandLogRow {
     pub command: u16,
     /// Message id or sequence.
     pub msg_id: u32,
+    /// Epoch of the binding under which it came or went; `None`: the binding had none yet, or another connection has the device.
+    pub epoch: Option<i64>,
     /// The frame, whole.
     pub raw: Vec<u8>,
 }
@@ -171,6 +173,8 @@ pub struct DeviceFilter {
     pub protocol: Option<Protocol>,
     /// Only this printed number.
     pub printed_no: Option<u32>,
+    /// Only ids that begin with it, names that have it in them, and the printed number that it is; in any case.
+    pub search: Option<String>,
     /// Only those online, or only those offline, at this time (Unix ms), by the latest values stored: seconds old.
     pub online: Option<(bool, i64)>,
     /// Only these (for `online`, which memory decides).

@@ -35,7 +35,7 @@ pub enum Component {
 }
 
 /// State of a component.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum ComponentState {
     /// Not started yet.
@@ -66,7 +66,7 @@ impl ComponentState {
 }
 
 /// The answer of `/readyz`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Readiness {
     /// Whether requests and devices are served.
     pub ready: bool,
@@ -83,7 +83,7 @@ pub struct Readiness {
 }
 
 /// The answer of `/healthz`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Liveness {
     /// Whether each started shard ticked in time.
     pub alive: bool,

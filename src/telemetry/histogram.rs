@@ -127,9 +127,62 @@ impl Merged {
     }
 }
 
+/// Cumulative counts of several histograms at one moment. Two of them tell what was recorded in between.
+#[derive(Clone, Debug)]
+pub struct Counts(Box<[u64]>);
+
+impl Counts {
+    /// The sum of histograms of one shard each.
+    pub fn of_local<'a>(parts: impl IntoIterator<Item = &'a LocalHistogram>) -> Self {
+        let mut counts = vec![0_u64; BUCKETS].into_boxed_slice();
+        for LocalHistogram(cells) in parts {
+            for (count, cell) in counts.iter_mut().zip(&cells.buckets) {
+                *count = count.wrapping_add(cell.load(Relaxed));
+            }
+        }
+        Self(counts)
+    }
+
+    /// The latency that a share of the values recorded since `earlier` did not exceed; `None` where there were none.
+    pub fn quantile_since(&self, earlier: &Self, quantile: f64) -> Option<Duration> {
+        let between = || self.0.iter().zip(&earlier.0).map(|(now, then)| now.wrapping_sub(*then));
+        let total: u64 = between().sum();
+        // The rank is from 1 to the total, so the cast is exact enough and in range.
+        let rank = ((total as f64 * quantile).ceil() as u64).clamp(1, total.max(1));
+        let mut seen = 0_u64;
+        let index = between().position(|count| {
+            seen = seen.saturating_add(count);
+            seen >= rank
+        })?;
+        Some(Duration::from_micros(bucket_last(index)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_tell_what_came_in_between() {
+        let shards = [LocalHistogram::default(), LocalHistogram::default()];
+        let record = |shard: usize, ms| shards[shard].record(Duration::from_millis(ms));
+        let none = Counts::of_local(&shards);
+        assert_eq!(none.quantile_since(&none, 0.5), None);
+        record(0, 4_000);
+        let before = Counts::of_local(&shards);
+        for ms in 1..=99 {
+            record(ms as usize % 2, ms);
+        }
+        let after = Counts::of_local(&shards);
+        let near = |found: Option<Duration>, ms: u64| {
+            let found = found.expect("values were recorded").as_secs_f64() * 1e3;
+            assert!(found >= ms as f64 && found <= ms as f64 * 1.04, "{found} for {ms}");
+        };
+        near(after.quantile_since(&before, 0.5), 50);
+        near(after.quantile_since(&before, 0.99), 99);
+        near(after.quantile_since(&none, 1.0), 4_000);
+        assert_eq!(after.quantile_since(&after, 0.99), None);
+    }
 
     #[test]
     fn buckets_tile_the_range() {

@@ -23,7 +23,8 @@ use parking_lot::RwLock;
 
 use super::cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
 use super::exposition::{Exposition, MetricSource};
-use super::histogram::{LocalHistogram, Merged, SharedHistogram};
+use super::histogram::{Counts, LocalHistogram, Merged, SharedHistogram};
+use super::history::{History, Totals};
 use super::label::{DecodeFailure, Label, OrderFailure, OutboundFailure, ShardEvent, StatusClass};
 use super::process;
 use crate::gateway::CloseReason;
@@ -73,6 +74,13 @@ impl FrameCounts {
     #[inline]
     pub fn ap3000(&self, direction: Direction, command: u8) {
         self.ap3000[direction.index()][usize::from(command)].inc();
+    }
+
+    /// All frames of a direction.
+    fn total(&self, direction: Direction) -> u64 {
+        let side = direction.index();
+        let cells = self.ap3000[side].iter().chain(self.bkv[side].iter().flatten()).chain([&self.bkv_other[side]]);
+        cells.map(LocalCounter::get).fold(0, u64::wrapping_add)
     }
 
     /// Counts a BKV or GN frame. `sub` is the sub-command, 0 where the word has none; its high byte is not counted apart.
@@ -150,6 +158,10 @@ pub struct Metrics {
     pub http_responses: Labelled<StatusClass, Counter, { StatusClass::COUNT }>,
     /// From a complete request to its response.
     pub http_latency: SharedHistogram,
+    /// End reports committed by this instance, repeated ones included.
+    pub settlements: Counter,
+    /// The last minutes, for the console.
+    pub history: History,
 }
 
 impl fmt::Debug for Metrics {
@@ -207,6 +219,8 @@ impl Metrics {
             port_mismatches: Counter::default(),
             http_responses: Labelled::default(),
             http_latency: SharedHistogram::default(),
+            settlements: Counter::default(),
+            history: History::default(),
         })
     }
 
@@ -239,6 +253,21 @@ impl Metrics {
     /// Open device connections of this instance.
     pub fn connections(&self) -> u64 {
         self.sum(|shard| shard.connections.get())
+    }
+
+    /// Everything that has a history, now; `webhook_backlog` is known to the pusher.
+    pub fn totals(&self, webhook_backlog: u64) -> Totals {
+        Totals {
+            connections: self.connections(),
+            devices_online: self.devices_online.get(),
+            commands_waiting: self.commands_waiting(),
+            webhook_backlog,
+            frames_in: self.sum(|shard| shard.frames.total(Direction::Up)),
+            frames_out: self.sum(|shard| shard.frames.total(Direction::Down)),
+            api_requests: self.http_responses.iter().map(|(_, count)| count.get()).fold(0, u64::wrapping_add),
+            settlements: self.settlements.get(),
+            ack_latency: Counts::of_local(self.shards.iter().map(|shard| &shard.ack_latency)),
+        }
     }
 
     fn sum(&self, value: impl Fn(&ShardMetrics) -> u64) -> u64 {
@@ -367,6 +396,8 @@ impl Metrics {
     }
 
     fn render_reports(&self, to: &mut Exposition<'_>) {
+        let settled = self.settlements.get();
+        to.counter("chargegate_settlements_total", "End reports committed, repeated ones included.", settled);
         let name = "chargegate_settlements_quarantined_total";
         to.counter(name, "Reports set aside because they cannot be stored.", self.quarantined.get());
         let waiting = self.sum(|shard| shard.reports_waiting.get());

@@ -6,10 +6,12 @@
 //!
 //! - [`log`] is the backend of the `log` crate, and [`LogGate`], which keeps a reason from flooding it.
 //! - [`metrics`] holds every metric by name and renders them as Prometheus text.
+//! - [`history`] keeps ten minutes of a few figures, for the console.
 //! - [`health`] knows whether shards still turn and whether the server is ready.
 
 pub mod health;
 pub mod histogram;
+pub mod history;
 pub mod label;
 pub mod log;
 pub mod metrics;
@@ -22,5 +24,6 @@ pub use cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
 pub use exposition::{Exposition, MetricSource};
 pub use health::Health;
 pub use histogram::{LocalHistogram, SharedHistogram};
+pub use history::History;
 pub use log::LogGate;
 pub use metrics::{Metrics, ShardMetrics, ShardWriter};

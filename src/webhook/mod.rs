@@ -48,6 +48,7 @@ use crossbeam::channel::{Receiver as Inbox, RecvTimeoutError, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
+    gateway::WantedEvents,
     model::{EventType, ServerId},
     store::{EventRecord, ReadCall, Reader, Store, StoreError},
     telemetry::{Exposition, MetricSource},
@@ -221,8 +222,7 @@ struct Shared {
     mailboxes: RwLock<Vec<Arc<Mailbox>>>,
     subscriptions: RwLock<Vec<Subscription>>,
     /// The two types that exist only if somebody wants them, for shards, which take no lock.
-    wants_heartbeat: AtomicBool,
-    wants_progress: AtomicBool,
+    wanted: Arc<WantedEvents>,
     stopping: AtomicBool,
 }
 
@@ -261,8 +261,7 @@ impl Pusher {
             last_pos: AtomicI64::new(0),
             mailboxes: RwLock::default(),
             subscriptions: RwLock::default(),
-            wants_heartbeat: AtomicBool::new(false),
-            wants_progress: AtomicBool::new(false),
+            wanted: Arc::default(),
             stopping: AtomicBool::new(false),
         });
         let checked = shared.check(endpoints)?;
@@ -300,12 +299,17 @@ impl Pusher {
     /// Whether any endpoint wants events of this type. Takes no lock for the types that are made only if so.
     pub fn subscribes(&self, event_type: &str) -> bool {
         if event_type == EventType::ChargingProgress.as_str() {
-            self.shared.wants_progress.load(Ordering::Relaxed)
+            self.shared.wanted.progress()
         } else if event_type == EventType::DeviceHeartbeat.as_str() {
-            self.shared.wants_heartbeat.load(Ordering::Relaxed)
+            self.shared.wanted.heartbeat()
         } else {
             self.shared.subscriptions.read().iter().any(|subscription| subscription.wants(event_type))
         }
+    }
+
+    /// Which of the types that are made only on request some endpoint wants; follows every reload.
+    pub fn wanted(&self) -> Arc<WantedEvents> {
+        Arc::clone(&self.shared.wanted)
     }
 
     /// Counters of the endpoints that run.
@@ -316,6 +320,14 @@ impl Pusher {
     /// Newest committed position, as far as the pusher was told or found. Backlog of an endpoint: this minus its cursor.
     pub fn last_pos(&self) -> i64 {
         self.shared.last_pos.load(Ordering::Acquire)
+    }
+
+    /// Committed events behind the cursors of the endpoints that run, over all of them; `None` while these are being changed,
+    /// which may take as long as a delivery.
+    pub fn backlog(&self) -> Option<u64> {
+        let last_pos = self.last_pos();
+        let behind = |running: &Running| last_pos.saturating_sub(running.counters.cursor.load(Ordering::Relaxed));
+        Some(self.running.try_lock()?.iter().map(|running| u64::try_from(behind(running)).unwrap_or(0)).sum())
     }
 
     /// Takes over a new list of endpoints: stops what is gone or changed (within the deadline), starts what is new or changed,
@@ -366,8 +378,7 @@ impl Pusher {
     /// Makes the running endpoints known to feed and shards.
     fn announce(&self, running: &[Running]) {
         let wants = |event_type: EventType| running.iter().any(|one| one.subscription.wants(event_type.as_str()));
-        self.shared.wants_heartbeat.store(wants(EventType::DeviceHeartbeat), Ordering::Relaxed);
-        self.shared.wants_progress.store(wants(EventType::ChargingProgress), Ordering::Relaxed);
+        self.shared.wanted.set(wants(EventType::DeviceHeartbeat), wants(EventType::ChargingProgress));
         *self.shared.subscriptions.write() = running.iter().map(|running| running.subscription.clone()).collect();
         *self.shared.mailboxes.write() = running.iter().map(|running| Arc::clone(&running.mailbox)).collect();
     }

@@ -27,6 +27,7 @@ use chargegate::{
     },
     cluster::sessions::Sessions,
     config::{self, ApiKey, Scope, Scopes},
+    drain::Drain,
     gateway::{
         ShardId,
         directory::{Directory, Entry},
@@ -88,6 +89,7 @@ pub(crate) fn key(name: &str, scopes: impl IntoIterator<Item = Scope>) -> ApiKey
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
+        burst: 0,
     }
 }
 
@@ -129,6 +131,7 @@ impl Rig {
         let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
         let directory = Arc::new(Directory::default().with_changes());
         let mirror = mirror(&directory);
+        let health = Arc::new(Health::new(1));
         let api = Arc::new(Api {
             directory: Arc::clone(&directory),
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -140,8 +143,9 @@ impl Rig {
             ),
             in_progress: Arc::default(),
             metrics: Metrics::new(1),
-            health: Arc::new(Health::new(1)),
-            auth,
+            drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
+            health,
+            auth: Arc::new(auth),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,

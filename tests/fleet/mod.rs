@@ -19,7 +19,7 @@ use chargegate::{
         ap3000::{PhyId, encode as ap3000},
         bkv::{self, GatewayId},
     },
-    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Settings, StoreError, sqlite::Db},
+    store::{CommandLogRow, Created, Job, Networked, NewOrder, Outcome, Requester, Settings, StoreError, sqlite::Db},
     telemetry::{
         Metrics, ShardWriter,
         label::{Label, ShardEvent},
@@ -243,6 +243,7 @@ impl Gateway {
             at,
             deadline: at + 5_000,
             request_id: "request".to_owned(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         };

@@ -17,7 +17,7 @@ use std::{
 
 use chargegate::{
     gateway::{
-        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, OtaStart, ShardId,
+        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, OtaStart, ShardId, WantedEvents,
         card::CardRules, directory::Directory, order,
     },
     model::{
@@ -26,7 +26,7 @@ use chargegate::{
     protocol::ap3000::update::Verification,
     store::{
         Backstop, Created, Job, NewFirmware, NewOrder, NewOtaTask, OrderJob, OrderKey, OrderOutcome, OtaJob,
-        OtaOutcome, Outcome, sqlite::Db,
+        OtaOutcome, Outcome, Requester, sqlite::Db,
     },
     telemetry::Metrics,
 };
@@ -105,7 +105,8 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self::with(CoreConfig { heartbeat_events: true, ..CoreConfig::new(ShardId(0)) })
+        let wanted = Arc::new(WantedEvents::new(true, false));
+        Self::with(CoreConfig { wanted, ..CoreConfig::new(ShardId(0)) })
     }
 
     pub(crate) fn with(config: CoreConfig) -> Self {
@@ -572,6 +573,7 @@ impl World {
             at: now.unix_ms,
             deadline: now.unix_ms + 5_000,
             request_id: "test".into(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         };
@@ -600,6 +602,7 @@ impl World {
             reason: None,
             at: now.unix_ms,
             request_id: None,
+            requester: Requester::default(),
             idempotency: None,
         };
         match self.call(Job::Order(Box::new(job))) {

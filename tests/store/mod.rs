@@ -12,7 +12,7 @@ use chargegate::{
     model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
         Bind, Bound, Created, EventRecord, Job, NewOrder, Notify, OrderJob, OrderKey, OrderOutcome, Outcome, Queued,
-        Reader, Reply, Settled, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
+        Reader, Reply, Requester, Settled, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
         postgres::{self, PostgresStore},
         sqlite::{self, SqliteStore},
     },
@@ -252,6 +252,7 @@ impl Bench {
             at,
             deadline: T0 + 5000,
             request_id: "request".to_owned(),
+            requester: Requester::default(),
             card_no: None,
             idempotency: None,
         }
@@ -355,6 +356,7 @@ pub(crate) fn order_job(order_no: OrderNo, event: Event, at: i64) -> OrderJob {
         reason: None,
         at,
         request_id: None,
+        requester: Requester::default(),
         idempotency: None,
     }
 }

@@ -1,6 +1,5 @@
 //! Writes answers: the guard's own, those of local routes, and those of the server with a fresh head.
 
-use std::borrow::Cow;
 use std::io::Write;
 
 use serde::Serialize;
@@ -9,21 +8,31 @@ use super::head::Head;
 use super::upstream::Answer;
 use crate::api::envelope;
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::message::{JSON, reason_phrase};
+use crate::api::message::{JSON, Response, reason_phrase};
+use crate::api::rate::Quota;
 
 /// The answer of a local route; its body is what the route appended to the buffer it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalAnswer {
     pub status: u16,
     pub content_type: &'static str,
-    /// One further header, such as `Retry-After` or `Allow`.
-    pub header: Option<(&'static str, Cow<'static, str>)>,
+    /// Further headers, such as `Retry-After` or `Allow`.
+    pub headers: Vec<(&'static str, String)>,
+    /// What is left to a caller whose rate is limited.
+    pub quota: Option<Quota>,
 }
 
 impl LocalAnswer {
     /// A body that the route wrote itself.
     pub const fn new(status: u16, content_type: &'static str) -> Self {
-        Self { status, content_type, header: None }
+        Self { status, content_type, headers: Vec::new(), quota: None }
+    }
+
+    /// An answer that is whole.
+    pub fn response(response: Response, body: &mut Vec<u8>) -> Self {
+        let Response { status, content_type, headers, body: text } = response;
+        body.extend_from_slice(&text);
+        Self { headers, ..Self::new(status, content_type) }
     }
 
     /// The success envelope around `data`.
@@ -39,15 +48,14 @@ impl LocalAnswer {
 
     /// The error envelope.
     pub fn error(head: &Head<'_>, body: &mut Vec<u8>, error: &ApiError) -> Self {
-        envelope::write_error(body, error, head.request_id, head.unix_ms);
-        Self { status: error.status(), content_type: JSON, header: header_of(error) }
+        Self::error_of(error, body, head.request_id, head.unix_ms)
     }
-}
 
-/// The one header an error may need.
-pub(super) fn header_of(error: &ApiError) -> Option<(&'static str, Cow<'static, str>)> {
-    let retry_after = error.retry_after_s.map(|seconds| ("Retry-After", seconds.to_string().into()));
-    retry_after.or_else(|| error.allow.clone().map(|allow| ("Allow", allow.into())))
+    /// The same, of a request that has no head.
+    pub(super) fn error_of(error: &ApiError, body: &mut Vec<u8>, request_id: &str, unix_ms: i64) -> Self {
+        envelope::write_error(body, error, request_id, unix_ms);
+        Self { headers: envelope::error_headers(error), ..Self::new(error.status(), JSON) }
+    }
 }
 
 /// What every answer's head ends with.
@@ -63,8 +71,11 @@ pub(super) struct Tail<'a> {
 pub(super) fn write_local(out: &mut Vec<u8>, answer: &LocalAnswer, body_len: usize, tail: Tail<'_>) {
     write_status(out, answer.status);
     write_field(out, "Content-Type", answer.content_type.as_bytes());
-    if let Some((name, value)) = &answer.header {
+    for (name, value) in &answer.headers {
         write_field(out, name, value.as_bytes());
+    }
+    for (name, value) in answer.quota.iter().flat_map(Quota::headers) {
+        put(out, format_args!("{name}: {value}\r\n"));
     }
     write_tail(out, Some(body_len), tail);
 }

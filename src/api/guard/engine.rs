@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,9 +25,9 @@ use super::timer::{NEVER, Timers};
 use super::upload::{News, Spool, Stored, Ticket, WINDOW};
 use super::upstream::{self, Exchange, Link, Progress, Slot, write_some};
 use super::{CLIENT_IP_HEADER, Control, GuardConfig, LocalRoutes, REQUEST_ID_HEADER, UPLOAD_HEADER, millis};
-use crate::api::envelope;
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::message::{JSON, Method};
+use crate::api::message::Method;
+use crate::api::rate::network_of;
 use crate::api::server::{Gate, PROBE_TARGET};
 use crate::protocol::Hex;
 use crate::time::http_date;
@@ -808,8 +808,7 @@ impl Engine {
             client.request_id = self.make_request_id();
         }
         self.body.clear();
-        envelope::write_error(&mut self.body, error, &client.request_id, self.unix_ms);
-        let answer = LocalAnswer { status: error.status(), content_type: JSON, header: answer::header_of(error) };
+        let answer = LocalAnswer::error_of(error, &mut self.body, &client.request_id, self.unix_ms);
         self.answer_from_body(key, client, &answer)
     }
 
@@ -1160,14 +1159,6 @@ fn write_upstream_head(
         }
     }
     put(format_args!("\r\n"));
-}
-
-/// The unit of the per-address cap: an IPv4 address, or the /64 that one IPv6 customer has to himself.
-fn network_of(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-    }
 }
 
 /// Monotonic time and Unix milliseconds.

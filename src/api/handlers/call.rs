@@ -1,6 +1,7 @@
 //! A request under way: who asked for what, and the right to answer.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,11 +12,12 @@ use crate::api::error::{ApiError, ErrorCode};
 use crate::api::idempotency::{Claim, mismatch};
 use crate::api::live::Live;
 use crate::api::message::{Method, Request, Response, split_target};
+use crate::api::rate::Quota;
 use crate::api::route::BASE;
 use crate::api::server::Responder;
 use crate::cluster::LinkError;
 use crate::model::{CardNo, DeviceId, Order};
-use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, StoreError, payload};
+use crate::store::{Earlier, Idempotency, Job, Outcome, Reader, Reply, Requester, StoreError, payload};
 
 /// What a handler leaves to be done once the request is found good: with the call, on this thread, without waiting.
 pub(super) type Next = Box<dyn FnOnce(Call) + Send>;
@@ -27,6 +29,7 @@ pub(super) struct Call {
     method: Method,
     target: String,
     began: Instant,
+    client_ip: IpAddr,
     /// Name of the API key.
     pub(super) caller: Option<Arc<str>>,
     /// The idempotency key this request works on.
@@ -36,7 +39,8 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new(api: Arc<Api>, request: &Request, responder: Responder) -> Self {
         let (method, target, began) = (request.method, request.target.clone(), now().instant);
-        Self { api, responder, method, target, began, caller: None, claim: None }
+        let client_ip = request.client_ip;
+        Self { api, responder, method, target, began, client_ip, caller: None, claim: None }
     }
 
     pub(super) const fn api(&self) -> &Arc<Api> {
@@ -47,9 +51,25 @@ impl Call {
         self.responder.request_id()
     }
 
+    /// Who made it, for the job that carries it out.
+    pub(super) fn requester(&self) -> Requester {
+        Requester { api_key: self.caller.clone(), client_ip: Some(self.client_ip) }
+    }
+
     /// What makes this request one with others, for the job that carries it out.
     pub(super) fn idempotency(&self) -> Option<&Idempotency> {
         self.claim.as_ref().map(Claim::asked)
+    }
+
+    /// Notes who asks, and what is left to him.
+    pub(super) fn identified(&mut self, caller: Option<Arc<str>>, quota: Option<Quota>) {
+        self.caller = caller;
+        self.responder.limited(quota);
+    }
+
+    /// What the other instances left to the caller.
+    pub(super) fn limited(&mut self, quota: Option<Quota>) {
+        self.responder.limited(quota);
     }
 
     /// Answers with `data` in the success envelope.

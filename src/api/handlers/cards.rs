@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::body::Fields;
 use super::call::{Next, not_done, reading, submit};
@@ -16,9 +17,49 @@ use crate::api::route::Query;
 use crate::model::{Card, CardNo, CardState, CardTransaction};
 use crate::store::payload::{CardObject, TransactionObject, card_answer, card_status};
 use crate::store::{CardChange, CardFilter, CardJob, CardOutcome, Job, Outcome};
+use crate::time::Rfc3339;
 
 /// Characters of the caller's own word for a recharge.
 const REFERENCE_CHARS_MAX: usize = 128;
+
+/// The body that registers a card.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct CardRequest {
+    /// The card. Letters in either case, kept in lower case; 10 digits are those printed on an M1 card.
+    card_no: CardNo,
+    /// What it is told at a reader; left out: `normal`.
+    state: Option<CardState>,
+    /// A tariff of the configuration; left out: the one for cards that name none.
+    tariff: Option<String>,
+    /// A monthly card charges without price until then.
+    expires_at: Option<Rfc3339>,
+}
+
+/// The body that changes a card: at least one of its fields.
+#[derive(ToSchema)]
+#[schema(as = CardUpdateRequest)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct UpdateRequest {
+    /// What it is told at a reader.
+    state: Option<CardState>,
+    /// A tariff of the configuration; `null` takes it away.
+    tariff: Option<String>,
+    /// A monthly card charges without price until then; `null` makes it one that pays.
+    expires_at: Option<Rfc3339>,
+}
+
+/// The body that adds money to a card.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct RechargeRequest {
+    /// Cents to add.
+    #[schema(minimum = 1, maximum = 4294967295_u32)]
+    amount_cent: u32,
+    /// Your own word for it.
+    #[schema(max_length = 128)]
+    reference: Option<String>,
+}
 
 struct CardBody(Card);
 

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::body::Fields;
 use super::call::{Call, Next, located, not_done, reading, submit};
@@ -22,7 +23,7 @@ use crate::api::overload::Reservation;
 use crate::gateway::card::{CardMode, CardRefused};
 use crate::gateway::charge::{self, ChargeError};
 use crate::model::{CardNo, ChargeMode, ChargeSpec, DeviceId, FeePeriod, OrderNo, PortStatus, PowerTier, Priority};
-use crate::store::{Created, Job, NewOrder, Outcome};
+use crate::store::{Created, Job, NewOrder, Outcome, Requester};
 
 /// Fields of a charge.
 const FIELDS: [&str; 10] = [
@@ -40,6 +41,88 @@ const FIELDS: [&str; 10] = [
 /// Those of them that some modes do not have.
 const FIELDS_OF_A_MODE: [&str; 5] = ["duration_minutes", "energy_wh", "tiers", "fee_periods", "service_fee_by_energy"];
 const MODES: [&str; 5] = ["time", "energy", "full", "power", "service_fee"];
+
+macro_rules! charge_request {
+    ($(#[$attribute:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$attribute])*
+        #[derive(ToSchema)]
+        #[expect(dead_code, reason = "a schema: the body is read field by field")]
+        pub(in crate::api) struct $name {
+            $($(#[$of_field])* $field: $type,)*
+            /// The port, from 1.
+            #[schema(minimum = 1)]
+            port_no: u16,
+            /// What bounds the charge. AP3000 has `time`, `energy` and `full`; BKV and GN have `time`, `energy`, `power` and `service_fee`.
+            mode: ChargeMode,
+            /// For `time`: 1 to 1092 (AP3000), 1 to 900 (BKV, GN).
+            #[schema(minimum = 1, maximum = 1092)]
+            duration_minutes: Option<u16>,
+            /// For `energy`, Wh: 10 to 655350 in steps of 10 (AP3000), 1 to 65535 (BKV, GN).
+            #[schema(minimum = 1, maximum = 655350)]
+            energy_wh: Option<u32>,
+            /// Cents, kept with the order; at most 65535 for `power` and `service_fee`.
+            #[schema(maximum = 4294967295_u32)]
+            paid_cent: Option<u32>,
+            /// For `power`: prices by power.
+            #[schema(min_items = 1, max_items = 5)]
+            tiers: Option<Vec<TierRequest>>,
+            /// For `service_fee`: prices by time of day, rising; the last one ends at 23:59.
+            #[schema(min_items = 1, max_items = 42)]
+            fee_periods: Option<Vec<PeriodRequest>>,
+            /// For `service_fee`: whether the service fee is per kWh; else it is per hour.
+            #[schema(default = true)]
+            service_fee_by_energy: Option<bool>,
+            /// AP3000: whether it also ends when the battery is full.
+            #[schema(default = false)]
+            stop_when_full: Option<bool>,
+            /// The card that pays: what the charge can cost is held with the order. Needs `cards.mode = "local"`.
+            card_no: Option<CardNo>,
+        }
+    };
+}
+
+charge_request! {
+    /// The body of `/devices/{device}/charge`. A field that belongs to another mode is refused.
+    ChargeRequest {}
+}
+
+charge_request! {
+    /// The body of `/order/create`: that of `/devices/{device}/charge`, and the device.
+    CreateRequest {
+        /// The device.
+        device_id: DeviceId,
+    }
+}
+
+/// A power tier.
+#[derive(ToSchema)]
+#[schema(as = PowerTier)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+struct TierRequest {
+    /// Up to this power, 0.1 W.
+    power_dw: u16,
+    /// Cents for `minutes`.
+    price_cent: u16,
+    /// Minutes.
+    minutes: u16,
+}
+
+/// A period of the day.
+#[derive(ToSchema)]
+#[schema(as = FeePeriod)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+struct PeriodRequest {
+    /// Hour of its end.
+    #[schema(maximum = 23)]
+    end_hour: u8,
+    /// Minute of its end.
+    #[schema(maximum = 59)]
+    end_minute: u8,
+    /// Cents per kWh.
+    electricity_cent: u16,
+    /// Cents of service fee.
+    service_cent: u16,
+}
 
 /// Creates an order. `device_id` is that of the path; without one, the body names it.
 pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Request) -> Result<Next, ApiError> {
@@ -98,11 +181,13 @@ fn order(api: &Arc<Api>, wish: Wish, live: Option<Live>) -> Result<Next, ApiErro
         at,
         deadline: at.saturating_add(i64::try_from(api.store_timeout.as_millis()).unwrap_or(i64::MAX)),
         request_id,
+        requester: Requester::default(),
         card_no,
         idempotency: None,
     };
     Ok(Box::new(move |call| {
         order.idempotency = call.idempotency().cloned();
+        order.requester = call.requester();
         let job = Job::CreateOrder(Box::new(order));
         submit(call, job, move |call, outcome| answer(call, device_id, port_no, at, outcome, place));
     }))

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use serde_json::json;
+use utoipa::ToSchema;
 
 use super::body::Fields;
 use super::call::{Call, Next, located, not_done, reading, submit};
@@ -16,7 +16,9 @@ use crate::api::message::Request;
 use crate::api::overload::Reservation;
 use crate::api::route::Query;
 use crate::gateway::params;
-use crate::model::{Ap3000Call, DeviceCall, DeviceId, GatewayCall, ModifiedLimit, Priority, Protocol, SubDevice};
+use crate::model::{
+    Ap3000Call, DeviceCall, DeviceId, GatewayCall, ModifiedLimit, OrderNo, Priority, Protocol, SubDevice,
+};
 use crate::protocol::ap3000::{PhyId, offline::VerificationCode};
 use crate::store::{Called, Job, NewCall, Outcome, ParamRecord, WantedParams, payload};
 use crate::time::Rfc3339;
@@ -52,6 +54,199 @@ const AP3000_COMMANDS: [&str; 17] = [
 ];
 /// Commands of BKV and GN gateways, by name.
 const GATEWAY_COMMANDS: [&str; 2] = ["query_socket", "set_voice"];
+
+macro_rules! commands {
+    ($($(#[$attribute:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident: $type:ty,)* })*) => {
+        /// A named command of the device's protocol.
+        #[derive(ToSchema)]
+        #[serde(tag = "command", rename_all = "snake_case")]
+        #[expect(dead_code, reason = "a schema: the body is read field by field")]
+        pub(in crate::api) enum CommandRequest {
+            $(
+                $(#[$attribute])*
+                $name {
+                    $($(#[$of_field])* $field: $type,)*
+                    /// Seconds from now within which it may be written.
+                    #[schema(minimum = 1, maximum = 86400, default = 300)]
+                    valid_seconds: Option<u32>,
+                },
+            )*
+        }
+    };
+}
+
+commands! {
+    /// AP3000: asks for a heartbeat, which is the result.
+    QueryStatus {}
+    /// AP3000: restarts the device.
+    Reboot {}
+    /// AP3000: clears its storage.
+    ClearStorage {}
+    /// AP3000: makes it show where it is.
+    Locate {
+        /// For how long.
+        #[schema(minimum = 1, maximum = 255)]
+        seconds: u8,
+    }
+    /// AP3000: speaks. The vendor calls it unusable.
+    PlayVoice {
+        /// Numbers of the pieces to speak.
+        #[schema(value_type = Vec<u8>, min_items = 1, max_items = 200)]
+        segments: Vec<u8>,
+        /// Whether what is spoken now is cut off.
+        #[schema(default = false)]
+        interrupt: Option<bool>,
+    }
+    /// AP3000: changes the limit of a running charge: `duration_seconds` or `energy_wh`, totals since the start.
+    ModifyCharge {
+        /// The port.
+        #[schema(minimum = 1, maximum = 255)]
+        port_no: u16,
+        /// Seconds in all.
+        #[schema(minimum = 1)]
+        duration_seconds: Option<u16>,
+        /// Wh in all.
+        #[schema(minimum = 10, maximum = 655350, multiple_of = 10)]
+        energy_wh: Option<u32>,
+        /// With `duration_seconds`: whether it also ends when the battery is full.
+        #[schema(default = false)]
+        stop_when_full: Option<bool>,
+    }
+    /// AP3000: reads the EEPROM.
+    EepromRead {
+        /// First byte.
+        address: u16,
+        /// Bytes.
+        #[schema(minimum = 1, maximum = 32)]
+        length: u8,
+    }
+    /// AP3000: writes the EEPROM.
+    EepromWrite {
+        /// First byte.
+        address: u16,
+        /// The bytes in hex.
+        #[schema(pattern = "^([0-9A-Fa-f]{2}){1,32}$")]
+        data: String,
+    }
+    /// AP3000: shows a QR code for a while.
+    TemporaryQr {
+        /// Its text.
+        #[schema(min_length = 1, max_length = 200, pattern = "^[ -~]+$")]
+        text: String,
+    }
+    /// AP3000 cabinet: opens a door.
+    OpenDoor {
+        /// The port behind it.
+        #[schema(minimum = 1, maximum = 255)]
+        port_no: u16,
+    }
+    /// AP3000 cabinet: ends a charge and keeps the door shut.
+    StopKeepDoor {
+        /// The port.
+        #[schema(minimum = 1, maximum = 255)]
+        port_no: u16,
+        /// The order on it.
+        order_no: OrderNo,
+    }
+    /// AP3000: has the device update itself; done once it is written.
+    TriggerSelfUpdate {}
+    /// AP3000 host: restarts the host.
+    HostReboot {}
+    /// AP3000 host: restarts the communication module.
+    ModuleReboot {}
+    /// AP3000 host: forgets the image it keeps for its sub-devices.
+    ClearSubDeviceUpdateData {}
+    /// AP3000 host: sends it to another server. **A wrong value loses the host for good.**
+    SetServerAddress {
+        /// Name or address.
+        #[schema(min_length = 1, max_length = 45, pattern = "^[ -~]+$")]
+        address: String,
+        /// Port.
+        #[schema(minimum = 1)]
+        port: u16,
+        /// Kind of communication module.
+        #[schema(minimum = 1, maximum = 3)]
+        module_type: u8,
+        /// Whether the second socket is used.
+        #[schema(default = true)]
+        second_socket: Option<bool>,
+    }
+    /// AP3000 host: the radio to its sub-devices.
+    SetFskParams {
+        /// MHz.
+        frequency: u16,
+        /// Device ids.
+        #[schema(max_items = 50)]
+        sub_devices: Vec<String>,
+    }
+    /// BKV/GN: asks a socket for its state.
+    QuerySocket {
+        /// The socket.
+        #[schema(maximum = 250)]
+        socket: u8,
+    }
+    /// BKV/GN: what a socket may say, and when.
+    SetVoice {
+        /// The socket; 254: all.
+        #[schema(maximum = 254)]
+        socket: u8,
+        /// The hole.
+        #[schema(maximum = 1, default = 1)]
+        hole: Option<u8>,
+        /// Whether it may beep.
+        buzzer: bool,
+        /// Whether it may speak.
+        voice: bool,
+        /// When it is quiet.
+        #[schema(max_items = 2)]
+        periods: Option<Vec<VoicePeriod>>,
+    }
+}
+
+/// A period of the day.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct VoicePeriod {
+    /// Hour of its start.
+    #[schema(maximum = 23)]
+    start_hour: u8,
+    /// Minute of its start.
+    #[schema(maximum = 59)]
+    start_minute: u8,
+    /// Hour of its end.
+    #[schema(maximum = 23)]
+    end_hour: u8,
+    /// Minute of its end.
+    #[schema(maximum = 59)]
+    end_minute: u8,
+}
+
+/// The body that says what parameters shall be: some of them, or `refresh`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct ParamsRequest {
+    /// Values by the vendor's names; names and types are those of the device's protocol.
+    params: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+    /// BKV/GN, required there: the socket; 0 is the gateway.
+    #[schema(maximum = 250)]
+    socket: Option<u8>,
+    /// Whether the device is only asked what it has.
+    #[schema(default = false)]
+    refresh: Option<bool>,
+}
+
+/// A code for the keypad.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VerificationCode)]
+pub(in crate::api) struct CodeObject {
+    device_id: DeviceId,
+    port_no: u8,
+    /// Six digits.
+    #[schema(pattern = "^[0-9]{6}$")]
+    code: String,
+    valid_from: Rfc3339,
+    valid_until: Rfc3339,
+}
 
 /// The protocol family of a device id: all that commands depend on.
 const fn family(device_id: DeviceId) -> Protocol {
@@ -163,13 +358,13 @@ pub(super) fn verification_code(device_id: DeviceId, query: &Query<'_>) -> Resul
     let unix_s = now().unix_ms / 1000;
     let minute = unix_s - unix_s.rem_euclid(60);
     let code = VerificationCode::at(phy_id, port, u32::try_from(minute).unwrap_or(u32::MAX));
-    let data = json!({
-        "device_id": device_id,
-        "port_no": port_no,
-        "code": format!("{:06}", code.as_u32()),
-        "valid_from": Rfc3339((minute - CODE_SLACK_S) * 1000),
-        "valid_until": Rfc3339((minute + 60 + CODE_SLACK_S) * 1000),
-    });
+    let data = CodeObject {
+        device_id,
+        port_no,
+        code: format!("{:06}", code.as_u32()),
+        valid_from: Rfc3339((minute - CODE_SLACK_S) * 1000),
+        valid_until: Rfc3339((minute + 60 + CODE_SLACK_S) * 1000),
+    };
     Ok(Box::new(move |call| call.success(200, &data)))
 }
 

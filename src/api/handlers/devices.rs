@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::call::{Call, Next, located, read, reading};
 use super::orders::OrderBody;
@@ -13,12 +14,15 @@ use crate::api::live::Live;
 use crate::api::route::{Page, Query};
 use crate::gateway::directory::{PortState, Score};
 use crate::model::{DeviceId, HostValues, Order, Protocol, ServerId};
-use crate::store::payload::PortObject;
+use crate::store::payload::{OrderObject, PortObject};
 use crate::store::{DeviceFilter, DeviceRecord, PortRecord, Reader};
 use crate::time::Rfc3339;
 
+/// Characters of a search; a name has at most as many.
+const SEARCH_LEN_MAX: usize = 64;
+
 /// Why the score is what it is.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Serialize, ToSchema)]
 struct ScoreParts {
     /// 100 or 0.
     alive: i32,
@@ -35,16 +39,23 @@ impl From<Score> for ScoreParts {
 }
 
 /// What changes while a device is connected: the part of a device that memory knows.
-#[derive(Serialize)]
-pub(super) struct Status {
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeviceStatus)]
+pub(in crate::api) struct Status {
     device_id: DeviceId,
     protocol: Protocol,
+    /// Whether its score is 50 or more.
     online: bool,
+    /// The sum of its parts; a start needs 50.
     score: i32,
     score_parts: ScoreParts,
+    /// When its last bytes came.
     last_seen_at: Option<Rfc3339>,
+    /// When it connected last.
     connected_at: Option<Rfc3339>,
+    /// The instance that has it.
     instance: Option<ServerId>,
+    /// Radio signal, as sent.
     signal: Option<u8>,
     ports: Vec<PortObject>,
 }
@@ -93,28 +104,46 @@ fn known(unix_ms: i64) -> Option<Rfc3339> {
 }
 
 /// A device, whole.
-#[derive(Serialize)]
-struct DeviceObject {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Device)]
+pub(in crate::api) struct DeviceObject {
     device_id: DeviceId,
     protocol: Protocol,
+    /// The decimal number under the QR code.
     printed_no: Option<u32>,
+    /// Whether its score is 50 or more.
     online: bool,
+    /// The sum of its parts; a start needs 50.
     score: i32,
     score_parts: ScoreParts,
+    /// When its last bytes came.
     last_seen_at: Option<Rfc3339>,
+    /// When it connected last.
     connected_at: Option<Rfc3339>,
+    /// The instance that has it.
     instance: Option<ServerId>,
+    /// Radio signal, as sent.
     signal: Option<u8>,
+    /// Firmware, as the device names it.
     firmware: Option<String>,
+    /// The SIM.
     iccid: Option<String>,
+    /// The operator's name for it.
     name: Option<String>,
+    /// BKV/GN: the integrator's extension commands are taken.
     extensions: bool,
+    /// Of the communication module.
     imei: Option<String>,
+    /// Firmware of the communication module.
     module_version: Option<String>,
+    /// Host type; from a charger its device type.
     host_type: Option<u8>,
+    /// AP3000 host: the frequency set for its sub-devices, MHz.
     fsk_frequency: Option<u16>,
+    /// What it tells of itself as a host or a cabinet.
     host: Option<HostValues>,
     ports: Vec<PortObject>,
+    #[schema(value_type = Vec<OrderObject<'_>>)]
     active_orders: Vec<OrderBody>,
 }
 
@@ -255,6 +284,7 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
     let mut filter = DeviceFilter {
         protocol,
         printed_no: query.parsed("printed_no", "a number in 0..=4294967295")?,
+        search: query.value("search").map(search).transpose()?,
         online: None,
         among: None,
         except: None,
@@ -275,6 +305,14 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
             }
         });
     }))
+}
+
+/// What somebody remembers of a device: the beginning of its id, part of its name, or its printed number.
+fn search(text: &str) -> Result<String, ApiError> {
+    if (1..=SEARCH_LEN_MAX).contains(&text.chars().count()) {
+        return Ok(text.to_owned());
+    }
+    Err(ApiError::invalid(format!("search must be 1 to {SEARCH_LEN_MAX} characters, got {}", text.chars().count())))
 }
 
 /// A page of devices as the store has them, each with what this instance has of it.

@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::List;
 use super::call::{Next, reading};
 use super::orders::no_order;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::route::Query;
-use crate::model::OrderNo;
+use crate::model::{DeviceId, EventType, OrderNo};
 use crate::store::EventRecord;
 use crate::time::Rfc3339;
 
@@ -17,15 +18,25 @@ const LIMIT: u32 = 100;
 const LIMIT_MAX: u32 = 500;
 
 /// An event as a webhook carries it, without the nonce of a delivery.
-#[derive(Serialize)]
-struct EventObject {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
+pub(in crate::api) struct EventObject {
+    /// Stable over retries: recognise repetitions by it.
     event_id: String,
+    #[schema(value_type = EventType)]
     event_type: String,
+    #[schema(value_type = Option<DeviceId>)]
     device_phy_id: Option<String>,
+    #[schema(value_type = Option<OrderNo>)]
     order_no: Option<String>,
+    /// Counts the events of an order, device or card from 1; 0 for heartbeat and progress.
     sequence_no: u32,
+    /// Position in the log, rising.
     pos: i64,
+    /// When it happened.
     timestamp: Rfc3339,
+    /// What the event is about; its shape is that of the webhook of this type.
+    #[schema(value_type = Object)]
     data: Value,
 }
 
@@ -55,8 +66,9 @@ fn objects(events: impl IntoIterator<Item = EventRecord>) -> Result<Vec<EventObj
 }
 
 /// A piece of the log.
-#[derive(Serialize)]
-struct Log {
+#[derive(Serialize, ToSchema)]
+#[schema(as = EventLog)]
+pub(in crate::api) struct Log {
     items: Vec<EventObject>,
     /// `after` of the next request: the last position given, or the one asked for where nothing followed.
     next_after: i64,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Api, now};
-use crate::api::message::{JSON, Response};
+use crate::api::envelope;
+use crate::api::message::Response;
 use crate::api::route::RouteId;
 use crate::store::Store;
 use crate::telemetry::health::{Component, ComponentState};
@@ -59,5 +60,6 @@ fn metrics(api: &Api) -> Response {
 fn plain<T: Serialize>(status: u16, data: &T) -> Response {
     let body = serde_json::to_vec(data);
     debug_assert!(body.is_ok(), "plain structs are JSON");
-    Response { status, content_type: JSON, headers: Vec::new(), body: body.unwrap_or_default() }
+    let retry_after = envelope::retry_after_s(status).map(|seconds| ("Retry-After", seconds.to_string()));
+    Response { headers: retry_after.into_iter().collect(), ..Response::json(status, body.unwrap_or_default()) }
 }

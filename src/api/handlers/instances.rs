@@ -1,6 +1,7 @@
 //! `/admin/instances`: the instances that share the store. One that is alone shares with nobody, and is not listed.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::call::{Next, reading};
 use crate::model::ServerId;
@@ -8,8 +9,9 @@ use crate::store::InstanceRecord;
 use crate::time::Rfc3339;
 
 /// An instance as operators read it.
-#[derive(Serialize)]
-struct Instance {
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct Instance {
+    /// Its name, as in `instance` of a device.
     server_id: ServerId,
     started_at: Rfc3339,
     /// Since it was heard of last, by the database's clock. Beyond 15,000 it is dead.

@@ -16,18 +16,22 @@
 //! the right to answer, to the store; no worker waits for a row, a commit or a device. A 202 means *committed*: whatever
 //! becomes of the order after it is told by events.
 
+mod audit;
 mod body;
 mod call;
-mod cards;
-mod charge;
-mod commands;
-mod devices;
-mod events;
+pub(super) mod cards;
+pub(super) mod charge;
+pub(super) mod commands;
+pub(super) mod devices;
+pub(super) mod drain;
+pub(super) mod events;
 mod health;
-mod instances;
-mod orders;
-mod ota;
-mod sockets;
+pub(super) mod instances;
+pub(super) mod orders;
+pub(super) mod ota;
+pub(super) mod overview;
+mod pages;
+pub(super) mod sockets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +39,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::auth::{Attempt, Authenticator, Question};
+use super::auth::{Asked, Attempt, Authenticator, Question};
 use super::error::{ApiError, ErrorCode};
 use super::guard::{Head, LocalAnswer, LocalRoutes};
 use super::idempotency::{self, InProgress};
@@ -44,6 +48,7 @@ use super::message::{Method, Request};
 use super::overload::Backlog;
 use super::route::{FIRMWARE_PATH, Matched, Page, RouteId, resolve};
 use super::server::{Handler, Responder};
+use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
@@ -70,7 +75,7 @@ pub struct Api {
     /// requests for a pause of the process.
     pub health: Arc<Health>,
     /// Keys; [`Authenticator::reload`] replaces them.
-    pub auth: Authenticator,
+    pub auth: Arc<Authenticator>,
     /// Refuses starts under overload.
     pub backlog: Arc<Backlog>,
     /// Idempotency keys that are being worked on.
@@ -83,6 +88,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// Sends all devices away, and takes them again.
+    pub drain: Arc<Drain>,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -131,14 +138,14 @@ impl Api {
         };
         match matched.route.id {
             RouteId::Healthz | RouteId::Readyz | RouteId::Metrics => {
-                let answer = health::answer(self, matched.route.id);
-                body.extend_from_slice(&answer.body);
-                Some(LocalAnswer::new(answer.status, answer.content_type))
+                Some(LocalAnswer::response(health::answer(self, matched.route.id), body))
             }
             // A long body is not read for who may not send it; who may is let in by the server.
             RouteId::FirmwareUpload => {
-                let checked = self.auth.check_head(&Attempt::from_head(head), matched.route.scope?);
-                checked.err().map(|error| LocalAnswer::error(head, body, &error))
+                let checked = self.auth.check_head(&Attempt::from_head(head), matched.route.scope?, head.unix_ms);
+                *caller = checked.caller;
+                let error = checked.outcome.err()?;
+                Some(LocalAnswer { quota: checked.quota, ..LocalAnswer::error(head, body, &error) })
             }
             RouteId::DeviceStatus => {
                 let live = self.whereabouts.here(matched.device()?.parse().ok()?)?;
@@ -148,12 +155,13 @@ impl Api {
                     return None;
                 }
                 // Not before it is clear that the answer is given here: a nonce counts once.
-                let checked = matched.route.scope.map(|scope| self.auth.check(&attempt, scope, head.unix_ms));
-                match checked.transpose() {
-                    Ok(passed) => *caller = passed.map(|passed| passed.caller),
-                    Err(error) => return Some(LocalAnswer::error(head, body, &error)),
-                }
-                Some(LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)))
+                let checked = self.auth.check(&attempt, matched.route.scope?, head.unix_ms);
+                *caller = checked.caller;
+                let answer = match checked.outcome {
+                    Ok(_) => LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)),
+                    Err(error) => LocalAnswer::error(head, body, &error),
+                };
+                Some(LocalAnswer { quota: checked.quota, ..answer })
             }
             _ => None,
         }
@@ -169,13 +177,22 @@ impl Api {
 
     /// Finds the route and lets the caller in.
     fn admit(self: &Arc<Self>, request: &Request, call: &mut Call) -> Result<Next, ApiError> {
-        let matched = resolve(request.method, &request.target)?;
-        if let Some(scope) = matched.route.scope {
-            let passed = self.auth.check(&Attempt::from_request(request), scope, now().unix_ms)?;
-            call.caller = Some(passed.caller);
-            if let Some(question) = passed.question {
-                return Ok(self.ask_others(question, request.clone()));
+        let attempt = Attempt::from_request(request);
+        let matched = resolve(request.method, &request.target);
+        let checked = match &matched {
+            Ok(matched) => matched.route.scope.map(|scope| self.auth.check(&attempt, scope, now().unix_ms)),
+            Err(_) => Some(self.auth.count(&attempt, now().unix_ms)),
+        };
+        let question = match checked {
+            Some(checked) => {
+                call.identified(checked.caller, checked.quota);
+                checked.outcome?
             }
+            None => None,
+        };
+        let matched = matched?;
+        if let Some(question) = question {
+            return Ok(self.ask_others(question, request.clone()));
         }
         self.admitted(&matched, request, call)
     }
@@ -185,8 +202,10 @@ impl Api {
         let api = Arc::clone(self);
         Box::new(move |mut call| {
             let then = Arc::clone(&api);
-            let go_on = move |answer: Result<(), ApiError>| {
-                let next = answer
+            let go_on = move |asked: Asked| {
+                call.limited(asked.quota);
+                let next = asked
+                    .outcome
                     .and_then(|()| resolve(request.method, &request.target))
                     .and_then(|matched| then.admitted(&matched, &request, &mut call));
                 match next {
@@ -249,6 +268,10 @@ impl Api {
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
+            RouteId::Drain => Ok(drain::show()),
+            RouteId::DrainSet => drain::set(request),
+            RouteId::Overview => overview::read(&matched.query),
+            RouteId::Console => Ok(pages::console(request)),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),

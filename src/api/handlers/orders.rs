@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::body::{self, Fields};
 use super::call::{Call, Next, not_done, read, reading, submit};
@@ -60,6 +61,28 @@ impl Wish {
     }
 }
 
+/// The body of `/order/stop` and `/order/cancel`: an order, by its number or by what it runs on. All that is given must agree.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct OrderRequest {
+    /// The order; or give `device_id` and `port_no`.
+    order_no: Option<OrderNo>,
+    /// The device.
+    device_id: Option<DeviceId>,
+    /// Its port, from 1.
+    #[schema(minimum = 1)]
+    port_no: Option<u16>,
+}
+
+/// The body of `/devices/{device}/stop`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct StopRequest {
+    /// The port, from 1.
+    #[schema(minimum = 1)]
+    port_no: u16,
+}
+
 /// How a request names an order.
 #[derive(Clone, Copy, Debug)]
 enum Target {
@@ -80,6 +103,7 @@ impl Target {
         }
     }
 
+    /// Reads an [`OrderRequest`].
     fn of_body(request: &Request) -> Result<Self, ApiError> {
         let mut fields = Fields::of(request)?;
         let target = Self::new(fields.order_no()?, fields.device_id()?, fields.port_no()?)?;
@@ -163,6 +187,7 @@ fn submit_change(api: &Api, call: Call, target: Target, wish: Wish) {
         reason: None,
         at,
         request_id: Some(call.request_id().to_owned()),
+        requester: call.requester(),
         idempotency: call.idempotency().cloned(),
     };
     submit(call, Job::Order(Box::new(job)), move |call, outcome| match outcome {

@@ -8,7 +8,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
+use super::audit;
 use super::body::{self, Fields};
 use super::call::{Call, Next, located, not_done, read, reading, submit};
 use super::commands::admit;
@@ -67,6 +69,9 @@ fn keep(api: &Api, upload: &UploadedBody) -> std::io::Result<()> {
 fn uploaded(call: Call, outcome: Outcome) {
     match ota_outcome(outcome) {
         Ok(OtaOutcome::Firmware { firmware, added }) => {
+            if added {
+                audit::done(&call, "firmware.upload", firmware.id);
+            }
             call.success(if added { 201 } else { 200 }, &firmware);
         }
         Ok(other) => call.error(&not_done(&Outcome::Ota(Box::new(other)))),
@@ -105,6 +110,40 @@ pub(super) fn firmware_list(query: &Query<'_>) -> Result<Next, ApiError> {
         let found = reader.firmware_list(page.page, page.size)?;
         Ok(List::new(found.rows, found.total, page))
     }))
+}
+
+/// The body that begins an update.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct UpdateRequest {
+    /// The image; not for `ftp` and `self_update`.
+    firmware: Option<FirmwareName>,
+    /// How it reaches the device. Left out: by the vendor's tables, from device type, recognition code and firmware.
+    method: Option<OtaMethod>,
+    /// Whether the verification packet is appended: `e0`, `e1`, `e2`.
+    #[schema(default = false)]
+    verification: Option<bool>,
+    /// Whether it goes on although an order is active.
+    #[schema(default = false)]
+    force: Option<bool>,
+    /// BKV/GN: IPv4 address the gateway fetches from.
+    #[schema(format = Ipv4)]
+    ftp_host: Option<String>,
+    /// BKV/GN.
+    #[schema(minimum = 1, default = 21)]
+    ftp_port: Option<u16>,
+    /// BKV/GN: the file's name.
+    #[schema(min_length = 1, max_length = 13, pattern = "^[ -~]+$")]
+    file: Option<String>,
+}
+
+/// An image by its `firmware_id`, or by the SHA-256 of its bytes in hex.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+enum FirmwareName {
+    Id(i64),
+    Sha256(String),
 }
 
 /// What a request says of the update it wants.

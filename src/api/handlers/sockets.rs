@@ -5,7 +5,9 @@
 
 use serde::{Serialize, Serializer};
 use serde_json::json;
+use utoipa::ToSchema;
 
+use super::audit;
 use super::body::Fields;
 use super::call::{Next, not_done, reading, submit};
 use super::commands::admitted;
@@ -22,6 +24,64 @@ const NAME_MAX: usize = 64;
 const UID_MAX: usize = 32;
 /// Sockets of a gateway.
 const SOCKETS_MAX: usize = 250;
+
+/// The body that sets what is kept of a device. What is left out stays.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct SettingsRequest {
+    /// As the id allows: BKV and GN look alike.
+    protocol: Option<Protocol>,
+    /// BKV/GN: whether the integrator's extension commands are taken.
+    extensions: Option<bool>,
+    /// A name for it, without control characters.
+    #[schema(max_length = 64)]
+    name: Option<String>,
+    /// AP3000 host: frequency for its sub-devices, MHz.
+    fsk_frequency: Option<u16>,
+}
+
+/// The body that changes a network list.
+#[derive(ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) enum NetworkRequest {
+    /// Replaces the whole list.
+    Refresh {
+        /// Radio channel.
+        #[schema(minimum = 1, maximum = 15)]
+        channel: u8,
+        /// All sockets, numbers and addresses once each.
+        #[schema(max_items = 250)]
+        sockets: Vec<SocketRequest>,
+    },
+    /// Adds a socket.
+    Add {
+        /// Its number.
+        #[schema(minimum = 1, maximum = 250)]
+        socket: u8,
+        /// As printed on the back: 6 bytes in hex.
+        #[schema(pattern = "^[0-9A-Fa-f]{12}$")]
+        mac: String,
+        /// As printed on the front; never sent.
+        #[schema(min_length = 1, max_length = 32, pattern = "^[ -~]+$")]
+        uid: Option<String>,
+    },
+}
+
+/// A socket of a network list.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema: the body is read field by field")]
+pub(in crate::api) struct SocketRequest {
+    /// Its number.
+    #[schema(minimum = 1, maximum = 250)]
+    socket: u8,
+    /// As printed on the back: 6 bytes in hex.
+    #[schema(pattern = "^[0-9A-Fa-f]{12}$")]
+    mac: String,
+    /// As printed on the front; never sent.
+    #[schema(min_length = 1, max_length = 32, pattern = "^[ -~]+$")]
+    uid: Option<String>,
+}
 
 /// Sets what is kept of a device, and registers it where it was never seen.
 pub(super) fn settings(device_id: DeviceId, request: &Request) -> Result<Next, ApiError> {
@@ -68,10 +128,7 @@ pub(super) fn settings(device_id: DeviceId, request: &Request) -> Result<Next, A
         settings.idempotency = call.idempotency().cloned();
         submit(call, Job::Settings(Box::new(settings)), move |call, outcome| match outcome {
             Outcome::Settings(outcome) => {
-                log::info!(
-                    device_id:% = device_id, registered = outcome.registered, request_id = call.request_id();
-                    "device settings changed"
-                );
+                audit::done(&call, if outcome.registered { "device.register" } else { "device.settings" }, device_id);
                 let body = payload::settings(&outcome, call.request_id(), at);
                 call.written(payload::OK, body);
             }

@@ -94,6 +94,7 @@ impl Core {
                 up: false,
                 command: u16::from(FSK_PARAMS),
                 msg_id: u32::from(header.msg_id),
+                epoch: device.and_then(|key| self.device(key)).and_then(Device::live_epoch),
                 raw: effects.tx.get(start..).unwrap_or_default().to_vec(),
             });
         }

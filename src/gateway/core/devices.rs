@@ -47,7 +47,7 @@ impl Core {
         effects: &mut Effects,
     ) -> Option<Key> {
         let conn = self.conns.get_mut(key)?;
-        if self.draining || conn.strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
+        if conn.strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
             return None;
         }
         if conn.devices.len() + conn.strangers.len() >= DEVICES_MAX {
@@ -305,6 +305,7 @@ impl Core {
         now: Now,
         raw: &[u8],
         msg_id: u32,
+        device: Option<Key>,
         effects: &mut Effects,
     ) {
         self.shared.metrics.decode_failures[DecodeFailure::from(error)].inc();
@@ -312,7 +313,9 @@ impl Core {
             self.body_log_at = now.mono_ms + 1000;
             log::info!(target: "chargegate::frame", device_id:% = device_id, error:% = error; "frame not understood");
         }
-        effects.log.push(CommandLogRow { at: now.unix_ms, device_id, up: true, command, msg_id, raw: raw.to_vec() });
+        let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
+        let at = now.unix_ms;
+        effects.log.push(CommandLogRow { at, device_id, up: true, command, msg_id, epoch, raw: raw.to_vec() });
     }
 
     pub(in crate::gateway) fn listener(&self, key: Key) -> Listener {

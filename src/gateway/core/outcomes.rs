@@ -32,13 +32,12 @@ impl Core {
             }
             Outcome::Settled(settled) => {
                 if let Some(waiting) = self.shared.settlements.remove(&settled.key) {
-                    let mut cx = Cx { now, shared: &mut self.shared, effects };
-                    cx.acknowledge(waiting);
+                    self.acknowledge(now, waiting, effects);
                     if let (Ack::BkvEnd { gateway_id, socket, replay: Some(sub), .. }, false) =
                         (waiting.ack, settled.stored)
                     {
                         let ack = Ack::BkvEnd { gateway_id, sub, socket, replay: None };
-                        cx.acknowledge(WaitingAck { ack, ..waiting });
+                        self.acknowledge(now, WaitingAck { ack, ..waiting }, effects);
                     }
                 }
                 if let Some(order) = &settled.order {
@@ -49,7 +48,7 @@ impl Core {
             }
             Outcome::Reported { ticket, .. } => {
                 if let Some(waiting) = self.shared.reports.remove(&ticket) {
-                    Cx { now, shared: &mut self.shared, effects }.acknowledge(waiting);
+                    self.acknowledge(now, waiting, effects);
                 }
             }
             Outcome::Claimed { device_id, commands, orders } => {
@@ -103,7 +102,15 @@ impl Core {
             | Outcome::Params(_)
             | Outcome::Instance(_)
             | Outcome::Leased(_)
+            | Outcome::Managed(_)
             | Outcome::Done => {}
+        }
+    }
+
+    /// Acknowledges a report that is stored. Where its connection is gone nobody hears it, and the device sends the report again.
+    fn acknowledge(&mut self, now: Now, waiting: WaitingAck, effects: &mut Effects) {
+        if self.conns.get(waiting.conn.into()).is_some() {
+            Cx { now, shared: &mut self.shared, effects }.acknowledge(waiting);
         }
     }
 

@@ -236,7 +236,8 @@ impl Device {
             DeviceId::Gateway(_) => cx.shared.metrics.frames.bkv(Direction::Down, command, sub),
         }
         let raw = cx.effects.tx.get(start..).unwrap_or_default().to_vec();
-        cx.effects.log.push(CommandLogRow { at: cx.now.unix_ms, device_id: self.id, up: false, command, msg_id, raw });
+        let (at, epoch) = (cx.now.unix_ms, self.live_epoch());
+        cx.effects.log.push(CommandLogRow { at, device_id: self.id, up: false, command, msg_id, epoch, raw });
         Some(key)
     }
 
@@ -291,6 +292,11 @@ impl Device {
     /// Whether some command waits for its reply.
     pub(in crate::gateway) fn awaits_reply(&self) -> bool {
         self.lane.awaits_reply()
+    }
+
+    /// Whether a command was written and may still be answered, or is about to be written.
+    pub(in crate::gateway) fn owes_answer(&self, now: crate::gateway::Now) -> bool {
+        self.lane.owes_answer(now.mono_ms)
     }
 
     /// Named commands whose reply is late: sent once more, tried again later, or given up.

@@ -12,7 +12,7 @@ use crate::{
         track::{Action, Actions, Track},
     },
     model::{Command, CommandState, EventType, Order, OrderNo, Protocol},
-    store::{Job, OrderJob, OrderKey},
+    store::{Job, OrderJob, OrderKey, Requester},
     telemetry::label::OutboundFailure,
 };
 
@@ -58,7 +58,7 @@ impl Device {
         {
             self.progress.retain(|(other, ..)| *other != order_no);
             self.progress.push((order_no, seconds, energy));
-            if cx.shared.config.progress_events {
+            if cx.shared.config.wanted.progress() {
                 let data = json!({
                     "order_no": order_no, "device_id": self.id, "port_no": port_no,
                     "duration_seconds": seconds, "energy_wh": energy, "power_dw": report.power_dw,
@@ -289,6 +289,7 @@ impl Device {
             reason,
             at: cx.now.unix_ms,
             request_id: None,
+            requester: Requester::default(),
             idempotency: None,
         };
         if !cx.job(Job::Order(Box::new(job)))

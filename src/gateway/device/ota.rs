@@ -415,7 +415,8 @@ impl Device {
         }
         cx.shared.metrics.events[ShardEvent::OtaPacket].inc();
         let raw = cx.effects.tx.get(start..).unwrap_or_default().to_vec();
-        cx.effects.log.push(CommandLogRow { at: cx.now.unix_ms, device_id: self.id, up: false, command, msg_id, raw });
+        let (at, epoch) = (cx.now.unix_ms, self.live_epoch());
+        cx.effects.log.push(CommandLogRow { at, device_id: self.id, up: false, command, msg_id, epoch, raw });
         let gap = if self.protocol == Protocol::Ap3000 { cx.shared.config.timeouts.command_gap } else { 0 };
         self.lane.hold(cx.now.mono_ms + gap);
         let begun = self.ota.as_mut().is_some_and(|ota| std::mem::replace(&mut ota.begun, true));

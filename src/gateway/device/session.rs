@@ -238,7 +238,7 @@ impl Device {
 
     /// A heartbeat came: told where some endpoint wants to hear of each.
     pub(in crate::gateway) fn heartbeat(&self, cx: &mut Cx<'_>) {
-        if cx.shared.config.heartbeat_events {
+        if cx.shared.config.wanted.heartbeat() {
             let score = self.entry.score(cx.now.unix_ms).total();
             let data = json!({ "device_id": self.id, "signal": self.entry.signal(), "score": score });
             cx.event(self.id, EventType::DeviceHeartbeat, data);

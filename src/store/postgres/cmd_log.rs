@@ -41,7 +41,7 @@ pub(super) fn write(shared: &Arc<Shared>, link: &mut Link, queue: &Receiver<LogM
         if rows.is_empty() {
             continue;
         }
-        match insert(link, &rows) {
+        match insert(link, &rows, shared.instance.as_str()) {
             Ok(()) => add(&shared.counters.log_rows, rows.len() as u64),
             Err(error) => {
                 link.lose_if_lost();
@@ -53,11 +53,12 @@ pub(super) fn write(shared: &Arc<Shared>, link: &mut Link, queue: &Receiver<LogM
     }
 }
 
-fn insert(link: &mut Link, rows: &[CommandLogRow]) -> Result<(), StoreError> {
+fn insert(link: &mut Link, rows: &[CommandLogRow], instance: &str) -> Result<(), StoreError> {
     let session = link.session()?;
     let statement = session.prepared(
-        "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw) \
-         SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bytea[])",
+        "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
+         SELECT rows.*, $8::text FROM unnest($1::bigint[], $2::text[], $3::text[], $4::integer[], $5::bigint[], \
+         $6::bytea[], $7::bigint[]) AS rows",
     )?;
     let at: Vec<i64> = rows.iter().map(|row| row.at).collect();
     let devices: Vec<String> = rows.iter().map(|row| row.device_id.to_string()).collect();
@@ -65,7 +66,10 @@ fn insert(link: &mut Link, rows: &[CommandLogRow]) -> Result<(), StoreError> {
     let commands: Vec<i32> = rows.iter().map(|row| i32::from(row.command)).collect();
     let msg_ids: Vec<i64> = rows.iter().map(|row| i64::from(row.msg_id)).collect();
     let raw: Vec<&[u8]> = rows.iter().map(|row| row.raw.as_slice()).collect();
-    session.call(|client| client.execute(&statement, &[&at, &devices, &directions, &commands, &msg_ids, &raw]))?;
+    let epochs: Vec<Option<i64>> = rows.iter().map(|row| row.epoch).collect();
+    session.call(|client| {
+        client.execute(&statement, &[&at, &devices, &directions, &commands, &msg_ids, &raw, &epochs, &instance])
+    })?;
     Ok(())
 }
 

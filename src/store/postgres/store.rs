@@ -130,7 +130,8 @@ impl Shared {
     }
 
     pub(super) fn rules(&self) -> Rules<'_> {
-        Rules { numbers: &self.numbers, limits: self.limits, cards: &self.cards, instance: Some(&self.instance) }
+        let instance = Some(&self.instance);
+        Rules { numbers: &self.numbers, limits: self.limits, cards: &self.cards, instance, server_id: instance }
     }
 
     /// Something was committed at `at`.

@@ -25,6 +25,7 @@ pub(in crate::store) struct Tx<'a> {
     pub(super) limits: Limits,
     pub(super) cards: &'a CardRules,
     pub(super) instance: Option<&'a ServerId>,
+    pub(super) server_id: Option<&'a ServerId>,
     /// The store's clock, Unix ms.
     pub(super) now: i64,
     /// Commands that were queued without a claim.
@@ -48,6 +49,8 @@ pub(in crate::store) struct Rules<'a> {
     pub(in crate::store) cards: &'a CardRules,
     /// This instance, where there may be others.
     pub(in crate::store) instance: Option<&'a ServerId>,
+    /// What this instance is called, also where it is the only one; `None`: it was not told.
+    pub(in crate::store) server_id: Option<&'a ServerId>,
 }
 
 /// What a batch came to.
@@ -126,13 +129,14 @@ fn in_transaction<T>(conn: Conn<'_>, body: impl FnOnce() -> Result<T, StoreError
 
 impl<'a> Tx<'a> {
     pub(in crate::store) fn new(conn: Conn<'a>, rules: Rules<'a>, now: i64) -> Self {
-        let Rules { numbers, limits, cards, instance } = rules;
+        let Rules { numbers, limits, cards, instance, server_id } = rules;
         Self {
             conn,
             numbers,
             limits,
             cards,
             instance,
+            server_id,
             now,
             queued: Vec::new(),
             owners: FxHashMap::default(),
@@ -234,6 +238,7 @@ impl Tx<'_> {
             Job::Network(job) => self.network_once(job)?,
             Job::Instance(job) => Outcome::Instance(self.instance_job(job)?),
             Job::Lease(lease) => Outcome::Leased(self.lease(lease)?),
+            Job::Managed(job) => self.managed_once(job)?,
         })
     }
 }
@@ -268,7 +273,13 @@ pub(in crate::store) fn device_of(job: &Job) -> Option<DeviceId> {
         Job::Settings(settings) => Some(settings.device_id),
         Job::Network(job) => Some(job.device_id),
         Job::Command(update) => Some(update.device_id),
-        Job::Backstop(_) | Job::Delivery(_) | Job::Prune(_) | Job::Card(_) | Job::Instance(_) | Job::Lease(_) => None,
+        Job::Backstop(_)
+        | Job::Delivery(_)
+        | Job::Prune(_)
+        | Job::Card(_)
+        | Job::Instance(_)
+        | Job::Lease(_)
+        | Job::Managed(_) => None,
     }
 }
 

@@ -1,10 +1,10 @@
 //! Orders: creation, and the writes of a step that [`transition`] decided.
 
-use super::{apply::Tx, command::NewCommand};
+use super::{apply::Tx, command::NewCommand, rows::RequestRow};
 use crate::{
     gateway::order::{Event, Facts, Step, Verdict, events, transition},
     model::{CardStart, Command, CommandBody, CommandState, DeviceId, EventType, Order, OrderStatus, Priority},
-    store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, StoreError, payload::Alarm},
+    store::{Created, NewOrder, OrderJob, OrderKey, OrderOutcome, OrderWish, StoreError, payload::Alarm},
 };
 
 /// Whether a paid charge was lost from sight and may still run to its end.
@@ -77,7 +77,17 @@ impl Tx<'_> {
             ..Order::pending(new.order_no, place.device_id, place.port_no, place.at)
         };
         match self.place_order(order, card_start, new.epoch)? {
-            Some((order, command)) => Ok(Created::Order { order, command }),
+            Some((order, command)) => {
+                self.insert_request(&RequestRow {
+                    order_no: order.order_no,
+                    wish: OrderWish::Create,
+                    request_id: &new.request_id,
+                    requester: &new.requester,
+                    idempotency: new.idempotency.as_ref(),
+                    at: new.at,
+                })?;
+                Ok(Created::Order { order, command })
+            }
             None => self.not_created(new),
         }
     }
@@ -155,7 +165,26 @@ impl Tx<'_> {
         let business_no = job.business_no.filter(|number| *number != 0 && order.business_no.is_none());
         let cause =
             Cause { event: job.event, at: job.at, epoch: job.epoch, reason: job.reason.as_deref(), totals: None };
-        self.handle(&mut order, business_no, &cause)
+        let outcome = self.handle(&mut order, business_no, &cause)?;
+        let wish = match job.event {
+            Event::Stop => Some(OrderWish::Stop),
+            Event::Cancel => Some(OrderWish::Cancel),
+            _ => None,
+        };
+        // One that found its wish under way was accepted as well; one that was refused did nothing.
+        if let (Some(wish), Some(request_id), Verdict::Step(_) | Verdict::Unchanged) =
+            (wish, &job.request_id, outcome.verdict)
+        {
+            self.insert_request(&RequestRow {
+                order_no: order.order_no,
+                wish,
+                request_id,
+                requester: &job.requester,
+                idempotency: job.idempotency.as_ref(),
+                at: job.at,
+            })?;
+        }
+        Ok(outcome)
     }
 
     /// Lets [`transition`] decide, and writes what it said.

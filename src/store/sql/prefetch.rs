@@ -89,7 +89,8 @@ impl Wanted {
                 | Job::Settings(_)
                 | Job::Network(_)
                 | Job::Instance(_)
-                | Job::Lease(_) => {}
+                | Job::Lease(_)
+                | Job::Managed(_) => {}
             }
         }
         wanted

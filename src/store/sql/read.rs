@@ -5,7 +5,7 @@ use super::{
     device::find_device,
     event::json,
     idempotency::earlier,
-    ota,
+    ota, proof,
     row::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
@@ -15,9 +15,9 @@ use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EventRecord, FirmwareKey, Idempotency,
-        InstanceRecord, OrderFilter, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, Reader,
-        StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
+        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
+        ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
     },
 };
 
@@ -42,6 +42,18 @@ impl Filter {
             self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
     }
+}
+
+/// A text as a pattern of LIKE that stands for itself.
+fn escaped(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for character in text.chars() {
+        if ['\\', '%', '_'].contains(&character) {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern
 }
 
 impl SqlReader<'_> {
@@ -129,6 +141,11 @@ impl Reader for SqlReader<'_> {
         )
     }
 
+    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+        let events = self.order_events(order.order_no)?;
+        proof::history(self.conn, order, events, scope)
+    }
+
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
         find_device(self.conn, device_id)
     }
@@ -161,6 +178,12 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("protocol = ?", filter.protocol.map(|protocol| protocol.as_str().to_owned()));
         sql.and("printed_no = ?", filter.printed_no.map(i64::from));
+        // Of SQLite, `lower` and LIKE know the letters A to Z only: others are found in the case they are written in.
+        sql.and(
+            "EXISTS (SELECT 1 FROM (SELECT lower(CAST(? AS text)) AS wanted) s WHERE device_id LIKE s.wanted || '%' ESCAPE '\\' \
+             OR lower(name) LIKE '%' || s.wanted || '%' ESCAPE '\\' OR CAST(printed_no AS text) = s.wanted)",
+            filter.search.as_deref().map(escaped),
+        );
         let online = |wanted| filter.online.filter(|(online, _)| *online == wanted).map(|(_, at)| at);
         sql.and("offline_at > ?", online(true));
         sql.and("coalesce(offline_at, 0) <= ?", online(false));
@@ -295,6 +318,18 @@ impl Reader for SqlReader<'_> {
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )
+    }
+
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        super::managed::api_keys(self.conn)
+    }
+
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
+        super::managed::endpoints(self.conn)
+    }
+
+    fn managed_revision(&mut self) -> Result<i64, StoreError> {
+        super::managed::revision(self.conn)
     }
 
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {

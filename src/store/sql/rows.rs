@@ -8,11 +8,11 @@ use super::{
     event::json,
     limits::signed,
     row::{active, device_id, order, order_columns, order_no, order_no_or_none, server_id},
-    stage::Bulk,
+    stage::{Along, Bulk},
 };
 use crate::{
     model::{Command, CommandBody, CommandState, DeviceId, Order, OrderNo, Priority, ServerId},
-    store::{CommandRecord, Earlier, Idempotency, StoreError},
+    store::{CommandRecord, Earlier, Idempotency, OrderWish, Requester, StoreError},
 };
 
 /// Counters of a device, under the lock of its row.
@@ -161,6 +161,24 @@ pub(super) struct EventRow<'a> {
     pub(super) data: &'a str,
 }
 
+/// A request's row.
+pub(super) struct RequestRow<'a> {
+    pub(super) order_no: OrderNo,
+    pub(super) wish: OrderWish,
+    pub(super) request_id: &'a str,
+    pub(super) requester: &'a Requester,
+    pub(super) idempotency: Option<&'a Idempotency>,
+    pub(super) at: i64,
+}
+
+/// Columns of [`INSERT_REQUEST`].
+macro_rules! request_columns {
+    () => {
+        "order_no, wish, request_id, api_key, idempotency_key, client_ip, instance, at"
+    };
+}
+pub(super) use request_columns;
+
 static UPDATE_COUNTERS: Bulk = Bulk {
     each: "UPDATE devices SET msg_counter = $2, event_counter = $3 WHERE device_id = $1",
     many: "UPDATE devices AS d SET msg_counter = v.msg_counter, event_counter = v.event_counter \
@@ -168,6 +186,7 @@ static UPDATE_COUNTERS: Bulk = Bulk {
            WHERE d.device_id = v.device_id",
     rank: 0,
     keyed: true,
+    along: None,
 };
 
 static UPDATE_ORDER: Bulk = Bulk {
@@ -189,6 +208,7 @@ static UPDATE_ORDER: Bulk = Bulk {
            device_end_pending, sequence_no, status_at, updated_at) WHERE o.order_no = v.order_no",
     rank: 1,
     keyed: true,
+    along: None,
 };
 
 static INSERT_ORDER: Bulk = Bulk {
@@ -209,6 +229,7 @@ static INSERT_ORDER: Bulk = Bulk {
     ),
     rank: 2,
     keyed: true,
+    along: None,
 };
 
 static UPDATE_COMMAND: Bulk = Bulk {
@@ -221,6 +242,7 @@ static UPDATE_COMMAND: Bulk = Bulk {
            AS v(id, state, epoch, maybe_written, attempts, reason, result, written_at, updated_at) WHERE q.id = v.id",
     rank: 3,
     keyed: true,
+    along: None,
 };
 
 static INSERT_COMMAND: Bulk = Bulk {
@@ -238,6 +260,7 @@ static INSERT_COMMAND: Bulk = Bulk {
     ),
     rank: 4,
     keyed: true,
+    along: None,
 };
 
 static INSERT_SETTLEMENT: Bulk = Bulk {
@@ -250,6 +273,7 @@ static INSERT_SETTLEMENT: Bulk = Bulk {
            $8::bigint[], $9::bytea[], $10::bigint[])",
     rank: 5,
     keyed: false,
+    along: None,
 };
 
 /// Events of a batch get their ids in the order they were told: a set-returning function alone keeps its order.
@@ -261,6 +285,7 @@ static INSERT_EVENT: Bulk = Bulk {
            $8::text[])",
     rank: 6,
     keyed: false,
+    along: Some(&EVENTS_AND_REQUESTS),
 };
 
 static INSERT_ANSWER: Bulk = Bulk {
@@ -270,6 +295,34 @@ static INSERT_ANSWER: Bulk = Bulk {
            SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bytea[], $5::smallint[], $6::bytea[], $7::bigint[])",
     rank: 7,
     keyed: false,
+    along: None,
+};
+
+static INSERT_REQUEST: Bulk = Bulk {
+    each: concat!("INSERT INTO order_requests (", request_columns!(), ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"),
+    many: concat!(
+        "INSERT INTO order_requests (",
+        request_columns!(),
+        ") SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
+         $8::bigint[])"
+    ),
+    rank: 8,
+    keyed: false,
+    along: None,
+};
+
+/// A request that changes its order tells of it by an event: their rows go in with those of the events.
+static EVENTS_AND_REQUESTS: Along = Along {
+    bulk: &INSERT_REQUEST,
+    many: concat!(
+        "WITH requests AS (INSERT INTO order_requests (",
+        request_columns!(),
+        ") SELECT * FROM UNNEST($9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], \
+         $16::bigint[])) \
+         INSERT INTO events (event_id, event_type, key, device_id, order_no, sequence_no, at, data) \
+         SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], \
+         $8::text[])"
+    ),
 };
 
 /// Orders that hold a port: active ones, and those whose device still shows their charge.
@@ -668,6 +721,22 @@ impl Tx<'_> {
             Some(known) => Ok(known),
             None => super::idempotency::earlier(self.conn, asked),
         }
+    }
+
+    /// Notes who asked for what was done to an order.
+    pub(super) fn insert_request(&self, row: &RequestRow<'_>) -> Result<(), StoreError> {
+        let values = args![
+            row.order_no.as_str(),
+            row.wish.as_str(),
+            row.request_id,
+            row.requester.api_key.as_deref(),
+            row.idempotency.map(|asked| &asked.key),
+            row.requester.client_ip.map(|ip| ip.to_string()),
+            self.server_id.map(ServerId::as_str),
+            row.at,
+        ]
+        .map(Value::into_owned);
+        write(self.conn, &INSERT_REQUEST, values)
     }
 
     pub(super) fn insert_answer(&self, asked: &Idempotency, status: u16, body: Vec<u8>) -> Result<(), StoreError> {

@@ -7,6 +7,8 @@
 //! that goes to the database directly has everything written before it; one that writes also makes everything read before
 //! forgotten, since it may have changed it. The embedded store has no round trips and does without.
 
+use std::collections::VecDeque;
+
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -29,6 +31,17 @@ pub(in crate::store) struct Bulk {
     pub(super) rank: u8,
     /// The first value names the row: a later write of it replaces an earlier one.
     pub(super) keyed: bool,
+    /// Rows of another table that the same statement takes along: they cost no round trip of their own.
+    pub(super) along: Option<&'static Along>,
+}
+
+/// Two tables in one statement.
+#[derive(Debug)]
+pub(in crate::store) struct Along {
+    /// Whose rows are taken along. None of its rows may be one that the statement's other part must find.
+    pub(super) bulk: &'static Bulk,
+    /// Writes both; the arrays of `bulk` follow the others.
+    pub(super) many: &'static str,
 }
 
 /// Rows that wait for one statement.
@@ -104,7 +117,20 @@ impl Stage {
     pub(in crate::store) fn take(&mut self) -> Vec<(&'static str, Vec<Value<'static>>)> {
         let mut groups = std::mem::take(&mut self.groups);
         groups.sort_by_key(|group| group.bulk.rank);
-        groups.into_iter().map(|group| (group.bulk.many, columns(group.rows))).collect()
+        let mut groups = VecDeque::from(groups);
+        let mut statements = Vec::with_capacity(groups.len());
+        while let Some(Group { bulk, rows, .. }) = groups.pop_front() {
+            let (mut sql, mut values) = (bulk.many, columns(rows));
+            if let Some(along) = bulk.along
+                && let Some(at) = groups.iter().position(|group| std::ptr::eq(group.bulk, along.bulk))
+                && let Some(taken) = groups.remove(at)
+            {
+                sql = along.many;
+                values.extend(columns(taken.rows));
+            }
+            statements.push((sql, values));
+        }
+        statements
     }
 }
 
@@ -127,8 +153,10 @@ fn columns(rows: Vec<Vec<Value<'static>>>) -> Vec<Value<'static>> {
 mod tests {
     use super::*;
 
-    static SECOND: Bulk = Bulk { each: "", many: "second", rank: 2, keyed: true };
-    static FIRST: Bulk = Bulk { each: "", many: "first", rank: 1, keyed: false };
+    static SECOND: Bulk = Bulk { each: "", many: "second", rank: 2, keyed: true, along: Some(&BOTH) };
+    static FIRST: Bulk = Bulk { each: "", many: "first", rank: 1, keyed: false, along: None };
+    static THIRD: Bulk = Bulk { each: "", many: "third", rank: 3, keyed: false, along: None };
+    static BOTH: Along = Along { bulk: &THIRD, many: "second and third" };
 
     #[test]
     fn writes_are_made_by_rank_and_the_last_one_of_a_row_counts() {
@@ -146,5 +174,18 @@ mod tests {
         let keys = Value::Array(vec![Value::Int(1), Value::Int(2)]);
         assert_eq!(taken[1].1, [keys, Value::Array(vec![Value::Bool(true), Value::Bool(false)])]);
         assert!(!stage.is_dirty());
+    }
+
+    #[test]
+    fn rows_are_taken_along_where_there_is_a_statement_that_takes_them() {
+        let mut stage = Stage::default();
+        stage.push(&THIRD, vec![Value::Int(3)]);
+        stage.push(&FIRST, vec![Value::Int(1)]);
+        stage.push(&SECOND, vec![Value::Int(2)]);
+        let one = |value| Value::Array(vec![Value::Int(value)]);
+        assert_eq!(stage.take(), [("first", vec![one(1)]), ("second and third", vec![one(2), one(3)])]);
+        stage.push(&THIRD, vec![Value::Int(3)]);
+        stage.push(&FIRST, vec![Value::Int(1)]);
+        assert_eq!(stage.take(), [("first", vec![one(1)]), ("third", vec![one(3)])]);
     }
 }

@@ -10,11 +10,14 @@ use crossbeam::channel::Receiver;
 use rusqlite::Connection;
 
 use super::{db::BUSY_TIMEOUT, session::SqliteSession};
-use crate::store::{
-    CommandLogRow, StoreError,
-    counters::{StoreCounters, add},
-    front::LogMessage,
-    sql::conn::{Conn, run, scalar},
+use crate::{
+    model::ServerId,
+    store::{
+        CommandLogRow, StoreError,
+        counters::{StoreCounters, add},
+        front::LogMessage,
+        sql::conn::{Conn, run, scalar},
+    },
 };
 
 /// Rows per transaction.
@@ -93,7 +96,12 @@ pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
 }
 
 /// Writes until the queue is closed.
-pub(super) fn write(session: &SqliteSession, queue: &Receiver<LogMessage>, counters: &Arc<StoreCounters>) {
+pub(super) fn write(
+    session: &SqliteSession,
+    queue: &Receiver<LogMessage>,
+    counters: &Arc<StoreCounters>,
+    server_id: Option<&ServerId>,
+) {
     let mut rows = Vec::new();
     while let Ok(message) = queue.recv() {
         let mut next = Some(message);
@@ -110,7 +118,7 @@ pub(super) fn write(session: &SqliteSession, queue: &Receiver<LogMessage>, count
                 next = queue.try_recv().ok();
             }
         }
-        match insert(session, &rows) {
+        match insert(session, &rows, server_id) {
             Ok(()) => add(&counters.log_rows, rows.len() as u64),
             Err(error) => {
                 add(&counters.log_dropped, rows.len() as u64);
@@ -121,7 +129,7 @@ pub(super) fn write(session: &SqliteSession, queue: &Receiver<LogMessage>, count
     }
 }
 
-fn insert(session: &SqliteSession, rows: &[CommandLogRow]) -> Result<(), StoreError> {
+fn insert(session: &SqliteSession, rows: &[CommandLogRow], server_id: Option<&ServerId>) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -129,8 +137,18 @@ fn insert(session: &SqliteSession, rows: &[CommandLogRow]) -> Result<(), StoreEr
     for row in rows {
         run(
             Conn::Sqlite(session),
-            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw) VALUES ($1, $2, $3, $4, $5, $6)",
-            (row.at, row.device_id.to_string(), if row.up { "up" } else { "down" }, row.command, row.msg_id, &row.raw),
+            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            (
+                row.at,
+                row.device_id.to_string(),
+                if row.up { "up" } else { "down" },
+                row.command,
+                row.msg_id,
+                &row.raw,
+                row.epoch,
+                server_id.map(ServerId::as_str),
+            ),
         )?;
     }
     Ok(transaction.commit()?)

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::session::SqliteSession;
 use crate::{
     gateway::card::CardRules,
-    model::OrderNumbers,
+    model::{OrderNumbers, ServerId},
     store::{
         Applied, Job, Latest, Limits, StoreError,
         sql::{
@@ -69,6 +69,7 @@ pub struct Db {
     numbers: OrderNumbers,
     limits: Limits,
     cards: Arc<CardRules>,
+    server_id: Option<ServerId>,
     /// Row changes up to the last checkpoint.
     checkpointed: u64,
     _lock: File,
@@ -92,8 +93,15 @@ impl Db {
         conn.pragma_update(None, "foreign_keys", true)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         let session = SqliteSession::new(conn);
-        let db =
-            Self { session, numbers, limits: Limits::default(), cards: Arc::default(), checkpointed: 0, _lock: lock };
+        let db = Self {
+            session,
+            numbers,
+            limits: Limits::default(),
+            cards: Arc::default(),
+            server_id: None,
+            checkpointed: 0,
+            _lock: lock,
+        };
         // Numbers go on behind those of the process before, also if the clock has stepped back since.
         db.numbers.next(db.newest()?.saturating_add(1));
         Ok(db)
@@ -113,6 +121,13 @@ impl Db {
         self
     }
 
+    /// Says what this instance is called in rows that keep who did something.
+    #[must_use]
+    pub fn with_server_id(mut self, server_id: Option<ServerId>) -> Self {
+        self.server_id = server_id;
+        self
+    }
+
     /// Highest schema version this build knows.
     pub fn schema_version() -> i64 {
         embedded::migrations::runner().get_migrations().iter().map(|step| i64::from(step.version())).max().unwrap_or(0)
@@ -120,7 +135,13 @@ impl Db {
 
     /// Applies jobs in one transaction, each in its own savepoint, and commits it. `now` is the store's clock, Unix ms.
     pub fn apply(&mut self, now: i64, jobs: &[Job]) -> Applied {
-        let rules = Rules { numbers: &self.numbers, limits: self.limits, cards: &self.cards, instance: None };
+        let rules = Rules {
+            numbers: &self.numbers,
+            limits: self.limits,
+            cards: &self.cards,
+            instance: None,
+            server_id: self.server_id.as_ref(),
+        };
         apply(self.conn(), rules, now, jobs)
     }
 

@@ -18,7 +18,7 @@ use crate::{
     model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
         Backstop, Bind, CommandLogRow, Created, Job, Limits, NewOrder, Notify, Outcome, Prune, Queued, Reply,
-        Settlement, SettlementEnd, SettlementKey, Store, StoreError,
+        Requester, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
     },
 };
 
@@ -190,6 +190,7 @@ fn the_backstop_follows_the_limits_it_is_given() {
         at: T0,
         deadline: T0,
         request_id: String::new(),
+        requester: Requester::default(),
         card_no: None,
         idempotency: None,
     };
@@ -237,7 +238,15 @@ fn closing_answers_what_was_handed_over() {
 fn the_command_log_is_written_and_pruned_in_its_own_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("chargegate.db");
-    let row = |at| CommandLogRow { at, device_id: device(1), up: true, command: 0x03, msg_id: 7, raw: vec![0xFF, 0] };
+    let row = |at| CommandLogRow {
+        at,
+        device_id: device(1),
+        up: true,
+        command: 0x03,
+        msg_id: 7,
+        epoch: Some(3),
+        raw: vec![0xFF, 0],
+    };
     let (store, _) = store(&path, || T0);
     store.append(vec![row(T0), row(T0 + 1), row(T0 + 2)]);
     store.close(PATIENCE);

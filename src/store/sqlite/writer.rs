@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     gateway::card::CardRules,
-    model::OrderNumbers,
+    model::{OrderNumbers, ServerId},
     store::{
         CommandLogRow, Job, Latest, Notify, ReadCall, Reply, Store, StoreError, StoreHealth,
         counters::{StoreCounters, add},
@@ -61,6 +61,8 @@ pub struct Options {
     pub limits: Limits,
     /// Tariffs of cards.
     pub cards: Arc<CardRules>,
+    /// What this instance is called in rows that keep who did something.
+    pub server_id: Option<ServerId>,
     /// The store's clock, Unix ms.
     pub clock: fn() -> i64,
 }
@@ -78,6 +80,7 @@ impl Options {
             order_salt: 0x3FF,
             limits: Limits::default(),
             cards: Arc::default(),
+            server_id: None,
             clock: now,
         }
     }
@@ -108,7 +111,8 @@ impl SqliteStore {
     pub fn open(options: Options, notify: Arc<dyn Notify>) -> Result<Self, StoreError> {
         let db = Db::open(&options.path, OrderNumbers::new(options.order_prefix, options.order_salt))?
             .with_limits(options.limits)
-            .with_cards(Arc::clone(&options.cards));
+            .with_cards(Arc::clone(&options.cards))
+            .with_server_id(options.server_id.clone());
         let logs = cmd_log::path_beside(&options.path);
         let log_db = cmd_log::open(&logs)?;
         let readers: Vec<_> = (0..READERS).map(|_| open_reader(&options.path, &logs)).collect::<Result<_, _>>()?;
@@ -142,8 +146,10 @@ impl SqliteStore {
                 delivery.hand_out(&*notify);
             }
         })?;
-        let log_counters = Arc::clone(&counters);
-        threads.start("store-cmd-log", move || cmd_log::write(&log_db, &back.log, &log_counters))?;
+        let (log_counters, server_id) = (Arc::clone(&counters), options.server_id);
+        threads.start("store-cmd-log", move || {
+            cmd_log::write(&log_db, &back.log, &log_counters, server_id.as_ref());
+        })?;
         for conn in readers {
             let calls = back.reads.clone();
             threads.start("store-reader", move || {

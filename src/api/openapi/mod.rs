@@ -1,0 +1,230 @@
+//! The description of the API for machines: OpenAPI 3.1, built from the route table.
+//!
+//! ```text
+//! ROUTES ──row──> parameters, scope, common errors ─┐
+//! routes::operation(RouteId) ──arm──> the rest ─────┼──> document()
+//! ErrorCode, EventType, types' schemas ─────────────┘
+//! ```
+//!
+//! A route without an arm in [`routes`] does not compile. What the document says is held against live answers by `tests/openapi.rs`.
+
+mod form;
+mod operation;
+mod routes;
+mod schema;
+mod types;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::error::ErrorCode;
+use super::route::ROUTES;
+use operation::Tag;
+use schema::{Role, Schemas, Shape};
+
+use crate::time::Rfc3339;
+
+const DESCRIPTION: &str = "\
+Charging devices (AP3000, BKV, GN) for third-party systems.
+
+Every answer but those of the health paths has one envelope: `code` 0 and `data` for a success, the HTTP status as `code` and a word \
+in `error` for a failure. Branch on status and `error`; `message` is for people. Times are RFC 3339 in UTC with milliseconds, money is \
+integer cents, energy integer Wh, power tenths of a watt (`_dw`), voltage tenths of a volt (`_dv`), current mA.
+
+Query keys and body fields that are not described are refused, and so is one given twice; `null` in a body counts as left out. HEAD \
+works wherever GET does.";
+
+/// The document.
+pub fn document() -> Value {
+    build().0
+}
+
+fn build() -> (Value, Vec<String>) {
+    let mut schemas = Schemas::default();
+    let mut responses = BTreeMap::new();
+    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for route in ROUTES {
+        let operation = routes::operation(route.id).document(route, &mut schemas, &mut responses);
+        let method = route.method.as_str().to_ascii_lowercase();
+        paths.entry(route.pattern).or_default().insert(method, operation);
+    }
+    schemas.add(&Shape::of::<Rfc3339>(), Role::Told);
+    schemas.put("RequestId", request_id(), Role::Told);
+    schemas.put("ErrorCode", error_code(), Role::Told);
+    schemas.put("Error", error(), Role::Told);
+    let conflicts = std::mem::take(&mut schemas.conflicts);
+    let tags: Vec<Value> =
+        Tag::ALL.iter().map(|(tag, text)| json!({"name": format!("{tag:?}"), "description": text})).collect();
+    let document = json!({
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "chargegate",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": description(),
+            "license": {"name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": tags,
+        "paths": paths,
+        "components": {
+            "schemas": schemas.into_json(),
+            "responses": responses,
+            "parameters": parameters(),
+            "headers": headers(),
+            "securitySchemes": security_schemes(),
+        },
+    });
+    (document, conflicts)
+}
+
+/// What is true of the whole API, and the codes of its errors.
+fn description() -> String {
+    let mut text = DESCRIPTION.to_owned();
+    text.push_str("\n\n## Errors\n\n| status | `error` | cause | what to do |\n|---|---|---|---|\n");
+    for code in ErrorCode::ALL {
+        text.push_str(&format!("| {} | `{}` | {} | {} |\n", code.status(), code.as_str(), code.cause(), code.remedy()));
+    }
+    text
+}
+
+fn error_code() -> Value {
+    let words: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+    json!({"type": "string", "enum": words, "description": "What went wrong. A code never changes its meaning."})
+}
+
+fn error() -> Value {
+    json!({
+        "type": "object",
+        "description": "An error answer.",
+        "properties": {
+            "code": {"type": "integer", "minimum": 400, "maximum": 599, "description": "The HTTP status."},
+            "error": {"$ref": "#/components/schemas/ErrorCode"},
+            "message": {"type": "string", "description": "For people: field, limit and value."},
+            "data": {"type": ["object", "null"], "description": "What the code's description names; else `null`."},
+            "request_id": {"$ref": "#/components/schemas/RequestId"},
+            "timestamp": {"$ref": "#/components/schemas/Time"},
+        },
+        "required": ["code", "error", "message", "data", "request_id", "timestamp"],
+    })
+}
+
+fn request_id() -> Value {
+    json!({
+        "type": "string",
+        "pattern": "^[A-Za-z0-9._-]{1,64}$",
+        "description": "Names the request in the log; also the header `X-Request-Id`.",
+    })
+}
+
+fn parameters() -> Value {
+    let idempotency = |required: bool| {
+        json!({
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": required,
+            "description": "The request takes effect once per key, method and path within 24 h; a repetition gets the first answer. \
+                Only 2xx answers are kept.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+        })
+    };
+    let query = |name: &str, max: u32, default: u32, text: &str| {
+        let schema = json!({"type": "integer", "minimum": 1, "maximum": max, "default": default});
+        json!({"name": name, "in": "query", "description": text, "schema": schema})
+    };
+    json!({
+        "page": query("page", u32::MAX, 1, "The page, from 1."),
+        "size": query("size", 200, 20, "Entries of a page."),
+        "idempotency_key": idempotency(false),
+        "idempotency_key_required": idempotency(true),
+        "request_id": {
+            "name": "X-Request-Id",
+            "in": "header",
+            "description": "A name for this request, repeated in the answer and in the log. One of another form is replaced.",
+            "schema": {"type": "string"},
+        },
+    })
+}
+
+fn headers() -> Value {
+    let header = |text: &str, schema: Value| json!({"description": text, "schema": schema});
+    let number = || json!({"type": "integer", "minimum": 0});
+    json!({
+        "X-Request-Id": {
+            "description": "The request's own, if it was usable, else a new one.",
+            "required": true,
+            "schema": {"$ref": "#/components/schemas/RequestId"},
+        },
+        "Retry-After": header("Seconds after which trying again makes sense.", number()),
+        "Allow": header("The methods the path has.", json!({"type": "string"})),
+        "Idempotency-Replayed": header("This is the answer of an earlier request with this key.", json!({"const": "true"})),
+    })
+}
+
+fn security_schemes() -> Value {
+    json!({
+        "key": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-Api-Key",
+            "description": "A key of the configuration, or one made by `POST /api/v1/admin/keys`. No scope implies another.",
+        },
+        "signature": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-Signature",
+            "description": "Only keys with `require_hmac`; of others these headers are ignored. `X-Signature` is \
+                hex(HMAC-SHA256(hmac_secret, METHOD \\n PATH \\n TIMESTAMP \\n NONCE \\n hex(SHA256(BODY)))), with `X-Timestamp` in Unix \
+                seconds (300 s off at most) and `X-Nonce` of 1 to 128 characters, used once. PATH is path and query as sent. \
+                `chargegate sign` makes all three.",
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_with_its_query_keys() {
+        for route in ROUTES {
+            let mut described = routes::operation(route.id).query_keys();
+            described.sort_unstable();
+            let mut taken = route.query_keys().to_vec();
+            taken.sort_unstable();
+            assert_eq!(described, taken, "{:?}", route.id);
+        }
+    }
+
+    #[test]
+    fn dump() {
+        std::fs::write("/tmp/openapi.json", serde_json::to_vec_pretty(&document()).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_name_has_one_schema_and_every_reference_its_target() {
+        let (document, conflicts) = build();
+        assert_eq!(conflicts, Vec::<String>::new());
+        let mut references = Vec::new();
+        collect(&document, &mut references);
+        assert!(references.len() > 100);
+        for reference in references {
+            let pointer = reference.strip_prefix('#').unwrap_or_default();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
+
+    fn collect(value: &Value, references: &mut Vec<String>) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| collect(item, references)),
+            Value::Object(fields) => {
+                if let Some(Value::String(reference)) = fields.get("$ref") {
+                    references.push(reference.clone());
+                }
+                fields.values().for_each(|inner| collect(inner, references));
+            }
+            _ => {}
+        }
+    }
+}

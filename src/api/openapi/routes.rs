@@ -1,0 +1,262 @@
+//! One arm per route: what a row of the table does not say of it.
+//!
+//! An arm gives tag and summary, the form of each query key, the body with examples, the success, and the error codes beside the
+//! common ones. Example bodies are sent by the tests as they are.
+
+use serde_json::json;
+
+use super::form::Form;
+use super::operation::{Operation, Tag};
+use crate::api::error::ErrorCode as E;
+use crate::api::handlers::{
+    cards, charge, commands, devices, drain, events, instances, orders, ota, overview, sockets,
+};
+use crate::api::route::RouteId;
+use crate::model::{CardState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
+use crate::store::payload::{
+    Accepted, CardObject, Changed, CommandObject, FirmwareObject, NetworkObject, OrderObject, OtaObject, ParamsObject,
+    SettingsObject, TransactionObject,
+};
+use crate::telemetry::health::{Liveness, Readiness};
+
+/// Codes of a charge.
+const CHARGE: [E; 9] = [
+    E::DeviceOffline,
+    E::NotSupported,
+    E::InsufficientBalance,
+    E::DeviceNotFound,
+    E::PortNotFound,
+    E::CardNotFound,
+    E::PortBusy,
+    E::PortFault,
+    E::QueueOverloaded,
+];
+const CHARGED: &str = "202 means that order and start command are stored. What the device makes of it is told by events and by the \
+    order. Nothing else may hold the port.";
+
+/// The operation of a route.
+pub(super) fn operation(route: RouteId) -> Operation {
+    match route {
+        RouteId::Charge => Operation::new(Tag::Charging, "Start a charge on a port")
+            .text(CHARGED)
+            .body::<charge::ChargeRequest>()
+            .example("time", json!({"port_no": 1, "mode": "time", "duration_minutes": 60, "paid_cent": 150, "stop_when_full": true}))
+            .example("energy", json!({"port_no": 1, "mode": "energy", "energy_wh": 1000, "card_no": "7a8d05dd"}))
+            .example("power", json!({"port_no": 1, "mode": "power", "paid_cent": 150, "tiers": [{"power_dw": 2000, "price_cent": 100, "minutes": 240}]}))
+            .example("service_fee", json!({"port_no": 1, "mode": "service_fee", "paid_cent": 150, "service_fee_by_energy": false,
+                "fee_periods": [{"end_hour": 23, "end_minute": 59, "electricity_cent": 60, "service_cent": 20}]}))
+            .accepted::<Accepted>()
+            .errors(&CHARGE),
+        RouteId::OrderCreate => Operation::new(Tag::Charging, "Start a charge on the device the body names")
+            .text(CHARGED)
+            .body::<charge::CreateRequest>()
+            .example("time", json!({"device_id": "40aace04", "port_no": 1, "mode": "time", "duration_minutes": 60, "paid_cent": 150, "stop_when_full": true}))
+            .example("energy", json!({"device_id": "40aace04", "port_no": 1, "mode": "energy", "energy_wh": 1000, "card_no": "7a8d05dd"}))
+            .example("power", json!({"device_id": "82231214002700", "port_no": 1, "mode": "power", "tiers": [{"power_dw": 2000, "price_cent": 100, "minutes": 240}]}))
+            .example("service_fee", json!({"device_id": "82231214002700", "port_no": 1, "mode": "service_fee", "service_fee_by_energy": false,
+                "fee_periods": [{"end_hour": 23, "end_minute": 59, "electricity_cent": 60, "service_cent": 20}]}))
+            .accepted::<Accepted>()
+            .errors(&CHARGE),
+        RouteId::StopPort => Operation::new(Tag::Charging, "Stop what runs on a port")
+            .text("202 as well where it is being stopped already.")
+            .body::<orders::StopRequest>()
+            .example("port", json!({"port_no": 1}))
+            .accepted::<Accepted>()
+            .errors(&[E::DeviceNotFound, E::PortNotFound, E::OrderNotFound, E::OrderState]),
+        RouteId::OrderStopByBody => Operation::new(Tag::Charging, "Stop the order the body names")
+            .text("By `order_no`, or by `device_id` and `port_no`; if all are given, they must agree.")
+            .body::<orders::OrderRequest>()
+            .example("order", json!({"order_no": "THD6H0BG6Y60TR00"}))
+            .example("port", json!({"device_id": "40aace04", "port_no": 1}))
+            .accepted::<Accepted>()
+            .errors(&[E::DeviceNotFound, E::PortNotFound, E::OrderNotFound, E::OrderState]),
+        RouteId::OrderCancelByBody => Operation::new(Tag::Charging, "Cancel the order the body names")
+            .text("For an order that does not charge yet. By `order_no`, or by `device_id` and `port_no`; if all are given, they must agree.")
+            .body::<orders::OrderRequest>()
+            .example("order", json!({"order_no": "THD6H0BG6Y60TR00"}))
+            .example("port", json!({"device_id": "40aace04", "port_no": 1}))
+            .accepted::<Accepted>()
+            .errors(&[E::DeviceNotFound, E::PortNotFound, E::OrderNotFound, E::OrderState]),
+        RouteId::OrderStop => Operation::new(Tag::Charging, "Stop an order")
+            .text("No body, or `{}`. 202 as well where it is being stopped already.")
+            .accepted::<Accepted>()
+            .errors(&[E::OrderNotFound, E::OrderState]),
+        RouteId::OrderCancel => Operation::new(Tag::Charging, "Cancel an order that does not charge yet")
+            .text("No body, or `{}`. An order whose start is not on its way is `cancelled` at once.")
+            .accepted::<Accepted>()
+            .errors(&[E::OrderNotFound, E::OrderState]),
+
+        RouteId::Order => Operation::new(Tag::Orders, "One order").ok::<OrderObject<'_>>().errors(&[E::OrderNotFound]),
+        RouteId::OrderQuery => Operation::new(Tag::Orders, "The order of a number, or the active one of a port")
+            .text("Give `order_no`, or `device_id` and `port_no`; if all are given, they must agree.")
+            .query("order_no", Form::of::<OrderNo>(), "The order.")
+            .query("device_id", Form::of::<DeviceId>(), "The device.")
+            .query("port_no", Form::number(1..=65_535), "Its port.")
+            .ok::<OrderObject<'_>>()
+            .errors(&[E::OrderNotFound, E::DeviceNotFound]),
+        RouteId::OrderList => Operation::new(Tag::Orders, "Orders, newest first")
+            .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
+            .query("port_no", Form::number(1..=65_535), "Only of this port.")
+            .query("status", Form::state::<OrderStatus>(10), "Only those that stand here, by word or number.")
+            .page::<OrderObject<'_>>(),
+        RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
+            .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+
+        RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
+            .query("online", Form::flag(), "Only those online, or only those offline.")
+            .query("protocol", Form::of::<Protocol>(), "Only those that speak it.")
+            .query("printed_no", Form::number(0..=4_294_967_295), "Only the one with this number under its QR code.")
+            .query("search", Form::text(1..=64), "Only those whose id begins with it, whose name has it, or whose printed number it is.")
+            .page::<devices::DeviceObject>(),
+        RouteId::Device => Operation::new(Tag::Devices, "One device with its ports and active orders")
+            .ok::<devices::DeviceObject>()
+            .errors(&[E::DeviceNotFound]),
+        RouteId::DeviceStatus => Operation::new(Tag::Devices, "The live status of a device, from memory")
+            .ok::<devices::Status>()
+            .errors(&[E::DeviceNotFound]),
+        RouteId::DeviceSettings => Operation::new(Tag::Devices, "Set what is kept of a device")
+            .text("A device that was never seen is registered.")
+            .body::<sockets::SettingsRequest>()
+            .example("gateway", json!({"protocol": "gn", "name": "yard 1", "extensions": false}))
+            .example("host", json!({"fsk_frequency": 433}))
+            .ok::<SettingsObject<'_>>()
+            .errors(&[E::NotSupported]),
+        RouteId::SocketList => Operation::new(Tag::Devices, "The network list of a gateway")
+            .ok::<NetworkObject<'_>>()
+            .errors(&[E::NotSupported, E::DeviceNotFound]),
+        RouteId::SocketChange => Operation::new(Tag::Devices, "Replace the network list, or add to it")
+            .text("202 means that it is stored; the gateway is told next, also over reconnects, and each socket shows whether it was taken.")
+            .body::<sockets::NetworkRequest>()
+            .example("refresh", json!({"action": "refresh", "channel": 1, "sockets": [{"socket": 1, "mac": "00aabbccdd01", "uid": "S001"}]}))
+            .example("add", json!({"action": "add", "socket": 2, "mac": "00aabbccdd02", "uid": "S002"}))
+            .accepted::<NetworkObject<'_>>()
+            .errors(&[E::NotSupported, E::DeviceNotFound, E::PortBusy, E::QueueOverloaded]),
+        RouteId::SocketDelete => Operation::new(Tag::Devices, "Take a socket out of the network list")
+            .text("A socket whose port is held by an order cannot go.")
+            .accepted::<NetworkObject<'_>>()
+            .errors(&[E::NotSupported, E::NotFound, E::DeviceNotFound, E::PortBusy, E::QueueOverloaded]),
+
+        RouteId::CardList => Operation::new(Tag::Cards, "Cards by number")
+            .query("state", Form::state::<CardState>(18), "Only those in this state, by word or number.")
+            .page::<CardObject<'_>>(),
+        RouteId::CardRegister => Operation::new(Tag::Cards, "Register a card with an empty account")
+            .body::<cards::CardRequest>()
+            .example("balance", json!({"card_no": "7a8d05dd", "state": "normal"}))
+            .example("monthly", json!({"card_no": "7a8d05de", "expires_at": "2027-01-31T16:00:00Z"}))
+            .example("tariff", json!({"card_no": "7a8d05df", "tariff": "night"}))
+            .created::<Changed<'_>>()
+            .errors(&[E::CardExists]),
+        RouteId::Card => Operation::new(Tag::Cards, "One card").ok::<CardObject<'_>>().errors(&[E::CardNotFound]),
+        RouteId::CardUpdate => Operation::new(Tag::Cards, "Change a card's state, tariff or plan")
+            .body::<cards::UpdateRequest>()
+            .example("state", json!({"state": "please_unbind"}))
+            .example("monthly", json!({"tariff": null, "expires_at": "2027-01-31T16:00:00Z"}))
+            .ok::<Changed<'_>>()
+            .errors(&[E::CardNotFound]),
+        RouteId::CardRecharge => Operation::new(Tag::Cards, "Add money to a card")
+            .needs_idempotency_key()
+            .body::<cards::RechargeRequest>()
+            .example("cash", json!({"amount_cent": 5000, "reference": "till 7"}))
+            .ok::<Changed<'_>>()
+            .errors(&[E::CardNotFound]),
+        RouteId::CardTransactions => Operation::new(Tag::Cards, "Movements of a card's balance, newest first")
+            .page::<TransactionObject<'_>>()
+            .errors(&[E::CardNotFound]),
+
+        RouteId::CommandCreate => Operation::new(Tag::Commands, "Send a named command to a device")
+            .text("202 means that it is stored. It is written when the connection is free, or when the device comes back within `valid_seconds`. \
+                What the device says to it is read from the command.")
+            .body::<commands::CommandRequest>()
+            .example("locate", json!({"command": "locate", "seconds": 10, "valid_seconds": 60}))
+            .example("eeprom_read", json!({"command": "eeprom_read", "address": 0, "length": 16}))
+            .example("query_socket", json!({"command": "query_socket", "socket": 1}))
+            .accepted::<CommandObject<'_>>()
+            .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
+        RouteId::CommandList => Operation::new(Tag::Commands, "Commands of a device, newest first")
+            .text("Starts and stops of orders are among them.")
+            .page::<CommandObject<'_>>()
+            .errors(&[E::DeviceNotFound]),
+        RouteId::Command => Operation::new(Tag::Commands, "One command: its state, and what the device said")
+            .ok::<CommandObject<'_>>()
+            .errors(&[E::NotFound]),
+        RouteId::Params => Operation::new(Tag::Commands, "Parameters of a device: desired and reported")
+            .ok::<ParamsObject<'_>>()
+            .errors(&[E::DeviceNotFound]),
+        RouteId::ParamsSet => Operation::new(Tag::Commands, "Say what parameters of a device shall be")
+            .text("The gateway brings the device there and keeps at it over reconnects.")
+            .body::<commands::ParamsRequest>()
+            .example("ap3000", json!({"params": {"heartbeat_interval_s": 60}}))
+            .example("gateway", json!({"params": {"full_charge_delay_s": 600}, "socket": 1}))
+            .example("refresh", json!({"refresh": true}))
+            .accepted::<ParamsObject<'_>>()
+            .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
+        RouteId::VerificationCode => Operation::new(Tag::Commands, "The code that starts a charge on a keypad model now")
+            .text("AP3000 models with a keypad. It needs no connection.")
+            .query("port_no", Form::number(1..=255), "Required: the port.")
+            .ok::<commands::CodeObject>()
+            .errors(&[E::NotSupported]),
+
+        RouteId::FirmwareUpload => Operation::new(Tag::Firmware, "Upload an image")
+            .text("The body is the image as it is, of at most `ota.firmware_max` bytes (8 MiB). 200 where this image was stored before; its first \
+                name then stays. A verification packet needs `version` and `device_type`.")
+            .query("name", Form::text(1..=64), "Required: a name for it.")
+            .query("version", Form::pattern("^[Vv]?[0-9]{1,3}[.][0-9]{2}$"), "As the vendor writes it: `2.05`, at most 655.35.")
+            .query("device_type", Form::pattern("^(0x[0-9A-Fa-f]{1,2}|[0-9]{1,3})$"), "The type it is for, as `33` or `0x21`.")
+            .bytes("application/octet-stream")
+            .ok::<FirmwareObject<'_>>()
+            .created::<FirmwareObject<'_>>(),
+        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first").page::<FirmwareObject<'_>>(),
+        RouteId::OtaCreate => Operation::new(Tag::Firmware, "Begin an update of a device")
+            .text("A device has one open update. It goes on behind the last packet the device acknowledged, also after a lost connection, and rests \
+                while an order is active.")
+            .body::<ota::UpdateRequest>()
+            .example("image", json!({"firmware": 1, "method": "e0", "verification": true, "force": false}))
+            .example("hash", json!({"firmware": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}))
+            .example("ftp", json!({"method": "ftp", "ftp_host": "192.0.2.10", "ftp_port": 21, "file": "gn.bin"}))
+            .accepted::<OtaObject<'_>>()
+            .errors(&[E::NotSupported, E::NotFound, E::DeviceNotFound, E::TaskState, E::QueueOverloaded]),
+        RouteId::OtaList => Operation::new(Tag::Firmware, "Updates, newest first")
+            .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
+            .query("state", Form::state::<OtaState>(4), "Only those that stand here, by word or number.")
+            .page::<OtaObject<'_>>(),
+        RouteId::Ota => Operation::new(Tag::Firmware, "One update").ok::<OtaObject<'_>>().errors(&[E::TaskNotFound]),
+        RouteId::OtaCancel => Operation::new(Tag::Firmware, "End an update")
+            .text("Asked again, the same answer.")
+            .ok::<OtaObject<'_>>()
+            .errors(&[E::TaskNotFound, E::TaskState]),
+
+        RouteId::Events => Operation::new(Tag::Events, "The event log behind a position, in commit order")
+            .text("Ask again with `next_after`; no items means that you have all there is.")
+            .query("after", Form::number(0..=i64::MAX), "The position; left out: the beginning.")
+            .query("limit", Form::number(1..=500), "Events at most; left out: 100.")
+            .ok::<events::Log>(),
+
+        RouteId::Drain => Operation::new(Tag::Operation, "Whether this instance sends its devices away").ok::<drain::DrainState>(),
+        RouteId::DrainSet => Operation::new(Tag::Operation, "Send the devices of this instance away, or take them again")
+            .text("Device connections are closed one after another, and none is accepted. Ask again to see how many are left.")
+            .body::<drain::DrainBody>()
+            .example("drain", json!({"draining": true}))
+            .accepted::<drain::DrainState>(),
+        RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
+            .text("The list of one that is alone is empty.")
+            .array::<instances::Instance>(),
+
+        RouteId::Overview => Operation::new(Tag::Operation, "What this instance does now, and ten minutes of it")
+            .query("since", Form::time(), "Only the figures after this time.")
+            .ok::<overview::Overview>(),
+        RouteId::Console => Operation::new(Tag::Operation, "The operators' console, a page")
+            .text("It has everything in it and asks the API like everybody else.")
+            .other(200, "The page.", "text/html; charset=utf-8")
+            .empty(304, "The page of `If-None-Match` is the one."),
+
+        RouteId::Healthz => Operation::new(Tag::Health, "Whether every shard turns, for restarts")
+            .plain::<Liveness>(200, "Every shard turns.")
+            .plain::<Liveness>(500, "Some shard does not turn."),
+        RouteId::Readyz => Operation::new(Tag::Health, "Whether devices and requests are served, for load balancers")
+            .plain::<Readiness>(200, "They are.")
+            .plain::<Readiness>(503, "They are not, and which part is why."),
+        RouteId::Metrics => Operation::new(Tag::Health, "Metrics in Prometheus' text format")
+            .other(200, "The metrics.", "text/plain; version=0.0.4; charset=utf-8"),
+    }
+}
