@@ -1,7 +1,7 @@
 //! Cost of a heartbeat in the core: bytes in, reply out, carried out by a driver that only counts.
 //!
 //! With one connection everything stays in the processor's caches; with 15,000, as many as one shard is made for, each heartbeat
-//! comes for a connection that was last touched 15,000 heartbeats ago.
+//! comes for a connection that was last touched 15,000 heartbeats ago. Without and with the flight recorder.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -79,8 +79,8 @@ impl Gateway {
         *next = (*next + 1) % conns.len();
         core.receive(*now, *conn, frame, effects);
         let written = effects.tx.len();
-        for (_, range) in effects.writes.drain(..) {
-            core.sent(range.len());
+        for (conn, range) in effects.writes.drain(..) {
+            core.sent(*now, conn, &effects.tx[range]);
         }
         effects.tx.clear();
         written
@@ -130,9 +130,13 @@ fn heartbeats(c: &mut Criterion) {
     {
         for connections in CONNECTIONS {
             let vector = vector(file, name);
-            let mut gateway = Gateway::new(CoreConfig::new(ShardId(0)), &vector, connections);
-            assert!(gateway.heartbeat() > 0, "answered");
-            group.bench_function(format!("{label}/{connections}"), |b| b.iter(|| gateway.heartbeat()));
+            for (recorder, recorder_bytes) in [("off", 0), ("on", 4 << 20)] {
+                let config = CoreConfig { recorder_bytes, ..CoreConfig::new(ShardId(0)) };
+                let mut gateway = Gateway::new(config, &vector, connections);
+                assert!(gateway.heartbeat() > 0, "answered");
+                let name = format!("{label}/{connections}/recorder_{recorder}");
+                group.bench_function(name, |b| b.iter(|| gateway.heartbeat()));
+            }
         }
     }
     group.finish();

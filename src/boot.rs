@@ -637,6 +637,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
         wanted: pusher.wanted(),
         log_heartbeats: config.store.cmd_log_heartbeats,
+        recorder_bytes: usize::try_from(config.recorder.bytes_per_shard.0).unwrap_or(usize::MAX),
         cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
         ota_running_max: usize::try_from(share(u64::from(config.ota.concurrent_max))).unwrap_or(usize::MAX),

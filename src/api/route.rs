@@ -470,7 +470,9 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_not_found() {
-        for path in ["/x", "/console", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"] {
+        for path in
+            ["/x", "/console", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"]
+        {
             assert_eq!(error_of(Method::Get, path).code, ErrorCode::NotFound, "{path}");
         }
     }
