@@ -65,7 +65,7 @@ use crate::{
     queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
-        Clock, ListenAddress,
+        Clock, Inquiries, ListenAddress,
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
     store::{self, Notify, Store, StoreError},
@@ -268,6 +268,8 @@ impl Gateway {
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
                 drain: Arc::clone(&drain),
+                inquiries: Inquiries::start(prepared.mailboxes().to_vec())?,
+                magics: Magics::new(&config.ap3000.magics.0)?,
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -478,6 +480,7 @@ impl Gateway {
         }
         self.ticks.clear(&self.health);
         self.guard.join();
+        self.api.inquiries.stop();
         drop(self.server);
         self.jobs.stop();
         self.updates.stop();

@@ -33,6 +33,8 @@ use chargegate::{
         directory::{Directory, Entry},
     },
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
+    protocol::ap3000::Magics,
+    shard::Inquiries,
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
         sqlite::{Options, SqliteStore},
@@ -145,6 +147,8 @@ impl Rig {
             metrics: Metrics::new(1),
             drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
             health,
+            inquiries: Inquiries::start(Vec::new()).unwrap(),
+            magics: Magics::default(),
             auth: Arc::new(auth),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),

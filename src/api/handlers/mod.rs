@@ -22,6 +22,7 @@ mod call;
 pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
+pub(super) mod connections;
 pub(super) mod devices;
 pub(super) mod drain;
 pub(super) mod events;
@@ -31,6 +32,7 @@ pub(super) mod orders;
 pub(super) mod ota;
 pub(super) mod overview;
 mod pages;
+pub(super) mod recorder;
 pub(super) mod sockets;
 
 use std::path::PathBuf;
@@ -52,6 +54,8 @@ use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
+use crate::protocol::ap3000::Magics;
+use crate::shard::Inquiries;
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
 use call::{Access, Call, Next, read};
@@ -90,6 +94,10 @@ pub struct Api {
     pub firmware_dir: PathBuf,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
+    /// Asks the shards.
+    pub inquiries: Arc<Inquiries>,
+    /// Starts of AP3000 frames, for those that are shown in words.
+    pub magics: Magics,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -270,6 +278,12 @@ impl Api {
             RouteId::Instances => Ok(instances::list()),
             RouteId::Drain => Ok(drain::show()),
             RouteId::DrainSet => drain::set(request),
+            RouteId::Connections => connections::list(&matched.query),
+            RouteId::ConnectionFrames => recorder::connection(&matched.name().unwrap_or_default()),
+            RouteId::Recorder => Ok(recorder::device(device_of(matched)?)),
+            RouteId::Anomalies => recorder::anomalies(&matched.query),
+            RouteId::Anomaly => recorder::anomaly(&matched.name().unwrap_or_default()),
+            RouteId::Disconnect => connections::disconnect(device_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
             RouteId::CardList => cards::list(&matched.query),
