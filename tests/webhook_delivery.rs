@@ -18,7 +18,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
         FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
@@ -249,7 +249,13 @@ impl Reader for FakeReader {
     fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
         absent()
     }
-    fn commands(&mut self, _: DeviceId, _: u32, _: u32) -> Result<Page<CommandRecord>, StoreError> {
+    fn commands(
+        &mut self,
+        _: DeviceId,
+        _: Option<CommandState>,
+        _: u32,
+        _: u32,
+    ) -> Result<Page<CommandRecord>, StoreError> {
         absent()
     }
     fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
@@ -270,7 +276,7 @@ impl Reader for FakeReader {
     fn firmware(&mut self, _: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
         absent()
     }
-    fn firmware_list(&mut self, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
+    fn firmware_list(&mut self, _: Option<u8>, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
         absent()
     }
     fn ota_task(&mut self, _: i64) -> Result<Option<OtaTask>, StoreError> {

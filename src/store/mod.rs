@@ -19,7 +19,10 @@ use std::{
 
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, Command, DeviceId, Firmware, Order, OrderNo, OtaTask, Priority, ServerId},
+    model::{
+        Card, CardNo, CardTransaction, Command, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, Priority,
+        ServerId,
+    },
 };
 
 mod counters;
@@ -167,8 +170,14 @@ pub trait Reader {
     ) -> Result<Page<CardTransaction>, StoreError>;
     /// One command of a device.
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError>;
-    /// Commands of a device, newest first; `page` from 1.
-    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
+    /// Commands of a device, or those in one state, newest first; `page` from 1.
+    fn commands(
+        &mut self,
+        device_id: DeviceId,
+        state: Option<CommandState>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CommandRecord>, StoreError>;
     /// Parameters of a device by socket and name.
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
     /// The network list of a gateway; `None`: no such device.
@@ -183,8 +192,8 @@ pub trait Reader {
     fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError>;
     /// One image.
     fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
-    /// Images, newest first; `page` from 1.
-    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
+    /// Images, or those for one device type, newest first; `page` from 1.
+    fn firmware_list(&mut self, device_type: Option<u8>, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
     /// One update.
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError>;
     /// Updates, newest first; `page` from 1.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
         FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
@@ -70,6 +70,10 @@ impl SqlReader<'_> {
         let total: Option<i64> = scalar(self.conn, &count, filter.values.as_slice())?;
         let total = total.unwrap_or(0).unsigned_abs();
         let offset = u64::from(page.saturating_sub(1)) * u64::from(size);
+        // Behind the end lies nothing, however far: no row is passed over to find that out.
+        if offset >= total {
+            return Ok(Page { rows: Vec::new(), total });
+        }
         let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
         let rows = all(self.conn, &sql, filter.values.as_slice(), read)?;
         Ok(Page { rows, total })
@@ -125,6 +129,9 @@ impl Reader for SqlReader<'_> {
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("port_no = ?", filter.port_no.map(i64::from));
         sql.and("status = ?", filter.status.map(|status| i64::from(status.code())));
+        sql.and("business_no = ?", filter.business_no.map(i64::from));
+        sql.and("created_at >= ?", filter.created_from);
+        sql.and("created_at < ?", filter.created_to);
         self.page(order_columns!(), "orders", "created_at DESC, order_no DESC", &sql, (page, size), order)
     }
 
@@ -258,9 +265,16 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError> {
+    fn commands(
+        &mut self,
+        device_id: DeviceId,
+        state: Option<CommandState>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CommandRecord>, StoreError> {
         let mut sql = Filter::default();
         sql.and("device_id = ?", Some(device_id.to_string()));
+        sql.and("state = ?", state.map(|state| state.as_str().to_owned()));
         self.page(command_record_columns!(), "outbound_queue", "id DESC", &sql, (page, size), command_record)
     }
 
@@ -276,9 +290,10 @@ impl Reader for SqlReader<'_> {
         ota::find_firmware(self.conn, key)
     }
 
-    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
-        let (columns, none) = (ota::firmware_columns!(), Filter::default());
-        self.page(columns, "firmware f", "f.firmware_id DESC", &none, (page, size), ota::firmware)
+    fn firmware_list(&mut self, device_type: Option<u8>, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("f.device_type = ?", device_type.map(i64::from));
+        self.page(ota::firmware_columns!(), "firmware f", "f.firmware_id DESC", &sql, (page, size), ota::firmware)
     }
 
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError> {
