@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -282,6 +282,7 @@ impl Gateway {
                 firmware_dir: firmware_dir(config),
                 retention: retention(config),
                 drain: Arc::clone(&drain),
+                pusher: OnceLock::new(),
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -322,6 +323,8 @@ impl Gateway {
             let settings = pusher_settings(config, instance);
             let pusher = Arc::new(Pusher::start(running.clone(), Arc::clone(&store), settings)?);
             router.join_pusher(Arc::clone(&pusher));
+            // Nobody else sets it.
+            drop(api.pusher.set(Arc::clone(&pusher)));
             api.managed.join_pusher(Arc::clone(&pusher), running, config.webhook.timeout)?;
             metrics.join(&pusher);
             let context = job::Context {
@@ -747,6 +750,7 @@ const fn retention(config: &Config) -> Retention {
         commands: config.retention.dead_commands,
         answers: config.retention.idempotency_keys,
         command_log: config.retention.cmd_log,
+        delivery_log: config.retention.delivery_log,
     }
 }
 

@@ -102,6 +102,7 @@ impl Core {
             | Outcome::Params(_)
             | Outcome::Instance(_)
             | Outcome::Leased(_)
+            | Outcome::Endpoint(_)
             | Outcome::Managed(_)
             | Outcome::Done => {}
         }
