@@ -280,6 +280,7 @@ impl Gateway {
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
+                retention: retention(config),
                 drain: Arc::clone(&drain),
                 pusher: OnceLock::new(),
                 start,
@@ -743,6 +744,16 @@ fn firmware_dir(config: &Config) -> PathBuf {
     config.data.dir.join("firmware")
 }
 
+const fn retention(config: &Config) -> Retention {
+    Retention {
+        events: config.retention.events,
+        commands: config.retention.dead_commands,
+        answers: config.retention.idempotency_keys,
+        command_log: config.retention.cmd_log,
+        delivery_log: config.retention.delivery_log,
+    }
+}
+
 const fn ota_schedule(config: &Config) -> ota::Schedule {
     ota::Schedule { poll: config.ota.poll_interval, valid_for: config.ota.valid_for, ftp: config.ota.ftp_timeout }
 }
@@ -752,13 +763,7 @@ fn schedule(config: &Config) -> Schedule {
         backstop: config.jobs.order_backstop_interval,
         command_poll: config.jobs.command_interval,
         cleaner: config.jobs.cleanup_interval,
-        retention: Retention {
-            events: config.retention.events,
-            commands: config.retention.dead_commands,
-            answers: config.retention.idempotency_keys,
-            command_log: config.retention.cmd_log,
-            delivery_log: config.retention.delivery_log,
-        },
+        retention: retention(config),
         interrupt_grace: config.session.interrupt_grace,
         offline_grace: config.session.offline_grace,
     }

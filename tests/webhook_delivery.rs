@@ -22,9 +22,9 @@ use chargegate::{
     store::{
         ApiKeyRecord, CardFilter, CommandLogRow, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate,
         DeviceFilter, DeviceRecord, Disabled, Earlier, EndpointProgress, EndpointRecord, EndpointStanding, EventRecord,
-        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory, OtaFilter,
-        Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError,
-        StoreHealth,
+        FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
+        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store,
+        StoreError, StoreHealth,
     },
     webhook::{
         BreakerSettings, BreakerState, Delivering, Endpoint, Pusher, Settings, Stopped, TEST_EVENT, TrialRefused, Tried,
@@ -266,7 +266,10 @@ impl Reader for FakeReader {
     fn managed_revision(&mut self) -> Result<i64, StoreError> {
         absent()
     }
-    fn order_history(&mut self, _: &Order, _: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, _: &Order, _: (i64, i64)) -> Result<OrderHistory, StoreError> {
+        absent()
+    }
+    fn frames(&mut self, _: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
         absent()
     }
     fn device(&mut self, _: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {

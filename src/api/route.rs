@@ -80,6 +80,8 @@ routes! {
         ["device_id", "port_no", "status", "business_no", "created_from", "created_to"];
     Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
     OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
+    /// All that is kept of how an order came about.
+    OrderProof = Get "/api/v1/third/orders/{order}/proof", READ, SINGLE, [];
     OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.

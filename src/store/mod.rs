@@ -61,7 +61,7 @@ pub use managed::{
 };
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 pub use proof::{
-    FrameRecord, HistoryScope, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
+    FrameFilter, FrameRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
     WaitingDelivery,
 };
 pub use records::{
@@ -140,8 +140,10 @@ pub trait Reader {
     fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError>;
     /// Events of one order in sequence.
     fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError>;
-    /// All that is kept of how an order came about.
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError>;
+    /// What is kept of how an order came about; with what was reported for its port in this time (Unix ms) and settled no order.
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError>;
+    /// Frames of a device, oldest first. The log is written behind what it tells of, and may lose its last seconds.
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError>;
     /// One device.
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError>;
     /// Ports of a device by number.

@@ -33,6 +33,7 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
+    job::Retention,
     managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
     store::{
@@ -49,6 +50,14 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const THIRD: &str = "/api/v1/third";
 /// The key that may do everything.
+/// Longer than any test.
+const KEPT: Retention = Retention {
+    events: PATIENCE,
+    commands: PATIENCE,
+    answers: PATIENCE,
+    command_log: PATIENCE,
+    delivery_log: PATIENCE,
+};
 pub(crate) const ALL: &str = "key-all";
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
@@ -158,6 +167,7 @@ impl Rig {
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
             pusher: OnceLock::new(),
+            retention: KEPT,
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());

@@ -33,6 +33,7 @@ pub(super) mod orders;
 pub(super) mod ota;
 pub(super) mod overview;
 mod pages;
+pub(super) mod proof;
 pub(super) mod sockets;
 pub(super) mod webhooks;
 
@@ -55,6 +56,7 @@ use super::server::{Handler, Responder};
 use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
+use crate::job::Retention;
 use crate::managed::Managed;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::store::{Idempotency, Store};
@@ -96,6 +98,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// How long what leads to an order is kept.
+    pub retention: Retention,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
     /// Delivers events; set when it is started, which is after requests are taken.
@@ -275,6 +279,7 @@ impl Api {
             RouteId::OrderQuery => orders::query(&matched.query),
             RouteId::OrderList => orders::list(&matched.query),
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
+            RouteId::OrderProof => Ok(proof::one(order_of(matched)?, self.retention)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),

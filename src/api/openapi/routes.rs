@@ -9,14 +9,14 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, deliveries, devices, drain, events, instances, keys, orders, ota, overview, sockets,
-    webhooks,
+    cards, charge, commands, deliveries, devices, drain, events, instances, keys, orders, ota, overview, proof,
+    sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
 use crate::store::payload::{
-    Accepted, CardObject, Changed, CommandObject, EndpointObject, FirmwareObject, KeyObject, NetworkObject,
-    OrderObject, OtaObject, ParamsObject, SettingsObject, ShownEndpoint, ShownKey, TransactionObject,
+    Accepted, CardObject, Changed, CommandObject, FirmwareObject, KeyObject, NetworkObject, OrderObject, OtaObject,
+    ParamsObject, SettingsObject, ShownEndpoint, ShownKey, TransactionObject,
 };
 use crate::telemetry::health::{Liveness, Readiness};
 
@@ -106,6 +106,10 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .page::<OrderObject<'_>>(),
         RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
             .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+        RouteId::OrderProof => Operation::new(Tag::Orders, "All that is kept of how an order came about")
+            .text("One timeline: requests, commands, frames as they were on the wire, the settlement, events, deliveries.")
+            .ok::<proof::Proof>()
             .errors(&[E::OrderNotFound]),
 
         RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
@@ -268,7 +272,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .errors(&[E::NotFound, E::ReadOnly]),
 
         RouteId::WebhookList => Operation::new(Tag::Webhooks, "Endpoints by name, of the configuration and of the store")
-            .page::<EndpointObject>(),
+            .page::<webhooks::StatedEndpoint>(),
         RouteId::WebhookCreate => Operation::new(Tag::Webhooks, "Make an endpoint")
             .text("It gets what is committed after it was made. A secret that is made stands in this answer and nowhere else; a repetition by \
                 `Idempotency-Key` is answered without it.")
@@ -278,7 +282,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
                 "api_key": "sent-as-X-Api-Key"}))
             .created::<ShownEndpoint<'_>>()
             .errors(&[E::NameTaken]),
-        RouteId::Webhook => Operation::new(Tag::Webhooks, "One endpoint").ok::<EndpointObject>().errors(&[E::NotFound]),
+        RouteId::Webhook => Operation::new(Tag::Webhooks, "One endpoint").ok::<webhooks::StatedEndpoint>().errors(&[E::NotFound]),
         RouteId::WebhookUpdate => Operation::new(Tag::Webhooks, "Change an endpoint")
             .text("What is left out stays, and so does its place in the log. `null` takes `api_key` or `secret_previous` away.")
             .body::<webhooks::EndpointChangeRequest>()

@@ -17,9 +17,9 @@ use crate::{
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
-        EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, HistoryScope, Idempotency,
-        InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery, PortRecord, Queued,
-        Reader, StoreError,
+        EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, FrameFilter, FrameRecord,
+        Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery,
+        PortRecord, Queued, Reader, StoreError,
     },
 };
 
@@ -120,9 +120,13 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError> {
         let events = self.order_events(order.order_no)?;
-        proof::history(self.conn, order, events, scope)
+        proof::history(self.conn, order, events, between)
+    }
+
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
+        proof::frames(self.conn, filter)
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
