@@ -16,8 +16,8 @@ use chargegate::{
         Backstop, Bind, Bound, CommandUpdate, Created, DeadLetters, DeliveryChange, DeliveryLogRow, DeliveryOutcome,
         DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport, Disabled, Earlier, EndpointJob, EndpointOutcome,
         EndpointProgress, Idempotency, InstanceJob, InstanceOutcome, Job, Latest, LeaseJob, NewOrder, OrderFilter,
-        OrderJob, OrderKey, OrderOutcome, Outcome, Page, ParkedDelivery, PortRecord, Prune, Released, Settlement,
-        SettlementEnd, SettlementKey, payload,
+        OrderJob, OrderKey, OrderOutcome, Outcome, Page, ParkedDelivery, PortRecord, Prune, QueueCounts, QueueFilter,
+        Released, Settlement, SettlementEnd, SettlementKey, payload,
     },
 };
 use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job, until};
@@ -139,6 +139,38 @@ fn a_creation_with_the_live_epoch_is_claimed_and_one_without_is_queued() {
     assert_eq!(*bench.told.queued.lock(), [ap(1), ap(1)]);
     assert_eq!(bench.told.orders.lock().len(), 3);
     assert_eq!(bench.read(|reader| reader.devices_with_queued_commands(None, 10)), [ap(1)]);
+}
+
+#[test]
+fn the_queue_is_listed_newest_first_and_counted_by_state() {
+    let bench = Bench::new();
+    let epoch = bench.bind(ap(1), T0).epoch;
+    bench.bind(ap(2), T0);
+    let (_, first) = bench.created(ap(1), 1, Some(epoch), T0);
+    let first = first.expect("claimed");
+    let (_, second) = bench.created(ap(1), 2, Some(epoch), T0 + 1);
+    let second = second.expect("claimed");
+    let (queued, _) = bench.created(ap(2), 1, None, T0 + 2);
+    for (id, state) in [(first.id, CommandState::Acked), (second.id, CommandState::Written)] {
+        assert!(matches!(bench.run(Job::Command(update(id, state, T0 + 3))), Outcome::Done));
+    }
+    let counts = bench.read(|reader| reader.queue_counts());
+    assert_eq!(counts, QueueCounts { queued: 1, claimed: 0, written: 1 });
+
+    let list = |device_id, state| bench.read(move |reader| reader.queue(&QueueFilter { device_id, state }, 1, 20));
+    let open = list(None, None);
+    let shown: Vec<_> = open.rows.iter().map(|row| (row.command.order_no, row.command.state.as_str())).collect();
+    assert_eq!(shown, [(Some(queued.order_no), "queued"), (second.order_no, "written")]);
+    assert_eq!(open.total, 2, "those that have not ended");
+    let (waits, written) = (&open.rows[0], &open.rows[1]);
+    assert_eq!((waits.epoch, waits.command.written_at, waits.priority), (None, None, Priority::Normal));
+    assert_eq!((written.epoch, written.msg_id), (Some(epoch), second.msg_id));
+    assert_eq!((written.command.attempts, written.command.written_at), (1, Some(T0 + 3)));
+    assert_eq!(list(Some(ap(1)), None).rows, std::slice::from_ref(written));
+    let acked = list(None, Some(CommandState::Acked));
+    assert_eq!((acked.total, acked.rows[0].command.id), (1, first.id));
+    assert_eq!(list(Some(ap(2)), Some(CommandState::Acked)).total, 0);
+    assert_eq!(bench.read(|reader| reader.queue(&QueueFilter::default(), 2, 1)).rows, std::slice::from_ref(written));
 }
 
 #[test]

@@ -23,8 +23,8 @@ use chargegate::{
         ApiKeyRecord, CardFilter, CommandLogRow, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate,
         DeviceFilter, DeviceRecord, Disabled, Earlier, EndpointProgress, EndpointRecord, EndpointStanding, EventRecord,
         FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
-        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store,
-        StoreError, StoreHealth,
+        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, QueueCounts, QueueEntry, QueueFilter,
+        Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{
         BreakerSettings, BreakerState, Delivering, Endpoint, Pusher, Settings, Stopped, TEST_EVENT, TrialRefused, Tried,
@@ -315,6 +315,12 @@ impl Reader for FakeReader {
         absent()
     }
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
+        absent()
+    }
+    fn queue(&mut self, _: &QueueFilter, _: u32, _: u32) -> Result<Page<QueueEntry>, StoreError> {
+        absent()
+    }
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
         absent()
     }
     fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {

@@ -88,6 +88,11 @@ routes! {
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Commands on their way to devices.
+    Queue = Get "/api/v1/admin/queue", ADMIN, PAGED, ["state", "device_id"];
+    /// Least important level that is logged.
+    LogLevel = Get "/api/v1/admin/log-level", ADMIN, SINGLE, [];
+    LogLevelSet = Post "/api/v1/admin/log-level", ADMIN, SINGLE, [];
     /// Whether this instance sends its devices away.
     Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];

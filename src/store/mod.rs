@@ -66,9 +66,12 @@ pub use proof::{
 };
 pub use records::{
     CardFilter, CommandLogRow, CommandRecord, DeviceFilter, DeviceRecord, EventRecord, Latest, OrderFilter, Page,
-    ParamRecord, PortRecord,
+    ParamRecord, PortRecord, QueueCounts, QueueEntry, QueueFilter,
 };
 pub use sql::{Applied, Limits};
+
+/// Ended commands stay for days: a list of them is not counted to its end.
+pub const QUEUE_TOTAL_MAX: u64 = 10_000;
 
 /// Where an outcome goes.
 pub enum Reply {
@@ -205,6 +208,10 @@ pub trait Reader {
         page: u32,
         size: u32,
     ) -> Result<Page<CommandRecord>, StoreError>;
+    /// Commands of all devices, newest first; `page` from 1. `total` counts to [`QUEUE_TOTAL_MAX`].
+    fn queue(&mut self, filter: &QueueFilter, page: u32, size: u32) -> Result<Page<QueueEntry>, StoreError>;
+    /// How many commands have not ended.
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError>;
     /// Parameters of a device by socket and name.
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
     /// The network list of a gateway; `None`: no such device.

@@ -29,11 +29,13 @@ pub(super) mod events;
 mod health;
 pub(super) mod instances;
 pub(super) mod keys;
+pub(super) mod log_level;
 pub(super) mod orders;
 pub(super) mod ota;
 pub(super) mod overview;
 mod pages;
 pub(super) mod proof;
+pub(super) mod queue;
 pub(super) mod sockets;
 pub(super) mod webhooks;
 
@@ -284,6 +286,9 @@ impl Api {
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
             RouteId::Drain => Ok(drain::show()),
+            RouteId::Queue => queue::list(&matched.query),
+            RouteId::LogLevel => Ok(log_level::show()),
+            RouteId::LogLevelSet => log_level::set(request),
             RouteId::DrainSet => drain::set(request),
             RouteId::DeadLetterList => deliveries::dead(self, name_of(matched)?, &matched.query),
             RouteId::DeadLetterRedrive => deliveries::redrive(self, name_of(matched)?, request),
@@ -365,8 +370,8 @@ fn no_device(device_id: DeviceId) -> ApiError {
 }
 
 /// A page of a list.
-#[derive(Serialize)]
-struct List<T> {
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct List<T> {
     items: Vec<T>,
     /// Entries on all pages.
     total: u64,

@@ -9,8 +9,8 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, deliveries, devices, drain, events, instances, keys, orders, ota, overview, proof,
-    sockets, webhooks,
+    cards, charge, commands, deliveries, devices, drain, events, instances, keys, log_level, orders, ota, overview,
+    proof, queue, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
@@ -361,6 +361,16 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .ok::<crate::webhook::EndpointState>()
             .errors(&[E::NotFound]),
 
+        RouteId::Queue => Operation::new(Tag::Operation, "Commands on their way to devices, newest first")
+            .text("`by_priority` is of this instance, the rest of all. Ended commands are kept for days: `total` of a list counts to 10,000.")
+            .query("state", Form::of::<CommandState>(), "Only those in this state. Left out: those that have not ended.")
+            .query("device_id", Form::of::<DeviceId>(), "Only those of this device.")
+            .ok::<queue::QueueBody>(),
+        RouteId::LogLevel => Operation::new(Tag::Operation, "Least important level that this instance logs").ok::<log_level::LogLevelState>(),
+        RouteId::LogLevelSet => Operation::new(Tag::Operation, "Log more or less, until the next reload or restart")
+            .body::<log_level::LogLevelBody>()
+            .example("debug", json!({"level": "debug"}))
+            .ok::<log_level::LogLevelState>(),
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
