@@ -297,6 +297,8 @@ function pulse(state, text) {
 
 function frame() {
   const link = (section, text, href = `#/${section}`) => h('a', { href, 'data-section': section }, icon(section), h('span', null, text));
+  // In a tab of its own: leaving this page signs out.
+  const elsewhere = (href, text) => h('a', { class: 'link', href, target: '_blank', rel: 'noopener' }, text);
   const field = searchField();
   app.replaceChildren(h('div', { class: 'shell' },
     h('div', { class: 'side' },
@@ -306,7 +308,7 @@ function frame() {
         session.may.admin && link('keys', 'Keys'), link('help', 'Help')),
       h('div', { class: 'foot' },
         h('span', null, `May ${['read', 'control', 'admin'].filter((scope) => session.may[scope]).join(', ')}`),
-        h('span', null, h('a', { class: 'link', href: '/docs' }, 'API'), ' · ', h('a', { class: 'link', href: '/metrics' }, 'Metrics')))),
+        h('span', null, elsewhere('/docs', 'API'), ' · ', elsewhere('/metrics', 'Metrics')))),
     h('div', { class: 'grow' },
       h('header', { class: 'top' },
         field,
