@@ -47,6 +47,11 @@ impl Form {
         Self(Inner::Schema(json!({"type": "string", "pattern": pattern})))
     }
 
+    /// One of a few words.
+    pub(super) fn words(words: &[&str]) -> Self {
+        Self(Inner::Schema(json!({"type": "string", "enum": words})))
+    }
+
     /// The words of a state, or their numbers from 0.
     pub(super) fn state<T: ToSchema>(max: u8) -> Self {
         let mut shape = Shape::of::<T>();
