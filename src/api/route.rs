@@ -80,17 +80,47 @@ routes! {
         ["device_id", "port_no", "status", "business_no", "created_from", "created_to"];
     Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
     OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
+    /// All that is kept of how an order came about.
+    OrderProof = Get "/api/v1/third/orders/{order}/proof", READ, SINGLE, [];
     OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
     Events = Get "/api/v1/third/events", READ, SINGLE, ["after", "limit"];
     /// Who shares the store.
     Instances = Get "/api/v1/admin/instances", ADMIN, SINGLE, [];
+    /// Commands on their way to devices.
+    Queue = Get "/api/v1/admin/queue", ADMIN, PAGED, ["state", "device_id"];
+    /// Least important level that is logged.
+    LogLevel = Get "/api/v1/admin/log-level", ADMIN, SINGLE, [];
+    LogLevelSet = Post "/api/v1/admin/log-level", ADMIN, SINGLE, [];
     /// Whether this instance sends its devices away.
     Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    /// The sockets of devices.
+    Connections = Get "/api/v1/admin/connections", ADMIN, PAGED, ["device_id", "listener", "protocol"];
+    ConnectionFrames = Get "/api/v1/admin/connections/{name}/frames", ADMIN, SINGLE, [];
+    /// The last frames of a device.
+    Recorder = Get "/api/v1/admin/recorder/{device}", ADMIN, SINGLE, [];
+    /// What went wrong between devices and the gateway.
+    Anomalies = Get "/api/v1/admin/anomalies", ADMIN, PAGED, ["kind", "device_id"];
+    Anomaly = Get "/api/v1/admin/anomalies/{name}", ADMIN, SINGLE, [];
+    /// Closes the connection of a device.
+    Disconnect = Post "/api/v1/admin/devices/{device}/disconnect", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
+    /// What an endpoint will not get unless it is delivered again.
+    DeadLetterList = Get "/api/v1/admin/webhooks/{name}/dead", ADMIN, PAGED, [];
+    DeadLetterRedrive = Post "/api/v1/admin/webhooks/{name}/redrive", ADMIN, SINGLE, [];
+    DeadLetterPurge = Post "/api/v1/admin/webhooks/{name}/purge", ADMIN, SINGLE, [];
+    /// Delivers a range of the log again.
+    WebhookRedeliver = Post "/api/v1/admin/webhooks/{name}/redeliver", ADMIN, SINGLE, [];
+    WebhookDeliveries = Get "/api/v1/admin/webhooks/{name}/deliveries", ADMIN, PAGED, ["outcome"];
+    /// Deliveries of the event at a position, to all endpoints.
+    EventDeliveries = Get "/api/v1/admin/events/{id}/deliveries", ADMIN, PAGED, [];
+    /// Sends a test event.
+    WebhookTest = Post "/api/v1/admin/webhooks/{name}/test", ADMIN, SINGLE, [];
+    WebhookDisable = Post "/api/v1/admin/webhooks/{name}/disable", ADMIN, SINGLE, [];
+    WebhookEnable = Post "/api/v1/admin/webhooks/{name}/enable", ADMIN, SINGLE, [];
     /// API keys of the configuration and of the store.
     KeyList = Get "/api/v1/admin/keys", ADMIN, PAGED, [];
     KeyCreate = Post "/api/v1/admin/keys", ADMIN, SINGLE, [];

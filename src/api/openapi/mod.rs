@@ -172,6 +172,9 @@ fn headers() -> Value {
         },
         "Retry-After": header("Seconds after which trying again makes sense.", number()),
         "Allow": header("The methods the path has.", json!({"type": "string"})),
+        "RateLimit-Limit": header("Requests that may come at once after a rest. Only for a key that has a rate, or where all keys have one.", number()),
+        "RateLimit-Remaining": header("Requests that are left of them now.", number()),
+        "RateLimit-Reset": header("Seconds until all of them are there again, if nothing more is asked.", number()),
         "Idempotency-Replayed": header("This is the answer of an earlier request with this key.", json!({"const": "true"})),
     })
 }

@@ -68,6 +68,7 @@ pub(super) struct Operation {
     text: &'static str,
     query: Vec<(&'static str, Form, &'static str)>,
     body: Option<Shape>,
+    body_required: bool,
     media_type: &'static str,
     examples: Vec<(&'static str, Value)>,
     needs_idempotency_key: bool,
@@ -83,6 +84,7 @@ impl Operation {
             text: "",
             query: Vec::new(),
             body: None,
+            body_required: true,
             media_type: JSON,
             examples: Vec::new(),
             needs_idempotency_key: false,
@@ -105,6 +107,11 @@ impl Operation {
     /// A JSON body, which must be there.
     pub(super) fn body<T: ToSchema>(self) -> Self {
         Self { body: Some(Shape::of::<T>()), ..self }
+    }
+
+    /// A JSON body, which may be left out.
+    pub(super) fn optional_body<T: ToSchema>(self) -> Self {
+        Self { body_required: false, ..self.body::<T>() }
     }
 
     /// A body that is taken as it is.
@@ -241,7 +248,8 @@ impl Operation {
             if !examples.is_empty() {
                 content.insert("examples".into(), examples.into());
             }
-            operation.insert("requestBody".into(), json!({"required": true, "content": {self.media_type: content}}));
+            let body = json!({"required": self.body_required, "content": {self.media_type: content}});
+            operation.insert("requestBody".into(), body);
         }
         operation.insert("responses".into(), self.responses(route, schemas, responses).into());
         operation.into()
@@ -289,6 +297,9 @@ impl Operation {
         let repeats = route.scope.is_some() && route.method == Method::Post;
         for Success { status, text, data } in &self.successes {
             let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+            if route.scope.is_some() {
+                add_quota(&mut headers);
+            }
             if repeats {
                 headers["Idempotency-Replayed"] = json!({"$ref": "#/components/headers/Idempotency-Replayed"});
             }
@@ -370,6 +381,7 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
     let text = |code: &ErrorCode| format!("`{}`: {} {}", code.as_str(), code.cause(), code.remedy());
     let description = codes.iter().map(text).collect::<Vec<_>>().join("\n\n");
     let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+    add_quota(&mut headers);
     if codes.iter().any(|code| waits(*code)) {
         headers["Retry-After"] = json!({"$ref": "#/components/headers/Retry-After"});
     }
@@ -377,6 +389,13 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
         headers["Allow"] = json!({"$ref": "#/components/headers/Allow"});
     }
     json!({"description": description, "headers": headers, "content": {JSON: {"schema": error_schema(status, codes)}}})
+}
+
+/// What callers with a rate are told in every answer.
+fn add_quota(headers: &mut Value) {
+    for name in ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"] {
+        headers[name] = json!({"$ref": format!("#/components/headers/{name}")});
+    }
 }
 
 /// Whether answers with this code may say when to try again.

@@ -9,7 +9,8 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, devices, drain, events, instances, keys, orders, ota, overview, sockets, webhooks,
+    cards, charge, commands, connections, deliveries, devices, drain, events, instances, keys, log_level, orders, ota,
+    overview, proof, queue, recorder, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
@@ -105,6 +106,10 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .page::<OrderObject<'_>>(),
         RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
             .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+        RouteId::OrderProof => Operation::new(Tag::Orders, "All that is kept of how an order came about")
+            .text("One timeline: requests, commands, frames as they were on the wire, the settlement, events, deliveries.")
+            .ok::<proof::Proof>()
             .errors(&[E::OrderNotFound]),
 
         RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
@@ -322,10 +327,97 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .body::<drain::DrainBody>()
             .example("drain", json!({"draining": true}))
             .accepted::<drain::DrainState>(),
+        RouteId::Queue => Operation::new(Tag::Operation, "Commands on their way to devices, newest first")
+            .text("`by_priority` is of this instance, the rest of all. Ended commands are kept for days: `total` of a list counts to 10,000.")
+            .query("state", Form::of::<CommandState>(), "Only those in this state. Left out: those that have not ended.")
+            .query("device_id", Form::of::<DeviceId>(), "Only those of this device.")
+            .ok::<queue::QueueBody>(),
+        RouteId::LogLevel => Operation::new(Tag::Operation, "Least important level that this instance logs").ok::<log_level::LogLevelState>(),
+        RouteId::LogLevelSet => Operation::new(Tag::Operation, "Log more or less, until the next reload or restart")
+            .body::<log_level::LogLevelBody>()
+            .example("debug", json!({"level": "debug"}))
+            .ok::<log_level::LogLevelState>(),
+        RouteId::DeadLetterList => Operation::new(Tag::Webhooks, "Dead letters of an endpoint, by position")
+            .text("Events that an endpoint did not get: a final answer, or all attempts used up.")
+            .page::<deliveries::DeadLetter>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterRedrive => Operation::new(Tag::Webhooks, "Deliver dead letters again")
+            .text("With all their attempts. Among what is still to be delivered of a key, the order of positions holds.")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterPurge => Operation::new(Tag::Webhooks, "Delete dead letters")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookRedeliver => Operation::new(Tag::Webhooks, "Deliver a range of the event log again")
+            .text("Events that the endpoint wants, up to its cursor: what lies beyond comes anyway, and so does what is parked. A request looks at \
+                10,000 positions; `next_from_pos` goes on. While they are delivered, new events wait behind them.")
+            .body::<deliveries::RedeliverBody>()
+            .example("positions", json!({"from_pos": 1000, "to_pos": 2000}))
+            .example("times", json!({"from": "2026-11-23T00:00:00Z", "to": "2026-11-23T06:00:00Z"}))
+            .ok::<deliveries::Redelivered>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver to an endpoint, newest first")
+            .text("Kept for `retention.delivery_log`. `total` ends at 100,000.")
+            .query("outcome", Form::of::<deliveries::DeliveryOutcomeWord>(), "Only those that ended so.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::EventDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver an event, to all endpoints")
+            .text("`id` is the event's position in the log.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookTest => Operation::new(Tag::Webhooks, "Send a test event to an endpoint now")
+            .text("A `webhook.test` event, signed and guarded like any other, also to an endpoint that is disabled. It is no part of the event log. \
+                One at a time.")
+            .ok::<crate::webhook::Tried>()
+            .errors(&[E::NotFound, E::QueueOverloaded]),
+        RouteId::WebhookDisable => Operation::new(Tag::Webhooks, "Send nothing more to an endpoint")
+            .text("Its events are kept behind its cursor, for as long as events are kept. Answers with how it is doing then.")
+            .optional_body::<deliveries::DisableBody>()
+            .example("reason", json!({"reason": "moves to another site"}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookEnable => Operation::new(Tag::Webhooks, "Go on sending to an endpoint")
+            .text("Behind its cursor, or without its backlog. Also what ends the state that a 410 of the receiver began.")
+            .optional_body::<deliveries::EnableBody>()
+            .example("behind the cursor", json!({"skip_backlog": false}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
 
+        RouteId::Connections => Operation::new(Tag::Operation, "Sockets of devices to this instance")
+            .query("device_id", Form::of::<DeviceId>(), "Only the one that carries it.")
+            .query("listener", Form::words(&connections::LISTENERS), "Only those that came in there.")
+            .query("protocol", Form::of::<Protocol>(), "Only those that speak it.")
+            .page::<connections::DeviceConnection>(),
+        RouteId::ConnectionFrames => Operation::new(Tag::Operation, "The last frames of a connection, in words")
+            .text("Also of one that carried no device, or that ended a while ago.")
+            .ok::<recorder::ConnectionRecording>()
+            .errors(&[E::NotFound]),
+        RouteId::Recorder => Operation::new(Tag::Operation, "The last frames of a device, in words")
+            .text("From memory, over the connections it had to this instance. Where another instance has it, 404 names that one in                 `data.instance`. `chargegate decode --file` explains the answer offline.")
+            .ok::<recorder::Recording>()
+            .errors(&[E::NotFound]),
+        RouteId::Anomalies => Operation::new(Tag::Operation, "What went wrong between devices and this instance, newest first")
+            .text("The last 64 of each shard, with the frames before; one a minute of a device and kind.")
+            .query("kind", Form::words(&recorder::anomaly_kinds()), "Only this kind.")
+            .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
+            .page::<recorder::AnomalyObject>(),
+        RouteId::Anomaly => Operation::new(Tag::Operation, "One of the things that went wrong")
+            .ok::<recorder::AnomalyObject>()
+            .errors(&[E::NotFound]),
+        RouteId::Disconnect => Operation::new(Tag::Operation, "Close the connection of a device")
+            .text("No body, or `{}`. The device is expected to connect again. Where another instance has it, 404 names that one in                 `data.instance`.")
+            .ok::<connections::DisconnectedDevice>()
+            .errors(&[E::NotFound, E::DeviceOffline]),
         RouteId::Overview => Operation::new(Tag::Operation, "What this instance does now, and ten minutes of it")
             .query("since", Form::time(), "Only the figures after this time.")
             .ok::<overview::Overview>(),

@@ -3,6 +3,7 @@
 use super::{
     conn::{Arg, Conn, Row, Value, all, one, scalar},
     device::find_device,
+    endpoint,
     event::json,
     idempotency::earlier,
     ota, proof,
@@ -10,14 +11,16 @@ use super::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
     },
+    rows::{command_row_columns, queue_entry},
 };
 use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
-        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
-        ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
+        EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, FrameFilter, FrameRecord,
+        Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery,
+        PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader, StoreError,
     },
 };
 
@@ -42,6 +45,11 @@ impl Filter {
             self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
     }
+}
+
+/// Rows before a page, which counts from 1.
+fn offset(page: u32, size: u32) -> u64 {
+    u64::from(page.saturating_sub(1)) * u64::from(size)
 }
 
 /// A text as a pattern of LIKE that stands for itself.
@@ -69,7 +77,7 @@ impl SqlReader<'_> {
         let count = format!("SELECT count(*) FROM {table}{}", filter.sql);
         let total: Option<i64> = scalar(self.conn, &count, filter.values.as_slice())?;
         let total = total.unwrap_or(0).unsigned_abs();
-        let offset = u64::from(page.saturating_sub(1)) * u64::from(size);
+        let offset = offset(page, size);
         // Behind the end lies nothing, however far: no row is passed over to find that out.
         if offset >= total {
             return Ok(Page { rows: Vec::new(), total });
@@ -77,36 +85,6 @@ impl SqlReader<'_> {
         let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
         let rows = all(self.conn, &sql, filter.values.as_slice(), read)?;
         Ok(Page { rows, total })
-    }
-
-    fn deliveries(
-        &self,
-        endpoint: &str,
-        state: &str,
-        limit: u32,
-    ) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        all(
-            self.conn,
-            concat!(
-                "SELECT ",
-                event_columns!(),
-                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN logged_events e ON e.pos = d.pos \
-                 WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3"
-            ),
-            (endpoint, state, limit),
-            |row| {
-                let event = event(row)?;
-                let parked = ParkedDelivery {
-                    endpoint: endpoint.to_owned(),
-                    pos: event.pos,
-                    key: row.get(12)?,
-                    attempts: row.get(9)?,
-                    next_at: row.get(10)?,
-                    reason: row.get(11)?,
-                };
-                Ok((parked, event))
-            },
-        )
     }
 }
 
@@ -148,9 +126,13 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError> {
         let events = self.order_events(order.order_no)?;
-        proof::history(self.conn, order, events, scope)
+        proof::history(self.conn, order, events, between)
+    }
+
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
+        proof::frames(self.conn, filter)
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
@@ -211,16 +193,43 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError> {
-        scalar(self.conn, "SELECT pos FROM event_cursors WHERE endpoint = $1", [endpoint])
+    fn pos_at(&mut self, at: i64) -> Result<i64, StoreError> {
+        endpoint::pos_at(self.conn, at)
+    }
+
+    fn endpoint(&mut self, endpoint: &str) -> Result<Option<EndpointProgress>, StoreError> {
+        endpoint::progress(self.conn, endpoint)
+    }
+
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError> {
+        endpoint::standings(self.conn)
     }
 
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        self.deliveries(endpoint, "parked", limit)
+        endpoint::deliveries(self.conn, endpoint, "parked", limit, 0)
     }
 
-    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        self.deliveries(endpoint, "dead", limit)
+    fn dead_letters(
+        &mut self,
+        endpoint: &str,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<(ParkedDelivery, EventRecord)>, StoreError> {
+        endpoint::dead_letters(self.conn, endpoint, page, size)
+    }
+
+    fn deliveries(
+        &mut self,
+        endpoint: &str,
+        outcome: Option<DeliveryOutcome>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<DeliveryLogRow>, StoreError> {
+        endpoint::log_of_endpoint(self.conn, endpoint, outcome, page, size)
+    }
+
+    fn deliveries_of_event(&mut self, pos: i64, page: u32, size: u32) -> Result<Page<DeliveryLogRow>, StoreError> {
+        endpoint::log_of_event(self.conn, pos, page, size)
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
@@ -272,6 +281,48 @@ impl Reader for SqlReader<'_> {
         sql.and("device_id = ?", Some(device_id.to_string()));
         sql.and("state = ?", state.map(|state| state.as_str().to_owned()));
         self.page(command_record_columns!(), "outbound_queue", "id DESC", &sql, (page, size), command_record)
+    }
+
+    fn queue(&mut self, filter: &QueueFilter, page: u32, size: u32) -> Result<Page<QueueEntry>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
+        sql.and("state = ?", filter.state.map(|state| state.as_str().to_owned()));
+        if filter.state.is_none() {
+            sql.sql.push_str(if sql.sql.is_empty() { " WHERE " } else { " AND " });
+            sql.sql.push_str("state IN ('queued', 'claimed', 'written')");
+        }
+        let count = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM outbound_queue{} LIMIT {QUEUE_TOTAL_MAX}) AS counted",
+            sql.sql
+        );
+        let total: Option<i64> = scalar(self.conn, &count, sql.values.as_slice())?;
+        let total = total.unwrap_or(0).unsigned_abs();
+        let rows = format!(
+            "SELECT {} FROM outbound_queue{} ORDER BY id DESC LIMIT {size} OFFSET {}",
+            command_row_columns!(),
+            sql.sql,
+            offset(page, size)
+        );
+        Ok(Page { rows: all(self.conn, &rows, sql.values.as_slice(), queue_entry)?, total })
+    }
+
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
+        let mut counts = QueueCounts::default();
+        let by_state = all(
+            self.conn,
+            "SELECT state, count(*) FROM outbound_queue WHERE state IN ('queued', 'claimed', 'written') GROUP BY state",
+            (),
+            |row| Ok((CommandState::from_word(row.text(0)?), row.get::<i64>(1)?.unsigned_abs())),
+        )?;
+        for (state, count) in by_state {
+            match state {
+                Some(CommandState::Queued) => counts.queued = count,
+                Some(CommandState::Claimed) => counts.claimed = count,
+                Some(CommandState::Written) => counts.written = count,
+                _ => {}
+            }
+        }
+        Ok(counts)
     }
 
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
