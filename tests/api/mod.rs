@@ -36,6 +36,8 @@ use chargegate::{
     job::Retention,
     managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
+    protocol::ap3000::Magics,
+    shard::Inquiries,
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
         sqlite::{Options, SqliteStore},
@@ -162,12 +164,14 @@ impl Rig {
             health,
             auth,
             managed,
+            inquiries: Inquiries::start(Vec::new()).unwrap(),
+            magics: Magics::default(),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
-            pusher: OnceLock::new(),
             retention: KEPT,
+            pusher: OnceLock::new(),
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());

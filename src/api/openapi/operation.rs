@@ -9,7 +9,7 @@ use super::form::Form;
 use super::schema::{Role, Schemas, Shape};
 use crate::api::error::ErrorCode;
 use crate::api::message::{JSON, Method};
-use crate::api::route::Route;
+use crate::api::route::{BASE, Route};
 
 /// Groups of operations, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +189,7 @@ impl Operation {
     }
 
     /// The codes the route can answer with: its own and those of every route like it.
-    fn all_errors(&self, route: &Route) -> Vec<ErrorCode> {
+    pub(super) fn codes(&self, route: &Route) -> Vec<ErrorCode> {
         use ErrorCode as E;
         let mut codes = vec![
             E::InvalidParameter,
@@ -292,6 +292,9 @@ impl Operation {
         let repeats = route.scope.is_some() && route.method == Method::Post;
         for Success { status, text, data } in &self.successes {
             let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+            if route.scope.is_some() {
+                add_quota(&mut headers);
+            }
             if repeats {
                 headers["Idempotency-Replayed"] = json!({"$ref": "#/components/headers/Idempotency-Replayed"});
             }
@@ -307,7 +310,7 @@ impl Operation {
             }
             answers.insert(status.to_string(), answer);
         }
-        for (status, codes) in by_status(&self.all_errors(route)) {
+        for (status, codes) in by_status(&self.codes(route)) {
             let name = codes.iter().map(|code| code.as_str()).collect::<Vec<_>>().join(".");
             let name = if status == 431 { "HEAD_TOO_LARGE".to_owned() } else { name };
             let reference = json!({"$ref": format!("#/components/responses/{name}")});
@@ -323,6 +326,11 @@ impl Operation {
         }
         answers
     }
+}
+
+/// A path without what all of its kind begin with.
+pub(super) fn shown(pattern: &str) -> &str {
+    pattern.strip_prefix(BASE).unwrap_or(pattern)
 }
 
 /// `deviceList` of `RouteId::DeviceList`.
@@ -368,6 +376,7 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
     let text = |code: &ErrorCode| format!("`{}`: {} {}", code.as_str(), code.cause(), code.remedy());
     let description = codes.iter().map(text).collect::<Vec<_>>().join("\n\n");
     let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+    add_quota(&mut headers);
     if codes.iter().any(|code| waits(*code)) {
         headers["Retry-After"] = json!({"$ref": "#/components/headers/Retry-After"});
     }
@@ -375,6 +384,13 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
         headers["Allow"] = json!({"$ref": "#/components/headers/Allow"});
     }
     json!({"description": description, "headers": headers, "content": {JSON: {"schema": error_schema(status, codes)}}})
+}
+
+/// What callers with a rate are told in every answer.
+fn add_quota(headers: &mut Value) {
+    for name in ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"] {
+        headers[name] = json!({"$ref": format!("#/components/headers/{name}")});
+    }
 }
 
 /// Whether answers with this code may say when to try again.
