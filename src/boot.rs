@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -66,7 +66,7 @@ use crate::{
     queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
-        Clock, ListenAddress,
+        Clock, Inquiries, ListenAddress,
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
     store::{self, Notify, Store, StoreError},
@@ -282,6 +282,9 @@ impl Gateway {
                 firmware_dir: firmware_dir(config),
                 retention: retention(config),
                 drain: Arc::clone(&drain),
+                pusher: OnceLock::new(),
+                inquiries: Inquiries::start(prepared.mailboxes().to_vec())?,
+                magics: Magics::new(&config.ap3000.magics.0)?,
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -322,6 +325,8 @@ impl Gateway {
             let settings = pusher_settings(config, instance);
             let pusher = Arc::new(Pusher::start(running.clone(), Arc::clone(&store), settings)?);
             router.join_pusher(Arc::clone(&pusher));
+            // Nobody else sets it.
+            drop(api.pusher.set(Arc::clone(&pusher)));
             api.managed.join_pusher(Arc::clone(&pusher), running, config.webhook.timeout)?;
             metrics.join(&pusher);
             let context = job::Context {
@@ -494,6 +499,7 @@ impl Gateway {
         }
         self.ticks.clear(&self.health);
         self.guard.join();
+        self.api.inquiries.stop();
         drop(self.server);
         self.jobs.stop();
         self.updates.stop();
@@ -650,6 +656,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
         wanted: pusher.wanted(),
         log_heartbeats: config.store.cmd_log_heartbeats,
+        recorder_bytes: usize::try_from(config.recorder.bytes_per_shard.0).unwrap_or(usize::MAX),
         cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
         ota_running_max: usize::try_from(share(u64::from(config.ota.concurrent_max))).unwrap_or(usize::MAX),
@@ -747,6 +754,7 @@ const fn retention(config: &Config) -> Retention {
         commands: config.retention.dead_commands,
         answers: config.retention.idempotency_keys,
         command_log: config.retention.cmd_log,
+        delivery_log: config.retention.delivery_log,
     }
 }
 
