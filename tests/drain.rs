@@ -88,7 +88,8 @@ fn who_was_told_something_goes_last_and_all_may_come_back(engine: Engine) {
     charger.line.expect_end();
     gateway.order_becomes(&order_no, "confirmed");
     until("all are gone", || (connections(&gateway) == 0).then_some(()));
-    assert_eq!(gateway.metric("chargegate_tcp_closed_total{reason=\"drain\"}"), 2);
+    // Those who looked whether somebody listens may be among them.
+    assert!(gateway.metric("chargegate_tcp_closed_total{reason=\"drain\"}") >= 2);
     assert_eq!(drain(&gateway, true).data()["connections"], 0, "again is the same");
     // What they may do here does not depend on the devices.
     assert_eq!(gateway.get("devices").data()["total"], 2);
@@ -101,8 +102,11 @@ fn who_was_told_something_goes_last_and_all_may_come_back(engine: Engine) {
     assert_eq!(gateway.metric("chargegate_draining"), 0);
     until("somebody listens", || TcpStream::connect(gateway.devices).ok());
     let mut charger = Ap3000::online(gateway.devices, CHARGER, 2);
-    charger.report_charging(0, number, 30, 1);
-    gateway.order_becomes(&order_no, "charging");
+    // A report that comes before its bind is committed is nobody's: devices go on reporting.
+    until("the order is charging", || {
+        charger.report_charging(0, number, 30, 1);
+        (gateway.order(&order_no)["status_text"] == "charging").then_some(())
+    });
     let log = gateway.log();
     let audits: Vec<_> = log.lines().filter(|line| line.contains("chargegate::audit")).collect();
     assert_eq!(audits.len(), 3, "{audits:?}");

@@ -9,14 +9,14 @@ use std::{sync::Barrier, thread};
 use chargegate::{
     gateway::order::{Event, Verdict},
     model::{
-        ChargeMode, ChargeSpec, CommandBody, CommandState, DeviceId, EventType, Order, OrderStatus, Origin, PortStatus,
-        Priority, Protocol, ServerId,
+        ChargeMode, ChargeSpec, CommandBody, CommandState, DeviceId, EventType, Order, OrderNo, OrderStatus, Origin,
+        PortStatus, Priority, Protocol, ServerId,
     },
     store::{
         Backstop, Bind, Bound, CommandUpdate, Created, DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport,
         Earlier, Idempotency, InstanceJob, InstanceOutcome, Job, Latest, LeaseJob, NewOrder, OrderFilter, OrderJob,
-        OrderKey, OrderOutcome, Outcome, ParkedDelivery, PortRecord, Prune, Released, Settlement, SettlementEnd,
-        SettlementKey, payload,
+        OrderKey, OrderOutcome, Outcome, ParkedDelivery, PortRecord, Prune, QueueCounts, QueueFilter, Released,
+        Settlement, SettlementEnd, SettlementKey, payload,
     },
 };
 use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job};
@@ -138,6 +138,38 @@ fn a_creation_with_the_live_epoch_is_claimed_and_one_without_is_queued() {
     assert_eq!(*bench.told.queued.lock(), [ap(1), ap(1)]);
     assert_eq!(bench.told.orders.lock().len(), 3);
     assert_eq!(bench.read(|reader| reader.devices_with_queued_commands(None, 10)), [ap(1)]);
+}
+
+#[test]
+fn the_queue_is_listed_newest_first_and_counted_by_state() {
+    let bench = Bench::new();
+    let epoch = bench.bind(ap(1), T0).epoch;
+    bench.bind(ap(2), T0);
+    let (_, first) = bench.created(ap(1), 1, Some(epoch), T0);
+    let first = first.expect("claimed");
+    let (_, second) = bench.created(ap(1), 2, Some(epoch), T0 + 1);
+    let second = second.expect("claimed");
+    let (queued, _) = bench.created(ap(2), 1, None, T0 + 2);
+    for (id, state) in [(first.id, CommandState::Acked), (second.id, CommandState::Written)] {
+        assert!(matches!(bench.run(Job::Command(update(id, state, T0 + 3))), Outcome::Done));
+    }
+    let counts = bench.read(|reader| reader.queue_counts());
+    assert_eq!(counts, QueueCounts { queued: 1, claimed: 0, written: 1 });
+
+    let list = |device_id, state| bench.read(move |reader| reader.queue(&QueueFilter { device_id, state }, 1, 20));
+    let open = list(None, None);
+    let shown: Vec<_> = open.rows.iter().map(|row| (row.command.order_no, row.command.state.as_str())).collect();
+    assert_eq!(shown, [(Some(queued.order_no), "queued"), (second.order_no, "written")]);
+    assert_eq!(open.total, 2, "those that have not ended");
+    let (waits, written) = (&open.rows[0], &open.rows[1]);
+    assert_eq!((waits.epoch, waits.command.written_at, waits.priority), (None, None, Priority::Normal));
+    assert_eq!((written.epoch, written.msg_id), (Some(epoch), second.msg_id));
+    assert_eq!((written.command.attempts, written.command.written_at), (1, Some(T0 + 3)));
+    assert_eq!(list(Some(ap(1)), None).rows, std::slice::from_ref(written));
+    let acked = list(None, Some(CommandState::Acked));
+    assert_eq!((acked.total, acked.rows[0].command.id), (1, first.id));
+    assert_eq!(list(Some(ap(2)), Some(CommandState::Acked)).total, 0);
+    assert_eq!(bench.read(|reader| reader.queue(&QueueFilter::default(), 2, 1)).rows, std::slice::from_ref(written));
 }
 
 #[test]
@@ -1076,6 +1108,21 @@ fn lists_filter_and_page() {
     assert_eq!((page.total, page.rows.len(), page.rows[0].port_no), (3, 1, 1));
     let none = OrderFilter { status: Some(OrderStatus::Charging), ..OrderFilter::default() };
     assert_eq!(bench.read(move |reader| reader.orders(&none, 1, 10)).total, 0);
+    let created = |from: Option<i64>, to: Option<i64>| {
+        let filter = OrderFilter {
+            device_id: Some(ap(1)),
+            created_from: from.map(|ms| T0 + ms),
+            created_to: to.map(|ms| T0 + ms),
+            ..OrderFilter::default()
+        };
+        let page = bench.read(move |reader| reader.orders(&filter, 1, 10));
+        assert_eq!(page.total, page.rows.len() as u64);
+        page.rows.iter().map(|order| order.port_no).collect::<Vec<_>>()
+    };
+    assert_eq!(created(None, None), [3, 2, 1]);
+    assert_eq!(created(Some(2), None), [3, 2], "from is in");
+    assert_eq!(created(None, Some(2)), [1], "to is out");
+    assert_eq!(created(Some(2), Some(3)), [2]);
     let devices = |filter: DeviceFilter| {
         let page = bench.read(move |reader| reader.devices(&filter, 1, 10));
         page.rows.into_iter().map(|device| device.device_id).collect::<Vec<_>>()
@@ -1087,6 +1134,53 @@ fn lists_filter_and_page() {
     let except = DeviceFilter { except: Some(vec![ap(1), ap(3)]), ..DeviceFilter::default() };
     assert_eq!(devices(except), [bkv(1), ap(2)]);
     assert!(devices(DeviceFilter { among: Some(Vec::new()), ..DeviceFilter::default() }).is_empty());
+}
+
+#[test]
+fn orders_of_one_moment_have_an_order_and_pages_neither_lose_nor_repeat_one() {
+    let bench = Bench::new();
+    for n in 1..=7 {
+        bench.bind(ap(n), T0);
+    }
+    let mut numbers: Vec<OrderNo> = (1..=7).map(|n| bench.created(ap(n), 1, None, T0).0.order_no).collect();
+    numbers.sort_by_key(|no| std::cmp::Reverse(no.to_string()));
+    let all = OrderFilter::default;
+    let pages = (1..=4).flat_map(|page| bench.read(move |reader| reader.orders(&all(), page, 2)).rows);
+    assert_eq!(pages.map(|order| order.order_no).collect::<Vec<_>>(), numbers);
+    for page in [5, u32::MAX] {
+        let behind = bench.read(move |reader| reader.orders(&all(), page, 200));
+        assert_eq!((behind.total, behind.rows.len()), (7, 0));
+    }
+}
+
+#[test]
+fn orders_are_found_by_business_number_and_commands_by_state() {
+    let bench = Bench::new();
+    bench.bind(bkv(1), T0);
+    let (order, _) = bench.created(bkv(1), 1, None, T0);
+    bench.created(bkv(1), 2, None, T0);
+    bench.order_job(OrderJob { business_no: Some(77), ..order_job(order.order_no, Event::StartAcked, T0 + 1) });
+    let found = |business_no| {
+        let filter = OrderFilter { business_no: Some(business_no), ..OrderFilter::default() };
+        bench
+            .read(move |reader| reader.orders(&filter, 1, 10))
+            .rows
+            .iter()
+            .map(|order| order.port_no)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((found(77), found(78)), (vec![1], vec![]));
+    let commands = |state| {
+        let page = bench.read(move |reader| reader.commands(bkv(1), state, 1, 10));
+        assert_eq!(page.total, page.rows.len() as u64);
+        page.rows.iter().map(|command| command.state.clone()).collect::<Vec<_>>()
+    };
+    let all = commands(None);
+    assert_eq!(all.len(), 2);
+    for state in CommandState::ALL {
+        let expected: Vec<_> = all.iter().filter(|word| *word == state.as_str()).cloned().collect();
+        assert_eq!(commands(Some(state)), expected);
+    }
 }
 
 #[test]

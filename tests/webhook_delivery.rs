@@ -18,12 +18,12 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
-        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory, OtaFilter,
-        Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, Queued, ReadCall, Reader, Reply, Store, StoreError,
-        StoreHealth,
+        FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
+        OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, QueueCounts, QueueEntry, QueueFilter,
+        Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
     webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
 };
@@ -216,7 +216,10 @@ impl Reader for FakeReader {
     fn order_events(&mut self, _: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
         absent()
     }
-    fn order_history(&mut self, _: &Order, _: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, _: &Order, _: (i64, i64)) -> Result<OrderHistory, StoreError> {
+        absent()
+    }
+    fn frames(&mut self, _: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
         absent()
     }
     fn device(&mut self, _: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
@@ -246,7 +249,13 @@ impl Reader for FakeReader {
     fn command(&mut self, _: DeviceId, _: i64) -> Result<Option<CommandRecord>, StoreError> {
         absent()
     }
-    fn commands(&mut self, _: DeviceId, _: u32, _: u32) -> Result<Page<CommandRecord>, StoreError> {
+    fn commands(
+        &mut self,
+        _: DeviceId,
+        _: Option<CommandState>,
+        _: u32,
+        _: u32,
+    ) -> Result<Page<CommandRecord>, StoreError> {
         absent()
     }
     fn params(&mut self, _: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
@@ -258,6 +267,12 @@ impl Reader for FakeReader {
     fn instances(&mut self) -> Result<Vec<InstanceRecord>, StoreError> {
         absent()
     }
+    fn queue(&mut self, _: &QueueFilter, _: u32, _: u32) -> Result<Page<QueueEntry>, StoreError> {
+        absent()
+    }
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
+        absent()
+    }
     fn queued(&mut self, _: &[i64]) -> Result<Vec<Queued>, StoreError> {
         absent()
     }
@@ -267,7 +282,7 @@ impl Reader for FakeReader {
     fn firmware(&mut self, _: FirmwareKey) -> Result<Option<Firmware>, StoreError> {
         absent()
     }
-    fn firmware_list(&mut self, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
+    fn firmware_list(&mut self, _: Option<u8>, _: u32, _: u32) -> Result<Page<Firmware>, StoreError> {
         absent()
     }
     fn ota_task(&mut self, _: i64) -> Result<Option<OtaTask>, StoreError> {

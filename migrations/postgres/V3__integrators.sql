@@ -83,3 +83,6 @@ CREATE INDEX event_delivery_pos ON event_delivery (pos);
 -- Under which bind, and by which instance, a frame was received or written.
 ALTER TABLE cmd_log ADD COLUMN epoch BIGINT;
 ALTER TABLE cmd_log ADD COLUMN instance TEXT;
+
+-- Lists of orders of all devices, newest first, and of a time.
+CREATE INDEX orders_created ON orders (created_at DESC, order_no DESC);

@@ -55,6 +55,9 @@ CREATE TABLE order_requests (
 ) STRICT;
 CREATE INDEX order_requests_order ON order_requests (order_no);
 
+-- Lists of orders of all devices, newest first, and of a time.
+CREATE INDEX orders_created ON orders (created_at DESC, order_no DESC);
+
 -- Settlements of an order; those of AP3000 are found by their key.
 CREATE INDEX settlements_order ON settlements (order_no) WHERE key IS NULL AND order_no IS NOT NULL;
 -- What became of the events of an order; hardly any delivery is ever parked.

@@ -157,6 +157,23 @@ pub const fn findings<'a>(bytes: &'a [u8], magics: &'a Magics, direction: Option
     Findings { bytes, magics, direction, at: 0 }
 }
 
+/// Fields that open something: what they hold is explained to nobody.
+const SECRETS: [&str; 2] = ["user_card_key", "new_card_key"];
+
+/// What `decode` says of one frame, line by line, without what its secrets are. The frame's own magic counts as known.
+pub fn explained(frame: &[u8], direction: Direction) -> Vec<String> {
+    let magic = frame.first_chunk().and_then(|magic| Magics::new(&[*magic]).ok());
+    let magics = magic.unwrap_or_default();
+    let mut lines = Vec::new();
+    for finding in findings(frame, &magics, Some(direction)) {
+        lines.extend(finding.to_string().lines().map(|line| {
+            let name = line.trim_start().split_once(':').map_or("", |(name, _)| name);
+            if SECRETS.contains(&name) { format!("  {name}: not shown") } else { line.to_owned() }
+        }));
+    }
+    lines
+}
+
 /// Iterates the findings of a capture.
 #[derive(Clone, Debug)]
 pub struct Findings<'a> {

@@ -19,7 +19,10 @@ use std::{
 
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, Command, DeviceId, Firmware, Order, OrderNo, OtaTask, Priority, ServerId},
+    model::{
+        Card, CardNo, CardTransaction, Command, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, Priority,
+        ServerId,
+    },
 };
 
 mod counters;
@@ -51,14 +54,17 @@ pub use managed::{
 };
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 pub use proof::{
-    FrameRecord, HistoryScope, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
+    FrameFilter, FrameRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
     WaitingDelivery,
 };
 pub use records::{
     CardFilter, CommandLogRow, CommandRecord, DeviceFilter, DeviceRecord, EventRecord, Latest, OrderFilter, Page,
-    ParamRecord, PortRecord,
+    ParamRecord, PortRecord, QueueCounts, QueueEntry, QueueFilter,
 };
 pub use sql::{Applied, Limits};
+
+/// Ended commands stay for days: a list of them is not counted to its end.
+pub const QUEUE_TOTAL_MAX: u64 = 10_000;
 
 /// Where an outcome goes.
 pub enum Reply {
@@ -130,8 +136,10 @@ pub trait Reader {
     fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError>;
     /// Events of one order in sequence.
     fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError>;
-    /// All that is kept of how an order came about.
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError>;
+    /// What is kept of how an order came about; with what was reported for its port in this time (Unix ms) and settled no order.
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError>;
+    /// Frames of a device, oldest first. The log is written behind what it tells of, and may lose its last seconds.
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError>;
     /// One device.
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError>;
     /// Ports of a device by number.
@@ -165,8 +173,18 @@ pub trait Reader {
     ) -> Result<Page<CardTransaction>, StoreError>;
     /// One command of a device.
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError>;
-    /// Commands of a device, newest first; `page` from 1.
-    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
+    /// Commands of a device, or those in one state, newest first; `page` from 1.
+    fn commands(
+        &mut self,
+        device_id: DeviceId,
+        state: Option<CommandState>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CommandRecord>, StoreError>;
+    /// Commands of all devices, newest first; `page` from 1. `total` counts to [`QUEUE_TOTAL_MAX`].
+    fn queue(&mut self, filter: &QueueFilter, page: u32, size: u32) -> Result<Page<QueueEntry>, StoreError>;
+    /// How many commands have not ended.
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError>;
     /// Parameters of a device by socket and name.
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError>;
     /// The network list of a gateway; `None`: no such device.
@@ -181,8 +199,8 @@ pub trait Reader {
     fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError>;
     /// One image.
     fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
-    /// Images, newest first; `page` from 1.
-    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
+    /// Images, or those for one device type, newest first; `page` from 1.
+    fn firmware_list(&mut self, device_type: Option<u8>, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
     /// One update.
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError>;
     /// Updates, newest first; `page` from 1.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::{
     gateway::params::Held,
-    model::{CardState, CommandBody, DeviceDetails, DeviceId, HostValues, OrderNo, OrderStatus, PortStatus, Protocol},
+    model::{
+        CardState, CommandBody, CommandState, DeviceDetails, DeviceId, HostValues, OrderNo, OrderStatus, PortStatus,
+        Priority, Protocol,
+    },
 };
 
 /// A port as stored.
@@ -164,6 +167,12 @@ pub struct OrderFilter {
     pub port_no: Option<u16>,
     /// Only this status.
     pub status: Option<OrderStatus>,
+    /// Only with this business number (BKV, GN).
+    pub business_no: Option<u16>,
+    /// Only those created at this time or later, Unix ms.
+    pub created_from: Option<i64>,
+    /// Only those created before this time, Unix ms.
+    pub created_to: Option<i64>,
 }
 
 /// Restricts a list of devices.
@@ -243,4 +252,43 @@ pub struct CommandRecord {
     pub not_after: i64,
     /// Request that made it.
     pub request_id: Option<String>,
+}
+
+/// A row of the command queue with what its delivery is about, for operators.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueueEntry {
+    /// What third parties see of it.
+    pub command: CommandRecord,
+    /// Of those that wait, who goes first.
+    pub priority: Priority,
+    /// Attempts it has.
+    pub attempts_max: u8,
+    /// Message id or sequence on the wire.
+    pub msg_id: u32,
+    /// Of the last claim; `None`: never claimed, so never written.
+    pub epoch: Option<i64>,
+    /// An earlier binding may have written it.
+    pub maybe_written: bool,
+    /// Unix ms; not claimed before.
+    pub not_before: i64,
+}
+
+/// Restricts a list of commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueFilter {
+    /// Only those of this device.
+    pub device_id: Option<DeviceId>,
+    /// Only those in this state; `None`: those that have not ended.
+    pub state: Option<CommandState>,
+}
+
+/// Commands that have not ended, by state, over all instances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// Nobody has them.
+    pub queued: u64,
+    /// An instance has them and has not written them.
+    pub claimed: u64,
+    /// On the socket, without an answer yet.
+    pub written: u64,
 }

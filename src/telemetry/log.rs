@@ -46,6 +46,11 @@ pub fn set_level(level: LogLevel) {
     log::set_max_level(level.filter());
 }
 
+/// The level now.
+pub fn level() -> LevelFilter {
+    log::max_level()
+}
+
 static TEXT: StandardError = StandardError { json: false };
 static JSON: StandardError = StandardError { json: true };
 

@@ -252,6 +252,11 @@ impl Metrics {
         self.sum(|shard| shard.commands_waiting.iter().map(|(_, waiting)| waiting.get()).sum())
     }
 
+    /// Commands of this instance that wait to be written to a device, by priority.
+    pub fn commands_waiting_of(&self, priority: Priority) -> u64 {
+        self.sum(|shard| shard.commands_waiting[priority].get())
+    }
+
     /// Open device connections of this instance.
     pub fn connections(&self) -> u64 {
         self.sum(|shard| shard.connections.get())

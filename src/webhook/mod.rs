@@ -73,6 +73,7 @@ pub use breaker::{BreakerSettings, BreakerState};
 pub use cards::{Answered, CardDesk, CardSettings};
 pub use counters::{EndpointCounters, LatencyBuckets};
 pub use retry::{Failure, RETRY_AFTER_MAX};
+pub use target::refused_address;
 
 use clock::Clock;
 use dispatcher::{Dispatcher, Ended, Mailbox};

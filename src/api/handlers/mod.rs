@@ -28,13 +28,19 @@ pub(super) mod drain;
 pub(super) mod events;
 mod health;
 pub(super) mod instances;
+pub(super) mod keys;
+pub(super) mod log_level;
 pub(super) mod orders;
 pub(super) mod ota;
 pub(super) mod overview;
 mod pages;
+pub(super) mod proof;
+pub(super) mod queue;
 pub(super) mod recorder;
 pub(super) mod sockets;
+pub(super) mod webhooks;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -53,6 +59,8 @@ use super::server::{Handler, Responder};
 use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
+use crate::job::Retention;
+use crate::managed::Managed;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
 use crate::protocol::ap3000::Magics;
 use crate::shard::Inquiries;
@@ -78,8 +86,10 @@ pub struct Api {
     /// Some thread must call [`Health::observe`] once a second: `/healthz` does so as well, and would otherwise take the time between two
     /// requests for a pause of the process.
     pub health: Arc<Health>,
-    /// Keys; [`Authenticator::reload`] replaces them.
+    /// Keys that are in force.
     pub auth: Arc<Authenticator>,
+    /// Puts keys and endpoints in force.
+    pub managed: Managed,
     /// Refuses starts under overload.
     pub backlog: Arc<Backlog>,
     /// Idempotency keys that are being worked on.
@@ -92,6 +102,8 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// How long what leads to an order is kept.
+    pub retention: Retention,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
     /// Asks the shards.
@@ -273,10 +285,14 @@ impl Api {
             RouteId::OrderQuery => orders::query(&matched.query),
             RouteId::OrderList => orders::list(&matched.query),
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
+            RouteId::OrderProof => Ok(proof::one(order_of(matched)?, self.retention)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
             RouteId::Drain => Ok(drain::show()),
+            RouteId::Queue => queue::list(&matched.query),
+            RouteId::LogLevel => Ok(log_level::show()),
+            RouteId::LogLevelSet => log_level::set(request),
             RouteId::DrainSet => drain::set(request),
             RouteId::Connections => connections::list(&matched.query),
             RouteId::ConnectionFrames => recorder::connection(&matched.name().unwrap_or_default()),
@@ -286,6 +302,18 @@ impl Api {
             RouteId::Disconnect => connections::disconnect(device_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
+            RouteId::KeyList => keys::list(self, &matched.query),
+            RouteId::KeyCreate => keys::create(self, request),
+            RouteId::Key => Ok(keys::one(self, name_of(matched)?)),
+            RouteId::KeyUpdate => keys::update(self, name_of(matched)?, request),
+            RouteId::KeyDelete => keys::delete(self, name_of(matched)?, request),
+            RouteId::KeyRotate => keys::rotate(self, name_of(matched)?, request),
+            RouteId::WebhookList => webhooks::list(self, &matched.query),
+            RouteId::WebhookCreate => webhooks::create(self, request),
+            RouteId::Webhook => Ok(webhooks::one(self, name_of(matched)?)),
+            RouteId::WebhookUpdate => webhooks::update(self, name_of(matched)?, request),
+            RouteId::WebhookDelete => webhooks::delete(self, name_of(matched)?, request),
+            RouteId::WebhookRotate => webhooks::rotate(self, name_of(matched)?, request),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),
@@ -333,13 +361,18 @@ fn card_of(matched: &Matched<'_>) -> Result<CardNo, ApiError> {
     body::card_no("card number in the path", matched.card().unwrap_or_default())
 }
 
+/// Of a key or an endpoint.
+fn name_of(matched: &Matched<'_>) -> Result<String, ApiError> {
+    matched.name().map(Cow::into_owned).ok_or_else(|| ApiError::invalid("name in the path is missing"))
+}
+
 fn no_device(device_id: DeviceId) -> ApiError {
     ApiError::new(ErrorCode::DeviceNotFound, format!("there is no device {device_id}"))
 }
 
 /// A page of a list.
-#[derive(Serialize)]
-struct List<T> {
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct List<T> {
     items: Vec<T>,
     /// Entries on all pages.
     total: u64,
@@ -350,6 +383,14 @@ struct List<T> {
 impl<T> List<T> {
     const fn new(items: Vec<T>, total: u64, page: Page) -> Self {
         Self { items, total, page: page.page, size: page.size }
+    }
+
+    /// A page of what is there whole.
+    fn of_all(all: Vec<T>, page: Page) -> Self {
+        let size = usize::try_from(page.size).unwrap_or(usize::MAX);
+        let skipped = usize::try_from(page.page.saturating_sub(1)).unwrap_or(usize::MAX).saturating_mul(size);
+        let total = all.len() as u64;
+        Self::new(all.into_iter().skip(skipped).take(size).collect(), total, page)
     }
 }
 

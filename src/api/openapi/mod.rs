@@ -198,11 +198,6 @@ mod tests {
     }
 
     #[test]
-    fn dump() {
-        std::fs::write("/tmp/openapi.json", serde_json::to_vec_pretty(&document()).unwrap()).unwrap();
-    }
-
-    #[test]
     fn a_name_has_one_schema_and_every_reference_its_target() {
         let (document, conflicts) = build();
         assert_eq!(conflicts, Vec::<String>::new());

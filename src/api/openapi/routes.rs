@@ -9,13 +9,14 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, connections, devices, drain, events, instances, orders, ota, overview, recorder, sockets,
+    cards, charge, commands, connections, devices, drain, events, instances, keys, log_level, orders, ota, overview,
+    proof, queue, recorder, sockets, webhooks,
 };
 use crate::api::route::RouteId;
-use crate::model::{CardState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
+use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
 use crate::store::payload::{
-    Accepted, CardObject, Changed, CommandObject, FirmwareObject, NetworkObject, OrderObject, OtaObject, ParamsObject,
-    SettingsObject, TransactionObject,
+    Accepted, CardObject, Changed, CommandObject, EndpointObject, FirmwareObject, KeyObject, NetworkObject,
+    OrderObject, OtaObject, ParamsObject, SettingsObject, ShownEndpoint, ShownKey, TransactionObject,
 };
 use crate::telemetry::health::{Liveness, Readiness};
 
@@ -97,10 +98,18 @@ pub(super) fn operation(route: RouteId) -> Operation {
         RouteId::OrderList => Operation::new(Tag::Orders, "Orders, newest first")
             .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
             .query("port_no", Form::number(1..=65_535), "Only of this port.")
+            .text("Of those created in the same millisecond, the higher number comes first.")
             .query("status", Form::state::<OrderStatus>(10), "Only those that stand here, by word or number.")
+            .query("business_no", Form::number(0..=65_535), "Only those that the device gave this number.")
+            .query("created_from", Form::time(), "Only those created at this time or later.")
+            .query("created_to", Form::time(), "Only those created before this time.")
             .page::<OrderObject<'_>>(),
         RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
             .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+        RouteId::OrderProof => Operation::new(Tag::Orders, "All that is kept of how an order came about")
+            .text("One timeline: requests, commands, frames as they were on the wire, the settlement, events, deliveries.")
+            .ok::<proof::Proof>()
             .errors(&[E::OrderNotFound]),
 
         RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
@@ -175,6 +184,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
         RouteId::CommandList => Operation::new(Tag::Commands, "Commands of a device, newest first")
             .text("Starts and stops of orders are among them.")
+            .query("state", Form::words(&CommandState::ALL.map(CommandState::as_str)), "Only those that stand here.")
             .page::<CommandObject<'_>>()
             .errors(&[E::DeviceNotFound]),
         RouteId::Command => Operation::new(Tag::Commands, "One command: its state, and what the device said")
@@ -206,7 +216,9 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .bytes("application/octet-stream")
             .ok::<FirmwareObject<'_>>()
             .created::<FirmwareObject<'_>>(),
-        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first").page::<FirmwareObject<'_>>(),
+        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first")
+            .query("device_type", Form::pattern("^(0x[0-9A-Fa-f]{1,2}|[0-9]{1,3})$"), "Only those for this type.")
+            .page::<FirmwareObject<'_>>(),
         RouteId::OtaCreate => Operation::new(Tag::Firmware, "Begin an update of a device")
             .text("A device has one open update. It goes on behind the last packet the device acknowledged, also after a lost connection, and rests \
                 while an order is active.")
@@ -232,12 +244,81 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .query("limit", Form::number(1..=500), "Events at most; left out: 100.")
             .ok::<events::Log>(),
 
+        RouteId::KeyList => Operation::new(Tag::Keys, "API keys by name, of the configuration and of the store").page::<KeyObject>(),
+        RouteId::KeyCreate => Operation::new(Tag::Keys, "Make a key")
+            .text("The key, and the secret of one that signs, stand in this answer and nowhere else. A repetition by `Idempotency-Key` is \
+                answered without them: rotate the key if the first answer was lost. The key is in force with the answer on the instance \
+                asked, and on the others at most two seconds later.")
+            .body::<keys::NewKeyRequest>()
+            .example("reader", json!({"name": "dashboard", "scopes": ["read"]}))
+            .example("signing", json!({"name": "billing", "scopes": ["read", "control"], "require_hmac": true,
+                "ip_allow": ["192.0.2.0/24"], "rate_per_s": 100, "burst": 200}))
+            .created::<ShownKey<'_>>()
+            .errors(&[E::NameTaken]),
+        RouteId::Key => Operation::new(Tag::Keys, "One key").ok::<KeyObject>().errors(&[E::NotFound]),
+        RouteId::KeyUpdate => Operation::new(Tag::Keys, "Change what a key may do")
+            .text("What is left out stays. Where requests must be signed from now on, the answer shows the secret for it.")
+            .body::<keys::KeyChangeRequest>()
+            .example("narrow", json!({"scopes": ["read"], "ip_allow": ["192.0.2.7"]}))
+            .example("limit", json!({"require_hmac": false, "rate_per_s": 10, "burst": 20}))
+            .ok::<ShownKey<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly, E::LastAdmin]),
+        RouteId::KeyDelete => Operation::new(Tag::Keys, "Remove a key")
+            .ok::<ShownKey<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly, E::LastAdmin]),
+        RouteId::KeyRotate => Operation::new(Tag::Keys, "Replace a key")
+            .text("No body, or `{}`. The old key is void at once, and so is the secret of one that signs.")
+            .ok::<ShownKey<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+
+        RouteId::WebhookList => Operation::new(Tag::Webhooks, "Endpoints by name, of the configuration and of the store")
+            .page::<EndpointObject>(),
+        RouteId::WebhookCreate => Operation::new(Tag::Webhooks, "Make an endpoint")
+            .text("It gets what is committed after it was made. A secret that is made stands in this answer and nowhere else; a repetition by \
+                `Idempotency-Key` is answered without it.")
+            .body::<webhooks::NewEndpointRequest>()
+            .example("orders", json!({"name": "erp", "url": "https://erp.example/hooks", "events": ["order.*", "charging.ended"]}))
+            .example("own_secret", json!({"name": "crm", "url": "https://crm.example/in?site=7", "secret": "a secret of your own",
+                "api_key": "sent-as-X-Api-Key"}))
+            .created::<ShownEndpoint<'_>>()
+            .errors(&[E::NameTaken]),
+        RouteId::Webhook => Operation::new(Tag::Webhooks, "One endpoint").ok::<EndpointObject>().errors(&[E::NotFound]),
+        RouteId::WebhookUpdate => Operation::new(Tag::Webhooks, "Change an endpoint")
+            .text("What is left out stays, and so does its place in the log. `null` takes `api_key` or `secret_previous` away.")
+            .body::<webhooks::EndpointChangeRequest>()
+            .example("events", json!({"url": "https://erp.example/hooks2", "events": ["order.*"], "api_key": null}))
+            .example("rotated", json!({"secret_previous": null}))
+            .ok::<ShownEndpoint<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+        RouteId::WebhookDelete => Operation::new(Tag::Webhooks, "Remove an endpoint")
+            .text("Its place in the log, its parked deliveries and its dead letters go with it.")
+            .ok::<ShownEndpoint<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+        RouteId::WebhookRotate => Operation::new(Tag::Webhooks, "Sign with another secret")
+            .text("The secret before signs too, until it is taken away by `secret_previous: null`. The secret that is in use, given again, \
+                changes nothing.")
+            .body::<webhooks::EndpointRotateRequest>()
+            .example("made", json!({}))
+            .example("own", json!({"secret": "another secret of your own"}))
+            .ok::<ShownEndpoint<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+
         RouteId::Drain => Operation::new(Tag::Operation, "Whether this instance sends its devices away").ok::<drain::DrainState>(),
         RouteId::DrainSet => Operation::new(Tag::Operation, "Send the devices of this instance away, or take them again")
             .text("Device connections are closed one after another, and none is accepted. Ask again to see how many are left.")
             .body::<drain::DrainBody>()
             .example("drain", json!({"draining": true}))
             .accepted::<drain::DrainState>(),
+        RouteId::Queue => Operation::new(Tag::Operation, "Commands on their way to devices, newest first")
+            .text("`by_priority` is of this instance, the rest of all. Ended commands are kept for days: `total` of a list counts to 10,000.")
+            .query("state", Form::of::<CommandState>(), "Only those in this state. Left out: those that have not ended.")
+            .query("device_id", Form::of::<DeviceId>(), "Only those of this device.")
+            .ok::<queue::QueueBody>(),
+        RouteId::LogLevel => Operation::new(Tag::Operation, "Least important level that this instance logs").ok::<log_level::LogLevelState>(),
+        RouteId::LogLevelSet => Operation::new(Tag::Operation, "Log more or less, until the next reload or restart")
+            .body::<log_level::LogLevelBody>()
+            .example("debug", json!({"level": "debug"}))
+            .ok::<log_level::LogLevelState>(),
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),

@@ -10,14 +10,16 @@ use super::{
         active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
     },
+    rows::{command_row_columns, queue_entry},
 };
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
-        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
-        ParamRecord, ParkedDelivery, PortRecord, Queued, Reader, StoreError,
+        FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
+        ParamRecord, ParkedDelivery, PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader,
+        StoreError,
     },
 };
 
@@ -42,6 +44,11 @@ impl Filter {
             self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
     }
+}
+
+/// Rows before a page, which counts from 1.
+fn offset(page: u32, size: u32) -> u64 {
+    u64::from(page.saturating_sub(1)) * u64::from(size)
 }
 
 /// A text as a pattern of LIKE that stands for itself.
@@ -69,7 +76,11 @@ impl SqlReader<'_> {
         let count = format!("SELECT count(*) FROM {table}{}", filter.sql);
         let total: Option<i64> = scalar(self.conn, &count, filter.values.as_slice())?;
         let total = total.unwrap_or(0).unsigned_abs();
-        let offset = u64::from(page.saturating_sub(1)) * u64::from(size);
+        let offset = offset(page, size);
+        // Behind the end lies nothing, however far: no row is passed over to find that out.
+        if offset >= total {
+            return Ok(Page { rows: Vec::new(), total });
+        }
         let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
         let rows = all(self.conn, &sql, filter.values.as_slice(), read)?;
         Ok(Page { rows, total })
@@ -125,6 +136,9 @@ impl Reader for SqlReader<'_> {
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("port_no = ?", filter.port_no.map(i64::from));
         sql.and("status = ?", filter.status.map(|status| i64::from(status.code())));
+        sql.and("business_no = ?", filter.business_no.map(i64::from));
+        sql.and("created_at >= ?", filter.created_from);
+        sql.and("created_at < ?", filter.created_to);
         self.page(order_columns!(), "orders", "created_at DESC, order_no DESC", &sql, (page, size), order)
     }
 
@@ -141,9 +155,13 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError> {
         let events = self.order_events(order.order_no)?;
-        proof::history(self.conn, order, events, scope)
+        proof::history(self.conn, order, events, between)
+    }
+
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
+        proof::frames(self.conn, filter)
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
@@ -254,10 +272,59 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError> {
+    fn commands(
+        &mut self,
+        device_id: DeviceId,
+        state: Option<CommandState>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CommandRecord>, StoreError> {
         let mut sql = Filter::default();
         sql.and("device_id = ?", Some(device_id.to_string()));
+        sql.and("state = ?", state.map(|state| state.as_str().to_owned()));
         self.page(command_record_columns!(), "outbound_queue", "id DESC", &sql, (page, size), command_record)
+    }
+
+    fn queue(&mut self, filter: &QueueFilter, page: u32, size: u32) -> Result<Page<QueueEntry>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
+        sql.and("state = ?", filter.state.map(|state| state.as_str().to_owned()));
+        if filter.state.is_none() {
+            sql.sql.push_str(if sql.sql.is_empty() { " WHERE " } else { " AND " });
+            sql.sql.push_str("state IN ('queued', 'claimed', 'written')");
+        }
+        let count = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM outbound_queue{} LIMIT {QUEUE_TOTAL_MAX}) AS counted",
+            sql.sql
+        );
+        let total: Option<i64> = scalar(self.conn, &count, sql.values.as_slice())?;
+        let total = total.unwrap_or(0).unsigned_abs();
+        let rows = format!(
+            "SELECT {} FROM outbound_queue{} ORDER BY id DESC LIMIT {size} OFFSET {}",
+            command_row_columns!(),
+            sql.sql,
+            offset(page, size)
+        );
+        Ok(Page { rows: all(self.conn, &rows, sql.values.as_slice(), queue_entry)?, total })
+    }
+
+    fn queue_counts(&mut self) -> Result<QueueCounts, StoreError> {
+        let mut counts = QueueCounts::default();
+        let by_state = all(
+            self.conn,
+            "SELECT state, count(*) FROM outbound_queue WHERE state IN ('queued', 'claimed', 'written') GROUP BY state",
+            (),
+            |row| Ok((CommandState::from_word(row.text(0)?), row.get::<i64>(1)?.unsigned_abs())),
+        )?;
+        for (state, count) in by_state {
+            match state {
+                Some(CommandState::Queued) => counts.queued = count,
+                Some(CommandState::Claimed) => counts.claimed = count,
+                Some(CommandState::Written) => counts.written = count,
+                _ => {}
+            }
+        }
+        Ok(counts)
     }
 
     fn params(&mut self, device_id: DeviceId) -> Result<Vec<ParamRecord>, StoreError> {
@@ -272,9 +339,10 @@ impl Reader for SqlReader<'_> {
         ota::find_firmware(self.conn, key)
     }
 
-    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
-        let (columns, none) = (ota::firmware_columns!(), Filter::default());
-        self.page(columns, "firmware f", "f.firmware_id DESC", &none, (page, size), ota::firmware)
+    fn firmware_list(&mut self, device_type: Option<u8>, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("f.device_type = ?", device_type.map(i64::from));
+        self.page(ota::firmware_columns!(), "firmware f", "f.firmware_id DESC", &sql, (page, size), ota::firmware)
     }
 
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError> {

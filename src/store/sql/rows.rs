@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::{Command, CommandBody, CommandState, DeviceId, Order, OrderNo, Priority, ServerId},
-    store::{CommandRecord, Earlier, Idempotency, OrderWish, Requester, StoreError},
+    store::{CommandRecord, Earlier, Idempotency, OrderWish, QueueEntry, Requester, StoreError},
 };
 
 /// Counters of a device, under the lock of its row.
@@ -84,6 +84,34 @@ pub(super) fn command_row(row: &Row<'_>) -> Result<CommandRow, StoreError> {
         created_at: row.get(16)?,
         written_at: row.get(17)?,
         updated_at: row.get(18)?,
+    })
+}
+
+/// A row as operators read it.
+pub(super) fn queue_entry(row: &Row<'_>) -> Result<QueueEntry, StoreError> {
+    let row = command_row(row)?;
+    Ok(QueueEntry {
+        priority: row.priority,
+        attempts_max: row.attempts_max,
+        msg_id: row.msg_id,
+        epoch: row.epoch,
+        maybe_written: row.maybe_written,
+        not_before: row.not_before,
+        command: CommandRecord {
+            id: row.id,
+            device_id: row.device_id,
+            order_no: row.order_no,
+            body: row.body,
+            state: row.state.as_str().to_owned(),
+            attempts: row.attempts,
+            reason: row.reason,
+            result: row.result,
+            created_at: row.created_at,
+            written_at: row.written_at,
+            updated_at: row.updated_at,
+            not_after: row.not_after,
+            request_id: row.request_id,
+        },
     })
 }
 
@@ -790,4 +818,23 @@ fn command_values(row: &CommandRow) -> Result<Vec<Value<'static>>, StoreError> {
     ]
     .map(Value::into_owned)
     .to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::stage::Stage;
+
+    #[test]
+    fn requests_of_orders_cost_no_statement_of_their_own() {
+        let mut stage = Stage::default();
+        let row = |values: usize| vec![Value::Null; values];
+        stage.push(&INSERT_REQUEST, row(8));
+        stage.push(&INSERT_EVENT, row(8));
+        stage.push(&INSERT_REQUEST, row(8));
+        let statements = stage.take();
+        let [(sql, values)] = &statements[..] else { panic!("{statements:?}") };
+        assert_eq!((*sql, values.len()), (EVENTS_AND_REQUESTS.many, 16));
+        assert_eq!(values.iter().filter(|values| matches!(values, Value::Array(rows) if rows.len() == 2)).count(), 8);
+    }
 }

@@ -88,7 +88,7 @@ impl Tx<'_> {
                     return Ok(None);
                 }
                 let Some(mut order) = tx.find_order(*order_no)? else { return Ok(None) };
-                let cause = Cause { event, at, epoch: None, reason: None, totals: None };
+                let cause = Cause::of(event, at);
                 tx.handle(&mut order, None, &cause).map(Some)
             });
             match outcome {
