@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,7 @@ use crate::{
         link::OpenError,
         sessions::OnNewer,
     },
-    config::{self, ApiKey, Config, EVENT_TYPES, Mode, Reload, Scope, Source, WebhookEndpoint},
+    config::{self, ApiKey, Config, Mode, Reload, Scope, Source},
     drain::Drain,
     gateway::{
         BkvReadings, Breaker, ConnectionLimits, Core, CoreConfig, Listener, OrderTimes, ShardId, Timeouts,
@@ -59,13 +59,14 @@ use crate::{
         directory::Directory,
     },
     job::{self, Jobs, Retention, Schedule, database_state},
+    managed::{self, Configured, Managed},
     model::{OrderNumbers, ServerId},
     ota,
     protocol::{ap3000::Magics, bkv},
     queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
-        Clock, ListenAddress,
+        Clock, Inquiries, ListenAddress,
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
     store::{self, Notify, Store, StoreError},
@@ -98,7 +99,8 @@ struct StageFailed {
 impl StageFailed {
     fn exit_code(&self) -> ExitCode {
         let redis = matches!(self.cause.downcast_ref(), Some(JoinError::Redis(OpenError::Unreachable { .. })));
-        let store = matches!(self.cause.downcast_ref(), Some(StoreError::Unavailable(_)));
+        let store = matches!(self.cause.downcast_ref(), Some(StoreError::Unavailable(_)))
+            || matches!(self.cause.downcast_ref(), Some(managed::StartError::Store(StoreError::Unavailable(_))));
         if redis || store { ExitCode::from(EXIT_UNREACHABLE) } else { ExitCode::FAILURE }
     }
 }
@@ -247,12 +249,22 @@ impl Gateway {
                 move || waiting.commands_waiting(),
                 move || connections.connections(),
             );
-            let auth = Authenticator::new(keys(config, made_key.as_deref()), config.api.signature_window);
+            let auth = Authenticator::new(Vec::new(), config.api.signature_window);
             let auth = match &cluster {
                 Some(cluster) => auth.with_shared(Arc::clone(&cluster.guards) as Arc<dyn Shared>),
                 None => auth,
             };
             auth.set_limits(caller_limits(config));
+            let auth = Arc::new(auth);
+            let configured = Configured {
+                keys: keys(config, made_key.as_deref()),
+                endpoints: config.webhook_endpoints.clone(),
+                allow_private_targets: config.webhook.allow_private_targets,
+            };
+            // Before the first request: none is judged by less than all keys.
+            let managed = Managed::start(Arc::clone(&store), Arc::clone(&auth), configured)?;
+            router.join_managed(managed.waker());
+            metrics.join(managed.counters());
             let mirror = cluster.as_ref().map(|cluster| Arc::clone(&cluster.sessions));
             let api = Arc::new(Api {
                 directory: Arc::clone(&directory),
@@ -260,14 +272,19 @@ impl Gateway {
                 numbers: Arc::new(OrderNumbers::new(*config.orders.prefix.as_bytes(), salt)),
                 metrics: Arc::clone(&metrics),
                 health: Arc::clone(&health),
-                auth: Arc::new(auth),
+                auth,
+                managed,
                 backlog,
                 in_progress: Arc::default(),
                 whereabouts: Whereabouts::new(Arc::clone(&directory), server_id.clone(), mirror),
                 cards: Arc::clone(&cards),
                 store_timeout: config.http.store_timeout,
                 firmware_dir: firmware_dir(config),
+                retention: retention(config),
                 drain: Arc::clone(&drain),
+                pusher: OnceLock::new(),
+                inquiries: Inquiries::start(prepared.mailboxes().to_vec())?,
+                magics: Magics::new(&config.ap3000.magics.0)?,
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -304,9 +321,13 @@ impl Gateway {
         health.set(Component::Http, ComponentState::ok(Duration::ZERO));
         let (pusher, jobs, updates, inbox) = stages.run("workers and jobs", || {
             let instance = cluster.as_ref().map(|_| server_id.clone());
-            let pusher =
-                Arc::new(Pusher::start(endpoints(config), Arc::clone(&store), pusher_settings(config, instance))?);
+            let running = api.managed.endpoints();
+            let settings = pusher_settings(config, instance);
+            let pusher = Arc::new(Pusher::start(running.clone(), Arc::clone(&store), settings)?);
             router.join_pusher(Arc::clone(&pusher));
+            // Nobody else sets it.
+            drop(api.pusher.set(Arc::clone(&pusher)));
+            api.managed.join_pusher(Arc::clone(&pusher), running, config.webhook.timeout)?;
             metrics.join(&pusher);
             let context = job::Context {
                 store: Arc::clone(&store),
@@ -478,9 +499,11 @@ impl Gateway {
         }
         self.ticks.clear(&self.health);
         self.guard.join();
+        self.api.inquiries.stop();
         drop(self.server);
         self.jobs.stop();
         self.updates.stop();
+        self.api.managed.stop();
         let pushed = self.pusher.stop(left());
         self.inbox.stop();
         if let Some(cluster) = &self.cluster {
@@ -516,17 +539,13 @@ impl Gateway {
         telemetry::log::set_level(new.log.level);
         self.api.backlog.set_limits(Limits::from(&new.queue));
         self.api.auth.set_limits(caller_limits(&new));
-        if new.api_keys != config.api_keys && !new.api_keys.is_empty() {
-            self.api.auth.reload(keys(&new, None));
-        }
-        if new.webhook_endpoints != config.webhook_endpoints {
-            match self.pusher.reload(endpoints(&new), new.webhook.timeout) {
-                Ok(_) => {}
-                Err(error) => {
-                    log::error!(target: "chargegate::config", error:% = error; "webhook endpoints not reloaded")
-                }
-            }
-        }
+        let before = self.api.managed.configured();
+        self.api.managed.configure(Configured {
+            // Without any the last ones stay: nobody is locked out by a slip.
+            keys: if new.api_keys.is_empty() { before.keys.clone() } else { keys(&new, None) },
+            endpoints: new.webhook_endpoints.clone(),
+            allow_private_targets: before.allow_private_targets,
+        });
         *config = new;
     }
 }
@@ -637,6 +656,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
         wanted: pusher.wanted(),
         log_heartbeats: config.store.cmd_log_heartbeats,
+        recorder_bytes: usize::try_from(config.recorder.bytes_per_shard.0).unwrap_or(usize::MAX),
         cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
         ota_running_max: usize::try_from(share(u64::from(config.ota.concurrent_max))).unwrap_or(usize::MAX),
@@ -728,6 +748,16 @@ fn firmware_dir(config: &Config) -> PathBuf {
     config.data.dir.join("firmware")
 }
 
+const fn retention(config: &Config) -> Retention {
+    Retention {
+        events: config.retention.events,
+        commands: config.retention.dead_commands,
+        answers: config.retention.idempotency_keys,
+        command_log: config.retention.cmd_log,
+        delivery_log: config.retention.delivery_log,
+    }
+}
+
 const fn ota_schedule(config: &Config) -> ota::Schedule {
     ota::Schedule { poll: config.ota.poll_interval, valid_for: config.ota.valid_for, ftp: config.ota.ftp_timeout }
 }
@@ -737,12 +767,7 @@ fn schedule(config: &Config) -> Schedule {
         backstop: config.jobs.order_backstop_interval,
         command_poll: config.jobs.command_interval,
         cleaner: config.jobs.cleanup_interval,
-        retention: Retention {
-            events: config.retention.events,
-            commands: config.retention.dead_commands,
-            answers: config.retention.idempotency_keys,
-            command_log: config.retention.cmd_log,
-        },
+        retention: retention(config),
         interrupt_grace: config.session.interrupt_grace,
         offline_grace: config.session.offline_grace,
     }
@@ -757,29 +782,6 @@ fn pusher_settings(config: &Config, instance: Option<ServerId>) -> webhook::Sett
         instance,
         ..webhook::Settings::default()
     }
-}
-
-fn endpoints(config: &Config) -> Vec<Endpoint> {
-    let events = |from: &WebhookEndpoint| -> Vec<String> {
-        if from.events.is_empty() {
-            // Left out means most of them, which only the configuration knows how to say.
-            let wanted = EVENT_TYPES.iter().filter(|event_type| from.wants(event_type));
-            return wanted.map(|event_type| (*event_type).to_owned()).collect();
-        }
-        from.events.iter().map(ToString::to_string).collect()
-    };
-    let endpoint = |from: &WebhookEndpoint| Endpoint {
-        name: from.name.clone(),
-        url: from.url.clone(),
-        secrets: [Some(&from.secret), from.secret_previous.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|secret| secret.expose().to_owned())
-            .collect(),
-        api_key: from.api_key.as_ref().map(|key| key.expose().to_owned()),
-        events: events(from),
-    };
-    config.webhook_endpoints.iter().map(endpoint).collect()
 }
 
 const fn caller_limits(config: &Config) -> auth::Limits {

@@ -15,6 +15,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
@@ -115,8 +116,9 @@ impl From<&StoreError> for Failure {
     }
 }
 
+/// What is counted.
 #[derive(Debug, Default)]
-struct Counters {
+pub struct ManagedCounters {
     revision: AtomicI64,
     keys: AtomicUsize,
     endpoints: AtomicUsize,
@@ -129,7 +131,7 @@ struct Counters {
     unfollowed: Counter,
 }
 
-impl Counters {
+impl ManagedCounters {
     fn failed(&self, failure: Failure) {
         if let Some(counter) = self.failures.get(failure as usize) {
             counter.inc();
@@ -151,7 +153,7 @@ struct Shared {
     configured: RwLock<Arc<Configured>>,
     wanted: Mutex<Wanted>,
     changed: Condvar,
-    counters: Counters,
+    counters: Arc<ManagedCounters>,
 }
 
 /// Keeps keys and endpoints in force. Cheap to ask from any thread.
@@ -185,7 +187,7 @@ impl Managed {
             configured: RwLock::new(Arc::new(configured)),
             wanted: Mutex::default(),
             changed: Condvar::new(),
-            counters: Counters::default(),
+            counters: Arc::default(),
         });
         let mut follower = Follower { shared: Arc::clone(&shared), rows: Rows::default(), failing: None };
         if let Some(rows) = shared.read(None).map_err(ReadFailed::into_error)? {
@@ -225,13 +227,18 @@ impl Managed {
         Waker(self.words.clone())
     }
 
+    /// What is counted.
+    pub fn counters(&self) -> &Arc<ManagedCounters> {
+        &self.shared.counters
+    }
+
     /// All endpoints now, for the pusher to start with.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.shared.wanted.lock().endpoints.clone()
     }
 
-    /// Has the pusher, which was started with `running`, follow from now on. To be called once; `deadline` is how long a reload waits for deliveries of
-    /// endpoints that end.
+    /// Has the pusher, which was started with `running`, follow from now on. To be called once. `deadline` is how long a reload waits for
+    /// deliveries of endpoints that end.
     ///
     /// # Errors
     /// The system refuses a thread.
@@ -255,7 +262,8 @@ impl Managed {
         self.shared.changed.notify_all();
         drop(self.words.send(Word::Stop));
         for thread in std::mem::take(&mut *self.threads.lock()) {
-            if thread.join().is_err() {
+            // The last answer may be the last that holds this.
+            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
                 log::error!(target: "chargegate::managed", "a thread ended by a panic");
             }
         }
@@ -390,7 +398,10 @@ impl Follower {
                 self.look(configured);
             }
             for then in thens {
-                then();
+                // Its panic is its own: who follows goes on.
+                if catch_unwind(AssertUnwindSafe(then)).is_err() {
+                    log::error!(target: "chargegate::managed", "an answer panicked");
+                }
             }
             if stopping {
                 return;
@@ -459,32 +470,31 @@ impl Follower {
     }
 }
 
-impl MetricSource for Managed {
+impl MetricSource for ManagedCounters {
     fn render(&self, to: &mut Exposition<'_>) {
-        let counters = &self.shared.counters;
         let help = "Revision of the keys and endpoints in the store that are in force here.";
-        to.gauge("chargegate_managed_revision", help, counters.revision.load(Relaxed));
+        to.gauge("chargegate_managed_revision", help, self.revision.load(Relaxed));
         let name = "chargegate_managed_entries";
         to.family(name, "gauge", "API keys and webhook endpoints in force, of the configuration and of the store.");
-        for (kind, count) in [("key", &counters.keys), ("endpoint", &counters.endpoints)] {
+        for (kind, count) in [("key", &self.keys), ("endpoint", &self.endpoints)] {
             to.sample(name, &[("kind", kind)], count.load(Relaxed));
         }
         let name = "chargegate_managed_left_out";
         to.family(name, "gauge", "Keys and endpoints of the store that are not in force, by why not.");
-        for (why, count) in [("shadowed", &counters.shadowed), ("refused", &counters.refused)] {
+        for (why, count) in [("shadowed", &self.shadowed), ("refused", &self.refused)] {
             to.sample(name, &[("why", why)], count.load(Relaxed));
         }
         let name = "chargegate_managed_reloads_total";
         to.family(name, "counter", "Times that keys and endpoints were put in force anew.");
-        for (what, count) in [("keys", &counters.reloads), ("endpoints", &counters.pusher_reloads)] {
+        for (what, count) in [("keys", &self.reloads), ("endpoints", &self.pusher_reloads)] {
             to.sample(name, &[("what", what)], count.get());
         }
         let name = "chargegate_managed_failures_total";
         to.family(name, "counter", "Times that keys and endpoints could not be read or put in force, by reason.");
-        for (failure, count) in Failure::ALL.into_iter().zip(&counters.failures) {
+        for (failure, count) in Failure::ALL.into_iter().zip(&self.failures) {
             to.sample(name, &[("reason", failure.as_str())], count.get());
         }
         let help = "Changes that were answered before they were in force here.";
-        to.counter("chargegate_managed_unfollowed_total", help, counters.unfollowed.get());
+        to.counter("chargegate_managed_unfollowed_total", help, self.unfollowed.get());
     }
 }

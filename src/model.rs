@@ -524,6 +524,18 @@ pub enum CommandState {
 }
 
 impl CommandState {
+    /// All states.
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Claimed,
+        Self::Written,
+        Self::Acked,
+        Self::Refused,
+        Self::Expired,
+        Self::Withdrawn,
+        Self::Dead,
+    ];
+
     /// The word in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -540,18 +552,7 @@ impl CommandState {
 
     /// Reads the word in the store.
     pub fn from_word(word: &str) -> Option<Self> {
-        [
-            Self::Queued,
-            Self::Claimed,
-            Self::Written,
-            Self::Acked,
-            Self::Refused,
-            Self::Expired,
-            Self::Withdrawn,
-            Self::Dead,
-        ]
-        .into_iter()
-        .find(|state| state.as_str() == word)
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
 

@@ -18,20 +18,38 @@ const MS_MAX: i64 = 253_402_300_799_999;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rfc3339(pub i64);
 
+impl Rfc3339 {
+    /// The text, always of this length. Answers have many times in them, so it is written digit by digit.
+    fn text(self) -> [u8; 24] {
+        let civil = Civil::from_unix_ms(self.0);
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let mut put = |digits: std::ops::Range<usize>, mut number: u32| {
+            for digit in text.get_mut(digits).into_iter().flatten().rev() {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        };
+        // Times are held within the years 0 to 9999.
+        put(0..4, u32::try_from(civil.year).unwrap_or(0));
+        put(5..7, civil.month);
+        put(8..10, civil.day);
+        put(11..13, civil.hour);
+        put(14..16, civil.minute);
+        put(17..19, civil.second);
+        put(20..23, civil.milli);
+        text
+    }
+}
+
 impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let civil = Civil::from_unix_ms(self.0);
-        write!(
-            f,
-            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-            civil.year, civil.month, civil.day, civil.hour, civil.minute, civil.second, civil.milli
-        )
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 
 impl Serialize for Rfc3339 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 

@@ -89,8 +89,10 @@ impl Gateway {
             }
         }
         let written = self.effects.tx.len();
+        for (conn, range) in self.effects.writes.drain(..) {
+            self.core.sent(self.now, conn, &self.effects.tx[range]);
+        }
         self.effects.tx.clear();
-        self.effects.writes.clear();
         self.effects.log.clear();
         written
     }

@@ -201,7 +201,7 @@ fn a_command_that_came_to_the_wrong_instance_is_passed_on_or_left_for_the_bind()
     two.gives(ap(1), two.a.own.as_str());
     // Nobody listens there: its entry waits for the bind like the row.
     two.gives(ap(2), "nobody");
-    let ids = |device| two.bench.read(move |reader| reader.commands(device, 1, 10)).rows[0].id;
+    let ids = |device| two.bench.read(move |reader| reader.commands(device, None, 1, 10)).rows[0].id;
     let entry = |device| Entry { id: ids(device), priority: Priority::Normal, at_ns: T0 * 1_000_000 };
     two.a.queue.push(&two.b.own, vec![entry(ap(1)), entry(ap(2))]);
     let popped = eventually("it comes back", || {

@@ -16,3 +16,5 @@ mod model;
 mod ota;
 #[path = "store_params.rs"]
 mod params;
+#[path = "store_proof.rs"]
+mod proof;

@@ -101,7 +101,7 @@ fn the_same_image_is_the_same_row() {
     assert!(added);
     assert_eq!(firmware(&bench, 1, "again"), (first.clone(), false), "its first name stays");
     let (second, _) = firmware(&bench, 2, "second");
-    let page = bench.read(|reader| reader.firmware_list(1, 10));
+    let page = bench.read(|reader| reader.firmware_list(None, 1, 10));
     assert_eq!((page.total, page.rows), (2, vec![second, first.clone()]));
     for key in [FirmwareKey::Id(first.id), FirmwareKey::Sha256([1; 32])] {
         assert_eq!(bench.read(move |reader| reader.firmware(key)), Some(first.clone()));

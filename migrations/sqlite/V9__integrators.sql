@@ -37,6 +37,8 @@ INSERT INTO managed_revision (revision) VALUES (0);
 -- Nothing is sent to an endpoint from `disabled_at` on, until it is enabled again; its cursor stays.
 ALTER TABLE event_cursors ADD COLUMN disabled_at INTEGER;
 ALTER TABLE event_cursors ADD COLUMN disabled_reason TEXT;
+-- Raised when somebody else than who delivers changed what is to be delivered: it looks again.
+ALTER TABLE event_cursors ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
 
 -- The log of deliveries is in the file of the command log.
 
@@ -54,6 +56,9 @@ CREATE TABLE order_requests (
     at              INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX order_requests_order ON order_requests (order_no);
+
+-- Lists of orders of all devices, newest first, and of a time.
+CREATE INDEX orders_created ON orders (created_at DESC, order_no DESC);
 
 -- Settlements of an order; those of AP3000 are found by their key.
 CREATE INDEX settlements_order ON settlements (order_no) WHERE key IS NULL AND order_no IS NOT NULL;

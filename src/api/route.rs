@@ -4,6 +4,7 @@
 //! parameter of the wrong form and an unknown query key are errors with a name. No I/O; parameters borrow the target.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use smallvec::SmallVec;
 
@@ -11,6 +12,7 @@ use super::error::{ApiError, ErrorCode};
 use super::message::{JSON, Method, split_target};
 use crate::config::{NAME_CHARS_MAX, Scope, is_name};
 use crate::model::CardNo;
+use crate::time::unix_ms_of_rfc3339;
 
 /// What the third parties' paths begin with.
 pub const BASE: &str = "/api/v1/third";
@@ -74,9 +76,12 @@ routes! {
     OrderStopByBody = Post "/api/v1/third/order/stop", CONTROL, SINGLE, [];
     OrderCancelByBody = Post "/api/v1/third/order/cancel", CONTROL, SINGLE, [];
     OrderQuery = Get "/api/v1/third/order/query", READ, SINGLE, ["device_id", "port_no", "order_no"];
-    OrderList = Get "/api/v1/third/orders", READ, PAGED, ["device_id", "port_no", "status"];
+    OrderList = Get "/api/v1/third/orders", READ, PAGED,
+        ["device_id", "port_no", "status", "business_no", "created_from", "created_to"];
     Order = Get "/api/v1/third/orders/{order}", READ, SINGLE, [];
     OrderEvents = Get "/api/v1/third/orders/{order}/events", READ, PAGED, [];
+    /// All that is kept of how an order came about.
+    OrderProof = Get "/api/v1/third/orders/{order}/proof", READ, SINGLE, [];
     OrderStop = Post "/api/v1/third/orders/{order}/stop", CONTROL, SINGLE, [];
     OrderCancel = Post "/api/v1/third/orders/{order}/cancel", CONTROL, SINGLE, [];
     /// The event log from a position.
@@ -91,8 +96,47 @@ routes! {
     /// Whether this instance sends its devices away.
     Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    /// The sockets of devices.
+    Connections = Get "/api/v1/admin/connections", ADMIN, PAGED, ["device_id", "listener", "protocol"];
+    ConnectionFrames = Get "/api/v1/admin/connections/{name}/frames", ADMIN, SINGLE, [];
+    /// The last frames of a device.
+    Recorder = Get "/api/v1/admin/recorder/{device}", ADMIN, SINGLE, [];
+    /// What went wrong between devices and the gateway.
+    Anomalies = Get "/api/v1/admin/anomalies", ADMIN, PAGED, ["kind", "device_id"];
+    Anomaly = Get "/api/v1/admin/anomalies/{name}", ADMIN, SINGLE, [];
+    /// Closes the connection of a device.
+    Disconnect = Post "/api/v1/admin/devices/{device}/disconnect", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
+    /// What an endpoint will not get unless it is delivered again.
+    DeadLetterList = Get "/api/v1/admin/webhooks/{name}/dead", ADMIN, PAGED, [];
+    DeadLetterRedrive = Post "/api/v1/admin/webhooks/{name}/redrive", ADMIN, SINGLE, [];
+    DeadLetterPurge = Post "/api/v1/admin/webhooks/{name}/purge", ADMIN, SINGLE, [];
+    /// Delivers a range of the log again.
+    WebhookRedeliver = Post "/api/v1/admin/webhooks/{name}/redeliver", ADMIN, SINGLE, [];
+    WebhookDeliveries = Get "/api/v1/admin/webhooks/{name}/deliveries", ADMIN, PAGED, ["outcome"];
+    /// Deliveries of the event at a position, to all endpoints.
+    EventDeliveries = Get "/api/v1/admin/events/{id}/deliveries", ADMIN, PAGED, [];
+    /// Sends a test event.
+    WebhookTest = Post "/api/v1/admin/webhooks/{name}/test", ADMIN, SINGLE, [];
+    WebhookDisable = Post "/api/v1/admin/webhooks/{name}/disable", ADMIN, SINGLE, [];
+    WebhookEnable = Post "/api/v1/admin/webhooks/{name}/enable", ADMIN, SINGLE, [];
+    /// API keys of the configuration and of the store.
+    KeyList = Get "/api/v1/admin/keys", ADMIN, PAGED, [];
+    KeyCreate = Post "/api/v1/admin/keys", ADMIN, SINGLE, [];
+    Key = Get "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    KeyUpdate = Post "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    KeyDelete = Delete "/api/v1/admin/keys/{name}", ADMIN, SINGLE, [];
+    /// Replaces a key.
+    KeyRotate = Post "/api/v1/admin/keys/{name}/rotate", ADMIN, SINGLE, [];
+    /// Webhook endpoints of the configuration and of the store.
+    WebhookList = Get "/api/v1/admin/webhooks", ADMIN, PAGED, [];
+    WebhookCreate = Post "/api/v1/admin/webhooks", ADMIN, SINGLE, [];
+    Webhook = Get "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    WebhookUpdate = Post "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    WebhookDelete = Delete "/api/v1/admin/webhooks/{name}", ADMIN, SINGLE, [];
+    /// Replaces the secret that signs; the one before signs too.
+    WebhookRotate = Post "/api/v1/admin/webhooks/{name}/rotate", ADMIN, SINGLE, [];
     CardList = Get "/api/v1/third/cards", READ, PAGED, ["state"];
     CardRegister = Post "/api/v1/third/cards", CONTROL, SINGLE, [];
     Card = Get "/api/v1/third/cards/{card}", READ, SINGLE, [];
@@ -102,7 +146,7 @@ routes! {
     CardTransactions = Get "/api/v1/third/cards/{card}/transactions", READ, PAGED, [];
     /// Queues a named command.
     CommandCreate = Post "/api/v1/third/devices/{device}/commands", CONTROL, SINGLE, [];
-    CommandList = Get "/api/v1/third/devices/{device}/commands", READ, PAGED, [];
+    CommandList = Get "/api/v1/third/devices/{device}/commands", READ, PAGED, ["state"];
     Command = Get "/api/v1/third/devices/{device}/commands/{id}", READ, SINGLE, [];
     Params = Get "/api/v1/third/devices/{device}/params", READ, SINGLE, [];
     /// The code that starts a charge on a keypad.
@@ -116,7 +160,7 @@ routes! {
     SocketDelete = Delete "/api/v1/third/devices/{device}/sockets/{id}", CONTROL, SINGLE, [];
     /// Takes an image, whose bytes the guard has written to a file.
     FirmwareUpload = Post FIRMWARE_PATH, ADMIN, SINGLE, ["name", "version", "device_type"];
-    FirmwareList = Get FIRMWARE_PATH, READ, PAGED, [];
+    FirmwareList = Get FIRMWARE_PATH, READ, PAGED, ["device_type"];
     OtaCreate = Post "/api/v1/third/devices/{device}/ota", CONTROL, SINGLE, [];
     OtaList = Get "/api/v1/third/ota", READ, PAGED, ["device_id", "state"];
     Ota = Get "/api/v1/third/ota/{id}", READ, SINGLE, [];
@@ -126,6 +170,14 @@ routes! {
     Metrics = Get "/metrics", OPEN, SINGLE, [];
     /// The operators' console, a page.
     Console = Get "/", OPEN, SINGLE, [];
+    /// The description of all of these, for machines.
+    OpenApi = Get "/openapi.json", OPEN, SINGLE, [];
+    /// The same as a page, and what belongs to it.
+    Docs = Get "/docs", OPEN, SINGLE, [];
+    DocsSlash = Get "/docs/", OPEN, SINGLE, [];
+    DocsStart = Get "/docs/start.js", OPEN, SINGLE, [];
+    DocsBundle = Get "/docs/swagger-ui-bundle.js", OPEN, SINGLE, [];
+    DocsStyle = Get "/docs/swagger-ui.css", OPEN, SINGLE, [];
 }
 
 /// A row of the table.
@@ -222,18 +274,16 @@ impl<'a> Matched<'a> {
 pub fn resolve(method: Method, target: &str) -> Result<Matched<'_>, ApiError> {
     let (path, query) = split_target(target);
     let asked = if method == Method::Head { Method::Get } else { method };
-    let mut of_path = ROUTES.iter().filter(|route| match_path(route.pattern, path).is_some()).peekable();
-    if of_path.peek().is_none() {
+    let Some(Found { routes, param, id }) = TREE.find(path) else {
         return Err(ApiError::new(ErrorCode::NotFound, format!("there is no {path}")));
-    }
-    let Some(route) = of_path.clone().find(|route| route.method == asked) else {
-        let mut allow: Vec<&str> = of_path.map(|route| route.method.as_str()).collect();
+    };
+    let Some(route) = routes.iter().find(|route| route.method == asked) else {
+        let mut allow: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
         if allow.contains(&"GET") {
             allow.push("HEAD");
         }
         return Err(ApiError::method_not_allowed(method.as_str(), path, allow.join(", ")));
     };
-    let (param, id) = match_path(route.pattern, path).unwrap_or_default();
     if let Some(param) = param {
         check_form(param)?;
     }
@@ -249,23 +299,97 @@ pub fn resolve(method: Method, target: &str) -> Result<Matched<'_>, ApiError> {
     Ok(Matched { route, param, id, query })
 }
 
-/// Whether a path fits a pattern, and what stands for its parameter and its number.
-fn match_path<'a>(pattern: &str, path: &'a str) -> Option<(Option<Param<'a>>, Option<&'a str>)> {
-    let mut segments = path.split('/');
-    let (mut param, mut id) = (None, None);
-    for wanted in pattern.split('/') {
-        let segment = segments.next()?;
-        match wanted {
-            "{device}" if !segment.is_empty() => param = Some(Param::Device(segment)),
-            "{order}" if !segment.is_empty() => param = Some(Param::Order(segment)),
-            "{card}" if !segment.is_empty() => param = Some(Param::Card(segment)),
-            "{name}" if !segment.is_empty() => param = Some(Param::Name(segment)),
-            "{id}" if !segment.is_empty() => id = Some(segment),
-            literal if literal == segment => {}
-            _ => return None,
-        }
+/// The table as a tree of segments: a path is looked up in as many steps as it has segments, not in as many as there are routes.
+static TREE: LazyLock<Node> = LazyLock::new(|| {
+    let mut root = Node::default();
+    for route in ROUTES {
+        root.insert(route);
     }
-    if segments.next().is_some() { None } else { Some((param, id)) }
+    root
+});
+
+/// What may follow the segments before it. Where a literal and a parameter could both stand, the literal does, as a test makes sure is
+/// never asked.
+#[derive(Default)]
+struct Node {
+    literals: Vec<(&'static str, Node)>,
+    parameter: Option<(Parameter, Box<Node>)>,
+    /// The routes that end here, one for each method.
+    routes: Vec<&'static Route>,
+}
+
+/// What a `{…}` of a pattern stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parameter {
+    Device,
+    Order,
+    Card,
+    Name,
+    Id,
+}
+
+impl Parameter {
+    fn of(segment: &str) -> Option<Self> {
+        Some(match segment {
+            "{device}" => Self::Device,
+            "{order}" => Self::Order,
+            "{card}" => Self::Card,
+            "{name}" => Self::Name,
+            "{id}" => Self::Id,
+            _ => return None,
+        })
+    }
+}
+
+/// A path that the table has, and what stands in it for the parameter and the number.
+struct Found<'a> {
+    routes: &'static [&'static Route],
+    param: Option<Param<'a>>,
+    id: Option<&'a str>,
+}
+
+impl Node {
+    fn insert(&mut self, route: &'static Route) {
+        let mut node = self;
+        for segment in route.pattern.split('/') {
+            node = match Parameter::of(segment) {
+                Some(parameter) => {
+                    let (known, next) = node.parameter.get_or_insert_with(|| (parameter, Box::default()));
+                    debug_assert_eq!(*known, parameter, "{} says what stands there", route.pattern);
+                    next
+                }
+                None => {
+                    let place = node.literals.iter().position(|(literal, _)| *literal == segment);
+                    let place = place.unwrap_or_else(|| {
+                        node.literals.push((segment, Self::default()));
+                        node.literals.len() - 1
+                    });
+                    &mut node.literals[place].1
+                }
+            };
+        }
+        node.routes.push(route);
+    }
+
+    fn find<'a>(&'static self, path: &'a str) -> Option<Found<'a>> {
+        let (mut node, mut param, mut id) = (self, None, None);
+        for segment in path.split('/') {
+            if let Some((_, next)) = node.literals.iter().find(|(literal, _)| *literal == segment) {
+                node = next;
+                continue;
+            }
+            let (parameter, next) = node.parameter.as_ref().filter(|_| !segment.is_empty())?;
+            match parameter {
+                Parameter::Device => param = Some(Param::Device(segment)),
+                Parameter::Order => param = Some(Param::Order(segment)),
+                Parameter::Card => param = Some(Param::Card(segment)),
+                Parameter::Name => param = Some(Param::Name(segment)),
+                Parameter::Id => id = Some(segment),
+            }
+            node = next;
+        }
+        if node.routes.is_empty() { None } else { Some(Found { routes: &node.routes, param, id }) }
+    }
 }
 
 fn check_form(param: Param<'_>) -> Result<(), ApiError> {
@@ -395,6 +519,17 @@ impl<'a> Query<'a> {
         }
     }
 
+    /// The value of a key that is a time in RFC 3339, in Unix ms.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMETER` with the value.
+    pub fn time(&self, key: &str) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        unix_ms_of_rfc3339(value)
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid(format!("{key} must be a time like 2026-01-31T08:00:00Z, got {value:?}")))
+    }
+
     /// `page` and `size`.
     ///
     /// # Errors
@@ -460,8 +595,26 @@ mod tests {
             let named = ["{device}", "{order}", "{card}", "{name}"].iter().any(|name| route.pattern.contains(name));
             assert_eq!((matched.param.is_some(), matched.id.is_some()), (named, route.pattern.contains("{id}")));
             assert_eq!(route.scope.is_some(), route.pattern.starts_with("/api/v1/"), "{}", route.pattern);
-            assert!(resolve(route.method, &format!("{target}/")).is_err());
+            let slashed = resolve(route.method, &format!("{target}/"));
+            assert_eq!(slashed.is_ok(), route.id == RouteId::Docs, "only where people write it so");
         }
+    }
+
+    #[test]
+    fn no_segment_can_be_read_in_two_ways() {
+        fn check(node: &Node, path: &str) {
+            assert!(node.literals.is_empty() || node.parameter.is_none(), "a literal and a parameter below {path}/");
+            for (literal, next) in &node.literals {
+                check(next, &format!("{path}/{literal}"));
+            }
+            if let Some((parameter, next)) = &node.parameter {
+                check(next, &format!("{path}/{parameter:?}"));
+            }
+            let methods = node.routes.iter().map(|route| route.method);
+            assert_eq!(methods.clone().collect::<std::collections::HashSet<_>>().len(), methods.count(), "{path}");
+        }
+        check(&TREE, "");
+        assert!(ROUTES.iter().all(|route| TREE.find(route.pattern).is_some()), "a pattern fits itself");
     }
 
     #[test]
@@ -475,7 +628,9 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_not_found() {
-        for path in ["/", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"] {
+        for path in
+            ["/x", "/console", "/api", "/api/v1/third", "/api/v1/third/devices//status", "/healthz/x", "//healthz"]
+        {
             assert_eq!(error_of(Method::Get, path).code, ErrorCode::NotFound, "{path}");
         }
     }

@@ -19,6 +19,8 @@ pub struct Configured {
     pub keys: Vec<ApiKey>,
     /// Webhook endpoints.
     pub endpoints: Vec<WebhookEndpoint>,
+    /// Whether deliveries may go to loopback, private and similar addresses.
+    pub allow_private_targets: bool,
 }
 
 impl Configured {
@@ -203,7 +205,7 @@ mod tests {
     #[test]
     fn rows_stand_beside_the_configuration_and_mean_the_same() {
         let first = merge(&Configured::default(), &Rows { keys: vec![row("a", 1)], ..Rows::default() });
-        let configured = Configured { keys: first.keys.clone(), endpoints: Vec::new() };
+        let configured = Configured { keys: first.keys.clone(), ..Configured::default() };
         assert!(configured.has_admin());
         let rows = Rows { revision: 7, keys: vec![row("b", 2)], endpoints: vec![endpoint_row("erp")] };
         let merged = merge(&configured, &rows);
@@ -229,7 +231,7 @@ mod tests {
             api_key: None,
             events: Vec::new(),
         }];
-        let configured = Configured { keys, endpoints };
+        let configured = Configured { keys, endpoints, ..Configured::default() };
         let rows = Rows {
             revision: 1,
             keys: vec![row("a", 2), row("b", 1), row("c", 3)],

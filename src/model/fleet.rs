@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Latest values of a host, a breaker or a cabinet. `None`: never told.
-///
-/// Stored as one JSON text and shown as `host` of the device object, so the names are an interface. Temperatures are as sent: the
-/// vendor does not say whether 65 is added.
+/// Latest values of a host, a breaker or a cabinet. What was never told is left out. Temperatures are as sent: the vendor does not say
+/// whether 65 is added.
+//
+// Stored as one JSON text and shown as `host` of the device object, so the names are an interface. `None`: never told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct HostValues {

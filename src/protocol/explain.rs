@@ -157,6 +157,23 @@ pub const fn findings<'a>(bytes: &'a [u8], magics: &'a Magics, direction: Option
     Findings { bytes, magics, direction, at: 0 }
 }
 
+/// Fields that open something: what they hold is explained to nobody.
+const SECRETS: [&str; 2] = ["user_card_key", "new_card_key"];
+
+/// What `decode` says of one frame, line by line, without what its secrets are. The frame's own magic counts as known.
+pub fn explained(frame: &[u8], direction: Direction) -> Vec<String> {
+    let magic = frame.first_chunk().and_then(|magic| Magics::new(&[*magic]).ok());
+    let magics = magic.unwrap_or_default();
+    let mut lines = Vec::new();
+    for finding in findings(frame, &magics, Some(direction)) {
+        lines.extend(finding.to_string().lines().map(|line| {
+            let name = line.trim_start().split_once(':').map_or("", |(name, _)| name);
+            if SECRETS.contains(&name) { format!("  {name}: not shown") } else { line.to_owned() }
+        }));
+    }
+    lines
+}
+
 /// Iterates the findings of a capture.
 #[derive(Clone, Debug)]
 pub struct Findings<'a> {
@@ -514,5 +531,31 @@ fn serialize_framed<M: SerializeMap>(map: &mut M, framed: &Framed<'_>) -> Result
             map.serialize_entry("reason", reason)?;
             map.serialize_entry("error", error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ap3000::body::UserCard;
+    use crate::protocol::ap3000::encode;
+    use crate::protocol::ap3000::wire::{Extra, Raw};
+
+    #[test]
+    fn card_keys_are_not_explained() {
+        let keys = UserCard {
+            user_card_sector: 3,
+            user_card_key: Raw([0xA1; 6]),
+            new_card_key: Raw([0xB2; 6]),
+            extra: Extra::NONE,
+        };
+        let header = encode::Header { magic: *b"XYZ", phy_id: PhyId([1, 2, 3, 4]), msg_id: 9 };
+        let mut frame = Vec::new();
+        encode::body(&mut frame, &header, 0x86, &keys).expect("short");
+        let lines = explained(&frame, Direction::Down);
+        assert!(lines.iter().any(|line| line == "  user_card_key: not shown"), "{lines:#?}");
+        assert!(lines.iter().any(|line| line == "  user_card_sector: 3"), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("a1a1") || line.contains("b2b2")), "{lines:#?}");
+        assert!(findings(&frame, &Magics::new(&[*b"XYZ"]).unwrap(), None).any(|it| it.to_string().contains("a1a1")));
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! - [`Store::submit`] takes a [`Job`]: a durable change. It never blocks; the queue is bounded and gives the job back when full.
 //!   The job's [`Outcome`] is delivered to its [`Reply`] only after the commit that made it durable.
-//! - [`Store::append`] takes command-log rows, [`Store::coalesce`] latest-value rows: a crash may lose the last seconds of these.
+//! - [`Store::append`] takes rows of the command log, [`Store::append_deliveries`] of the delivery log, [`Store::coalesce`] latest
+//!   values: a crash may lose the last seconds of these.
 //! - [`Store::read`] runs a query on a reader thread.
 //!
 //! Order of things, everywhere: write, commit, answer, notify. Nothing is acknowledged that is not committed. Replays change
@@ -19,14 +20,19 @@ use std::{
 
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, Command, DeviceId, Firmware, Order, OrderNo, OtaTask, Priority, ServerId},
+    model::{
+        Card, CardNo, CardTransaction, Command, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, Priority,
+        ServerId,
+    },
 };
 
 mod counters;
 mod delivery;
+mod endpoint;
 mod front;
 mod instance;
 mod jobs;
+mod logs;
 mod managed;
 mod ota;
 pub mod payload;
@@ -38,6 +44,10 @@ pub mod sqlite;
 mod threads;
 
 pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
+pub use endpoint::{
+    DeadLetters, DeliveryChange, DeliveryLogRow, DeliveryOutcome, Disabled, EndpointJob, EndpointOutcome,
+    EndpointProgress, EndpointStanding,
+};
 pub use instance::{InstanceJob, InstanceOutcome, InstanceRecord, LeaseJob, Released};
 pub use jobs::{
     Backstop, Bind, Bound, Called, CardChange, CardJob, CardOutcome, CardVerdict, CommandUpdate, Created,
@@ -51,7 +61,7 @@ pub use managed::{
 };
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 pub use proof::{
-    FrameRecord, HistoryScope, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
+    FrameFilter, FrameRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
     WaitingDelivery,
 };
 pub use records::{
@@ -133,8 +143,10 @@ pub trait Reader {
     fn orders(&mut self, filter: &OrderFilter, page: u32, size: u32) -> Result<Page<Order>, StoreError>;
     /// Events of one order in sequence.
     fn order_events(&mut self, order_no: OrderNo) -> Result<Vec<EventRecord>, StoreError>;
-    /// All that is kept of how an order came about.
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError>;
+    /// What is kept of how an order came about; with what was reported for its port in this time (Unix ms) and settled no order.
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError>;
+    /// Frames of a device, oldest first. The log is written behind what it tells of, and may lose its last seconds.
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError>;
     /// One device.
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError>;
     /// Ports of a device by number.
@@ -145,12 +157,32 @@ pub trait Reader {
     fn devices(&mut self, filter: &DeviceFilter, page: u32, size: u32) -> Result<Page<DeviceRecord>, StoreError>;
     /// Events behind a position, at most `limit`.
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
-    /// Delivery cursor of an endpoint; `None`: it has none yet.
-    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError>;
+    /// The first position whose event, and those behind it, are of this time or later (Unix ms); behind the log's end where none is.
+    /// Corrections of clocks blur it.
+    fn pos_at(&mut self, at: i64) -> Result<i64, StoreError>;
+    /// How far an endpoint is; `None`: it has no cursor yet.
+    fn endpoint(&mut self, endpoint: &str) -> Result<Option<EndpointProgress>, StoreError>;
+    /// All endpoints that have a cursor, by name.
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError>;
     /// Parked deliveries of an endpoint with their events, by position.
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
-    /// Dead letters of an endpoint, by position.
-    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
+    /// Dead letters of an endpoint with their events, by position; `page` from 1. `next_at` is when each became one.
+    fn dead_letters(
+        &mut self,
+        endpoint: &str,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<(ParkedDelivery, EventRecord)>, StoreError>;
+    /// Attempts to deliver to an endpoint, newest first; `page` from 1. The total ends at 100,000.
+    fn deliveries(
+        &mut self,
+        endpoint: &str,
+        outcome: Option<DeliveryOutcome>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<DeliveryLogRow>, StoreError>;
+    /// Attempts to deliver the event at a position, in their order; `page` from 1.
+    fn deliveries_of_event(&mut self, pos: i64, page: u32, size: u32) -> Result<Page<DeliveryLogRow>, StoreError>;
     /// Highest position in the log; 0 when empty.
     fn last_pos(&mut self) -> Result<i64, StoreError>;
     /// What is stored under an idempotency key.
@@ -168,8 +200,14 @@ pub trait Reader {
     ) -> Result<Page<CardTransaction>, StoreError>;
     /// One command of a device.
     fn command(&mut self, device_id: DeviceId, id: i64) -> Result<Option<CommandRecord>, StoreError>;
-    /// Commands of a device, newest first; `page` from 1.
-    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError>;
+    /// Commands of a device, or those in one state, newest first; `page` from 1.
+    fn commands(
+        &mut self,
+        device_id: DeviceId,
+        state: Option<CommandState>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CommandRecord>, StoreError>;
     /// Commands of all devices, newest first; `page` from 1. `total` counts to [`QUEUE_TOTAL_MAX`].
     fn queue(&mut self, filter: &QueueFilter, page: u32, size: u32) -> Result<Page<QueueEntry>, StoreError>;
     /// How many commands have not ended.
@@ -188,8 +226,8 @@ pub trait Reader {
     fn queued(&mut self, ids: &[i64]) -> Result<Vec<Queued>, StoreError>;
     /// One image.
     fn firmware(&mut self, key: FirmwareKey) -> Result<Option<Firmware>, StoreError>;
-    /// Images, newest first; `page` from 1.
-    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
+    /// Images, or those for one device type, newest first; `page` from 1.
+    fn firmware_list(&mut self, device_type: Option<u8>, page: u32, size: u32) -> Result<Page<Firmware>, StoreError>;
     /// One update.
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError>;
     /// Updates, newest first; `page` from 1.
@@ -219,6 +257,8 @@ pub trait Store: Send + Sync {
     fn coalesce(&self, rows: &mut Vec<Latest>) -> bool;
     /// Hands over log rows; what does not fit is dropped and counted.
     fn append(&self, rows: Vec<CommandLogRow>);
+    /// As [`Store::append`], for the log of deliveries.
+    fn append_deliveries(&self, rows: Vec<DeliveryLogRow>);
     /// Runs a query on a reader thread. `Err` gives it back: the queue is full or the store is closing.
     fn read(&self, call: ReadCall) -> Result<(), ReadCall>;
     /// Whether commits succeed, and why not.

@@ -398,7 +398,7 @@ pub fn settings(outcome: &SettingsOutcome, request_id: &str, unix_ms: i64) -> se
     Ok(body)
 }
 
-/// `data` of [`settings`].
+/// What is kept of a device now.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeviceSettings)]
 #[expect(missing_docs, reason = "the fields are those of the device")]
@@ -412,7 +412,7 @@ pub struct SettingsObject<'a> {
     pub registered: bool,
 }
 
-/// `data` of [`accepted`]: where the order stands now.
+/// Where the order stands now.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Accepted)]
 pub struct Accepted {
@@ -470,6 +470,7 @@ pub struct OrderObject<'a> {
     pub charged_cent: Option<i64>,
     /// Cents of the price beyond what was held.
     pub unpaid_cent: Option<i64>,
+    pub request_id: Option<&'a str>,
     pub created_at: Rfc3339,
     pub updated_at: Rfc3339,
 }
@@ -499,6 +500,7 @@ impl<'a> From<&'a Order> for OrderObject<'a> {
             price_cent: card.and_then(|card| card.price_cent),
             charged_cent: card.and_then(|card| card.charged_cent),
             unpaid_cent: card.and_then(OrderCard::unpaid_cent),
+            request_id: order.request_id.as_deref(),
             created_at: Rfc3339(order.created_at),
             updated_at: Rfc3339(order.updated_at),
         }
@@ -732,7 +734,7 @@ pub fn card_answer(
     Ok(body)
 }
 
-/// `data` of [`card_answer`]: the card as it is now, and the movement where there was one.
+/// The card as it is now, and the movement where there was one.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ChangedCard)]
 pub struct Changed<'a> {

@@ -3,7 +3,7 @@
 //! Rows as they are stored, nothing joined: which frame belongs to which order is for whoever knows the protocols.
 
 use super::{CommandRecord, EventRecord};
-use crate::model::{OrderNo, ServerId};
+use crate::model::{DeviceId, OrderNo, ServerId};
 
 /// What a request wanted of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,28 +64,28 @@ pub struct OrderCommand {
     pub maybe_written: bool,
 }
 
-/// Which frames may belong to an order.
+/// Which frames of a device are wanted.
 #[derive(Clone, Debug)]
-pub struct HistoryScope {
-    /// Unix ms, both included; also of settlements for which no order was found.
+pub struct FrameFilter {
+    /// The device.
+    pub device_id: DeviceId,
+    /// Unix ms, both included.
     pub between: (i64, i64),
     /// Command codes; at least one.
     pub commands: Vec<u16>,
-    /// Frames at most. The log is written behind what it tells of, and may lose its last seconds.
-    pub frames_max: u32,
+    /// Message ids as logged; `None`: any.
+    pub msg_ids: Option<Vec<u32>>,
+    /// Frames at most; one more than wanted tells that there are more.
+    pub limit: u32,
 }
 
-/// All that is kept of how an order came about; each list oldest first.
+/// All that is kept of how an order came about, but for its frames; each list oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct OrderHistory {
     /// At most [`OrderHistory::ROWS_MAX`].
     pub requests: Vec<RequestRecord>,
     /// At most [`OrderHistory::ROWS_MAX`].
     pub commands: Vec<OrderCommand>,
-    /// Of the order's device, as far as [`HistoryScope`] goes.
-    pub frames: Vec<FrameRecord>,
-    /// There are more frames.
-    pub frames_cut: bool,
     /// What settled the order, and behind it what was reported for its port and settled none.
     pub settlements: Vec<SettlementRecord>,
     /// In their sequence.
@@ -104,6 +104,8 @@ impl OrderHistory {
 /// A frame of the command log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameRecord {
+    /// Its place in the log.
+    pub id: i64,
     /// Unix ms of its receipt, or of its hand-over to the socket.
     pub at: i64,
     /// From the device.

@@ -167,6 +167,12 @@ pub struct OrderFilter {
     pub port_no: Option<u16>,
     /// Only this status.
     pub status: Option<OrderStatus>,
+    /// Only with this business number (BKV, GN).
+    pub business_no: Option<u16>,
+    /// Only those created at this time or later, Unix ms.
+    pub created_from: Option<i64>,
+    /// Only those created before this time, Unix ms.
+    pub created_to: Option<i64>,
 }
 
 /// Restricts a list of devices.

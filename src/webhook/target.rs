@@ -52,6 +52,19 @@ pub(super) fn refusal(addr: IpAddr) -> Option<&'static str> {
     }
 }
 
+/// Why deliveries to this URL would be refused for the address that stands in it; `None`: for none, or there stands a name, whose
+/// addresses are judged at each delivery.
+pub fn refused_address(url: &str) -> Option<String> {
+    let uri: Uri = url.parse().ok()?;
+    let addr: IpAddr = bare(uri.host()?).parse().ok()?;
+    refusal(addr).map(|kind| TargetRefused { addr, kind }.to_string())
+}
+
+/// A host without the brackets of an IPv6 address.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 fn refusal_v4(addr: Ipv4Addr) -> Option<&'static str> {
     let [a, b, c, _] = addr.octets();
     match (a, b, c) {
@@ -118,8 +131,7 @@ impl CheckedResolver {
     }
 
     fn addresses(&self, host: &str, port: u16, timeout: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        if let Ok(addr) = bare.parse::<IpAddr>() {
+        if let Ok(addr) = bare(host).parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(addr, port)]);
         }
         self.lookup.addresses(host, port, timeout)
@@ -300,6 +312,19 @@ mod tests {
             "fbff::1",
         ] {
             assert_eq!(refused(addr), None, "{addr}");
+        }
+    }
+
+    #[test]
+    fn addresses_in_urls_are_judged_and_names_are_not() {
+        for url in ["http://127.0.0.1:80/x", "https://[::1]/", "http://10.1.2.3", "http://[::ffff:169.254.169.254]:1/"]
+        {
+            assert!(refused_address(url).is_some_and(|why| why.starts_with("target address ")), "{url}");
+        }
+        for url in
+            ["http://8.8.8.8/", "https://[2001:4860:4860::8888]/", "http://localhost/", "https://erp.example/10.0.0.1"]
+        {
+            assert_eq!(refused_address(url), None, "{url}");
         }
     }
 

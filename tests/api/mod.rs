@@ -6,10 +6,11 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -32,7 +33,11 @@ use chargegate::{
         ShardId,
         directory::{Directory, Entry},
     },
+    job::Retention,
+    managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
+    protocol::ap3000::Magics,
+    shard::Inquiries,
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
         sqlite::{Options, SqliteStore},
@@ -47,6 +52,14 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const THIRD: &str = "/api/v1/third";
 /// The key that may do everything.
+/// Longer than any test.
+const KEPT: Retention = Retention {
+    events: PATIENCE,
+    commands: PATIENCE,
+    answers: PATIENCE,
+    command_log: PATIENCE,
+    delivery_log: PATIENCE,
+};
 pub(crate) const ALL: &str = "key-all";
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
@@ -127,8 +140,12 @@ impl Rig {
         let lanes = Arc::clone(&waiting);
         let all = ApiKey { scopes: Scopes::ALL, ..key("all", []) };
         let keys = std::iter::once(all).chain(keys).collect();
-        let auth = Authenticator::new(keys, Duration::from_secs(300));
+        let auth = Authenticator::new(Vec::new(), Duration::from_secs(300));
         let auth = if let Some(others) = others { auth.with_shared(others) } else { auth };
+        let auth = Arc::new(auth);
+        let configured = Configured { keys, ..Configured::default() };
+        let managed =
+            Managed::start(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&auth), configured).expect("a fresh store");
         let directory = Arc::new(Directory::default().with_changes());
         let mirror = mirror(&directory);
         let health = Arc::new(Health::new(1));
@@ -145,11 +162,16 @@ impl Rig {
             metrics: Metrics::new(1),
             drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
             health,
-            auth: Arc::new(auth),
+            auth,
+            managed,
+            inquiries: Inquiries::start(Vec::new()).unwrap(),
+            magics: Magics::default(),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
+            retention: KEPT,
+            pusher: OnceLock::new(),
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());
@@ -191,6 +213,29 @@ impl Rig {
     pub(crate) fn send_once(&self, target: &str, api_key: &str, once: &str, body: Option<&Value>) -> Answer {
         let request = self.request("POST", target, Some(api_key)).header("Idempotency-Key", once);
         self.run_request(request, "POST", body.map(Value::to_string).as_deref())
+    }
+
+    /// A request with headers of its own.
+    pub(crate) fn send_with(&self, method: &str, target: &str, headers: &[(&str, &str)], body: Option<&str>) -> Answer {
+        let request = self.request(method, target, None);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        self.run_request(request, method, body)
+    }
+
+    /// Bytes on a connection of their own, and all that comes back until it ends.
+    pub(crate) fn exchange(&self, bytes: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.addr()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, text) = text.split_once("\r\n\r\n").expect("an answer with a head");
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
+        let fields = lines.filter_map(|line| line.split_once(": "));
+        let headers = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+        Answer { status: status.expect("a status line"), headers, text: text.to_owned() }
     }
 
     fn run_request(&self, request: ureq::http::request::Builder, method: &str, body: Option<&str>) -> Answer {

@@ -30,13 +30,28 @@ pub(crate) struct Delivery {
 impl Delivery {
     /// The body, after both signatures were checked: one by a Standard Webhooks library, one computed here from its description.
     pub(crate) fn verified(&self) -> Value {
-        let library = Webhook::new(SECRET).expect("a sound secret");
-        library.verify(&self.body, &self.headers).expect("a Standard Webhooks signature");
+        self.verified_by(SECRET)
+    }
+
+    /// Whether a secret, or one of two, signs it as Standard Webhooks describes.
+    pub(crate) fn is_signed_by(&self, secret: &str) -> bool {
+        let library = Webhook::new(secret).expect("a sound secret");
+        library.verify(&self.body, &self.headers).is_ok()
+    }
+
+    /// The body as it came.
+    pub(crate) fn body(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+
+    /// The same as [`Delivery::verified`], where this secret is the first.
+    pub(crate) fn verified_by(&self, secret: &str) -> Value {
+        assert!(self.is_signed_by(secret), "no Standard Webhooks signature");
 
         let header = |name: &str| self.headers[name].to_str().expect("ASCII").to_owned();
         let (timestamp, nonce) = (header("X-Timestamp"), header("X-Nonce"));
         let hash = hex(&Sha256::digest(&self.body));
-        let mut mac = <Hmac<Sha256>>::new_from_slice(SECRET.as_bytes()).expect("a key of any length");
+        let mut mac = <Hmac<Sha256>>::new_from_slice(secret.as_bytes()).expect("a key of any length");
         mac.update(format!("{}\n{}\n{timestamp}\n{nonce}\n{hash}", self.method, self.target).as_bytes());
         assert_eq!(header("X-Signature"), hex(&mac.finalize().into_bytes()));
 
@@ -82,10 +97,20 @@ impl Receiver {
         Self { server, deliveries }
     }
 
+    /// Where it takes deliveries.
+    pub(crate) fn url(&self) -> String {
+        let addr = self.server.server_addr().to_ip().expect("a TCP address");
+        format!("http://{addr}{PATH}")
+    }
+
     /// The value of `CHARGEGATE_WEBHOOK_ENDPOINTS` that names it.
     pub(crate) fn endpoints(&self) -> String {
-        let addr = self.server.server_addr().to_ip().expect("a TCP address");
-        json!([{"name": "receiver", "url": format!("http://{addr}{PATH}"), "secret": SECRET}]).to_string()
+        json!([{"name": "receiver", "url": self.url(), "secret": SECRET}]).to_string()
+    }
+
+    /// Everything delivered so far, not checked.
+    pub(crate) fn deliveries(&self) -> Vec<Delivery> {
+        self.deliveries.lock().expect("no test holds it in a panic").clone()
     }
 
     /// Everything delivered so far, checked.

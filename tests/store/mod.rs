@@ -103,8 +103,12 @@ pub(crate) fn open_sqlite(dir: &Path, told: &Arc<Told>) -> Result<Arc<dyn Store>
 }
 
 fn sqlite_with_cards(dir: &Path, told: &Arc<Told>, cards: &Arc<CardRules>) -> Result<Arc<dyn Store>, StoreError> {
-    let options =
-        sqlite::Options { clock, cards: Arc::clone(cards), ..sqlite::Options::new(dir.join("chargegate.db")) };
+    let options = sqlite::Options {
+        clock,
+        server_id: Some(ServerId::new("test")),
+        cards: Arc::clone(cards),
+        ..sqlite::Options::new(dir.join("chargegate.db"))
+    };
     Ok(Arc::new(SqliteStore::open(options, Arc::clone(told) as Arc<dyn Notify>)?))
 }
 

@@ -546,9 +546,10 @@ impl Engine {
         let parsed = match head::parse(bytes, &mut fields, limits) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return HeadStep::More,
-            Err(error) => {
-                client.request_id = self.make_request_id();
-                let (reason, error) = error.reaction();
+            Err(bad) => {
+                client.request_id = bad.request_id.map_or_else(|| self.make_request_id(), str::to_owned);
+                client.bodiless = false;
+                let (reason, error) = bad.error.reaction();
                 return HeadStep::Used(bytes.len(), self.refuse_for_good(key, client, reason, &error));
             }
         };
@@ -808,6 +809,10 @@ impl Engine {
             client.request_id = self.make_request_id();
         }
         self.body.clear();
+        log::debug!(
+            request_id = client.request_id.as_str(), client_ip:% = client.ip, reason = reason.as_str(), status = error.status();
+            "request refused at the door"
+        );
         let answer = LocalAnswer::error_of(error, &mut self.body, &client.request_id, self.unix_ms);
         self.answer_from_body(key, client, &answer)
     }

@@ -126,6 +126,20 @@ impl HeadError {
     }
 }
 
+/// A head that is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BadHead<'b> {
+    pub(super) error: HeadError,
+    /// The client's own id, if it is sane and the head could be read as far as that.
+    pub(super) request_id: Option<&'b str>,
+}
+
+impl From<HeadError> for BadHead<'_> {
+    fn from(error: HeadError) -> Self {
+        Self { error, request_id: None }
+    }
+}
+
 /// How much may be sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeadLimits {
@@ -143,31 +157,24 @@ pub(super) fn parse<'h, 'b>(
     bytes: &'b [u8],
     fields: &'h mut Fields<'b>,
     limits: HeadLimits,
-) -> Result<Option<Parsed<'h, 'b>>, HeadError> {
+) -> Result<Option<Parsed<'h, 'b>>, BadHead<'b>> {
     let mut request = httparse::Request::new(&mut []);
     let len = match request.parse_with_uninit_headers(bytes, fields) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) => {
             return if bytes.len() >= limits.head_bytes_max {
-                Err(HeadError::TooLong(limits.head_bytes_max))
+                Err(HeadError::TooLong(limits.head_bytes_max).into())
             } else {
                 Ok(None)
             };
         }
-        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
-        Err(error) => return Err(HeadError::Malformed(error)),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields.into()),
+        Err(error) => return Err(HeadError::Malformed(error).into()),
     };
-    if len > limits.head_bytes_max {
-        return Err(HeadError::TooLong(limits.head_bytes_max));
-    }
     // All three are set by a complete parse.
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(HeadError::Malformed(httparse::Error::Token));
+        return Err(HeadError::Malformed(httparse::Error::Token).into());
     };
-    if !target.starts_with('/') || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(HeadError::Target);
-    }
-
     let mut parsed = Parsed {
         method,
         target,
@@ -183,8 +190,23 @@ pub(super) fn parse<'h, 'b>(
     let upload_max = limits.upload.filter(|(path, _)| method == "POST" && split_target(target).0 == *path);
     parsed.is_upload = upload_max.is_some();
     let body_bytes_max = upload_max.map_or(limits.body_bytes_max, |(_, max)| max);
-    read_fields(&mut parsed, minor, body_bytes_max)?;
-    Ok(Some(parsed))
+    let checked = if len > limits.head_bytes_max {
+        Err(HeadError::TooLong(limits.head_bytes_max))
+    } else if !target.starts_with('/') || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Err(HeadError::Target)
+    } else {
+        read_fields(&mut parsed, minor, body_bytes_max)
+    };
+    match checked {
+        Ok(()) => Ok(Some(parsed)),
+        Err(error) => Err(BadHead { error, request_id: request_id_of(parsed.fields) }),
+    }
+}
+
+/// The client's own id, wherever in the head it is.
+fn request_id_of<'b>(fields: &[httparse::Header<'b>]) -> Option<&'b str> {
+    let field = fields.iter().find(|field| field.name.eq_ignore_ascii_case("X-Request-Id"))?;
+    sane_request_id(field.value)
 }
 
 fn read_fields(parsed: &mut Parsed<'_, '_>, minor: u8, body_bytes_max: usize) -> Result<(), HeadError> {
@@ -282,13 +304,26 @@ mod tests {
     const LIMITS: HeadLimits =
         HeadLimits { head_bytes_max: 8_192, body_bytes_max: 65_536, upload: Some(("/up", 1_000_000)) };
 
-    fn with<T>(bytes: &[u8], look: impl FnOnce(Result<Option<Parsed<'_, '_>>, HeadError>) -> T) -> T {
+    fn with<T>(bytes: &[u8], look: impl FnOnce(Result<Option<Parsed<'_, '_>>, BadHead<'_>>) -> T) -> T {
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         look(parse(bytes, &mut fields, LIMITS))
     }
 
     fn error_of(bytes: &[u8]) -> HeadError {
-        with(bytes, |parsed| parsed.unwrap_err())
+        with(bytes, |parsed| parsed.unwrap_err().error)
+    }
+
+    #[test]
+    fn a_head_that_is_refused_still_names_its_request() {
+        for (head, request_id) in [
+            ("POST / HTTP/1.1\r\nContent-Length: 65537\r\nX-Request-Id: r-1\r\n\r\n", Some("r-1")),
+            ("POST / HTTP/1.1\r\nX-Request-Id: r-1\r\nTransfer-Encoding: chunked\r\n\r\n", Some("r-1")),
+            ("GET http://x/ HTTP/1.1\r\nX-Request-Id: r-1\r\n\r\n", Some("r-1")),
+            ("POST / HTTP/1.1\r\nContent-Length: x\r\nX-Request-Id: r 1\r\n\r\n", None),
+            ("GET / HTTP/1.1\r\na b: c\r\nX-Request-Id: r-1\r\n\r\n", None),
+        ] {
+            with(head.as_bytes(), |parsed| assert_eq!(parsed.unwrap_err().request_id, request_id, "{head}"));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::api::error::ApiError;
 use crate::api::message::Request;
 use crate::api::route::{check_device_id, check_json, check_order_no};
+use crate::config::Rule;
 use crate::model::{CardNo, DeviceId, OrderNo};
 
 /// Characters of a refused value that the answer repeats.
@@ -139,6 +140,15 @@ impl Fields {
         self.array(name, length, "numbers in 0..=255", |item| item.as_u64().and_then(|byte| u8::try_from(byte).ok()))
     }
 
+    /// Positions of the event log.
+    pub(super) fn positions(
+        &mut self,
+        name: &str,
+        length: RangeInclusive<usize>,
+    ) -> Result<Option<Vec<i64>>, ApiError> {
+        self.array(name, length, "positions from 1", |item| item.as_i64().filter(|pos| *pos > 0))
+    }
+
     /// Texts.
     pub(super) fn texts(&mut self, name: &str, length: RangeInclusive<usize>) -> Result<Option<Vec<String>>, ApiError> {
         self.array(name, length, "texts", |item| item.as_str().map(str::to_owned))
@@ -178,6 +188,53 @@ impl Fields {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.refuse(name, "a text", &other)),
         }
+    }
+
+    /// A text, read by a rule of the configuration.
+    pub(super) fn ruled<T>(&mut self, name: &str, rule: &Rule<T>) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        self.by_rule(name, &value, rule).map(Some)
+    }
+
+    /// Texts, read by a rule of the configuration.
+    pub(super) fn ruled_list<T>(
+        &mut self,
+        name: &str,
+        items_max: usize,
+        rule: &Rule<T>,
+    ) -> Result<Option<Vec<T>>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let Some(items) = value.as_array().filter(|items| items.len() <= items_max) else {
+            return Err(self.refuse(name, format_args!("an array of 0..={items_max} texts"), &value));
+        };
+        let read = |(index, item)| self.by_rule(&format!("{name}[{index}]"), item, rule);
+        items.iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn by_rule<T>(&self, name: &str, value: &Value, rule: &Rule<T>) -> Result<T, ApiError> {
+        let shown = match value {
+            Value::String(text) if text.is_empty() => "\"\"".to_owned(),
+            Value::String(text) => match (rule.read)(text) {
+                Some(read) => return Ok(read),
+                None => (rule.shown)(text),
+            },
+            // What stands in the place of a secret may be one.
+            Value::Number(_) => "a number".to_owned(),
+            Value::Bool(_) => "a flag".to_owned(),
+            Value::Array(_) => "an array".to_owned(),
+            Value::Object(_) => "an object".to_owned(),
+            Value::Null => "null".to_owned(),
+        };
+        Err(ApiError::invalid(format!("{}{name} must be {}, got {shown}", self.path, rule.expected)))
+    }
+
+    /// Whether a field is given as `null`, where that says something; it is read then.
+    pub(super) fn takes_null(&mut self, name: &str) -> bool {
+        let given = self.values.iter().position(|(given, value)| given == name && value.is_null());
+        if let Some(index) = given {
+            self.values.swap_remove(index);
+        }
+        given.is_some()
     }
 
     /// `device_id`.

@@ -17,7 +17,7 @@ use crate::api::overload::Reservation;
 use crate::api::route::Query;
 use crate::gateway::params;
 use crate::model::{
-    Ap3000Call, DeviceCall, DeviceId, GatewayCall, ModifiedLimit, OrderNo, Priority, Protocol, SubDevice,
+    Ap3000Call, CommandState, DeviceCall, DeviceId, GatewayCall, ModifiedLimit, OrderNo, Priority, Protocol, SubDevice,
 };
 use crate::protocol::ap3000::{PhyId, offline::VerificationCode};
 use crate::store::{Called, Job, NewCall, Outcome, ParamRecord, WantedParams, payload};
@@ -329,13 +329,22 @@ fn called(call: Call, device_id: DeviceId, at: i64, outcome: Outcome, place: Res
 /// Commands of a device, newest first.
 pub(super) fn list(device_id: DeviceId, query: &Query<'_>) -> Result<Next, ApiError> {
     let page = query.page()?;
+    let state = query.value("state").map(state).transpose()?;
     Ok(reading(move |reader| {
         if reader.device(device_id)?.is_none() {
             return Err(no_device(device_id));
         }
-        let found = reader.commands(device_id, page.page, page.size)?;
+        let found = reader.commands(device_id, state, page.page, page.size)?;
         Ok(List::new(found.rows, found.total, page))
     }))
+}
+
+/// A row state, by its word.
+fn state(text: &str) -> Result<CommandState, ApiError> {
+    CommandState::from_word(text).ok_or_else(|| {
+        let words = CommandState::ALL.map(CommandState::as_str).join(", ");
+        ApiError::invalid(format!("state must be one of {words}, got {text:?}"))
+    })
 }
 
 /// One command: its state, and what the device said.

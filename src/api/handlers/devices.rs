@@ -270,7 +270,7 @@ pub(super) fn status(device_id: DeviceId) -> Next {
     })
 }
 
-/// A page of devices.
+/// A page of devices by id.
 pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> {
     let page = query.page()?;
     let online: Option<bool> = query.parsed("online", "true or false")?;
@@ -285,9 +285,7 @@ pub(super) fn list(api: &Arc<Api>, query: &Query<'_>) -> Result<Next, ApiError> 
         protocol,
         printed_no: query.parsed("printed_no", "a number in 0..=4294967295")?,
         search: query.value("search").map(search).transpose()?,
-        online: None,
-        among: None,
-        except: None,
+        ..DeviceFilter::default()
     };
     match online {
         // What others have is known to all by the store alone, a few seconds late.

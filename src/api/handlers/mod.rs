@@ -22,21 +22,28 @@ mod call;
 pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
+pub(super) mod connections;
+pub(super) mod deliveries;
 pub(super) mod devices;
 pub(super) mod drain;
 pub(super) mod events;
 mod health;
 pub(super) mod instances;
+pub(super) mod keys;
 pub(super) mod log_level;
 pub(super) mod orders;
 pub(super) mod ota;
 pub(super) mod overview;
 mod pages;
+pub(super) mod proof;
 pub(super) mod queue;
+pub(super) mod recorder;
 pub(super) mod sockets;
+pub(super) mod webhooks;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -53,9 +60,14 @@ use super::server::{Handler, Responder};
 use crate::drain::Drain;
 use crate::gateway::card::CardRules;
 use crate::gateway::directory::Directory;
+use crate::job::Retention;
+use crate::managed::Managed;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
+use crate::protocol::ap3000::Magics;
+use crate::shard::Inquiries;
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
+use crate::webhook::Pusher;
 use call::{Access, Call, Next, read};
 
 /// After a refusal for want of the store or of room in a queue, trying again makes sense this much later.
@@ -76,8 +88,10 @@ pub struct Api {
     /// Some thread must call [`Health::observe`] once a second: `/healthz` does so as well, and would otherwise take the time between two
     /// requests for a pause of the process.
     pub health: Arc<Health>,
-    /// Keys; [`Authenticator::reload`] replaces them.
+    /// Keys that are in force.
     pub auth: Arc<Authenticator>,
+    /// Puts keys and endpoints in force.
+    pub managed: Managed,
     /// Refuses starts under overload.
     pub backlog: Arc<Backlog>,
     /// Idempotency keys that are being worked on.
@@ -90,8 +104,16 @@ pub struct Api {
     pub store_timeout: Duration,
     /// Where images of firmware lie, and where the guard writes those that arrive.
     pub firmware_dir: PathBuf,
+    /// How long what leads to an order is kept.
+    pub retention: Retention,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
+    /// Delivers events; set when it is started, which is after requests are taken.
+    pub pusher: OnceLock<Arc<Pusher>>,
+    /// Asks the shards.
+    pub inquiries: Arc<Inquiries>,
+    /// Starts of AP3000 frames, for those that are shown in words.
+    pub magics: Magics,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -152,12 +174,9 @@ impl Api {
             RouteId::DeviceStatus => {
                 let live = self.whereabouts.here(matched.device()?.parse().ok()?)?;
                 let attempt = Attempt::from_head(head);
-                // This thread cannot wait for what other instances know of a nonce or a rate.
-                if !self.auth.decides_alone(&attempt) {
-                    return None;
-                }
-                // Not before it is clear that the answer is given here: a nonce counts once.
-                let checked = self.auth.check(&attempt, matched.route.scope?, head.unix_ms);
+                // Not before it is clear that the answer is given here: a nonce counts once. And this thread cannot wait for what other
+                // instances know of a nonce or a rate.
+                let checked = self.auth.check_alone(&attempt, matched.route.scope?, head.unix_ms)?;
                 *caller = checked.caller;
                 let answer = match checked.outcome {
                     Ok(_) => LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)),
@@ -267,6 +286,7 @@ impl Api {
             RouteId::OrderQuery => orders::query(&matched.query),
             RouteId::OrderList => orders::list(&matched.query),
             RouteId::Order => Ok(orders::one(order_of(matched)?)),
+            RouteId::OrderProof => Ok(proof::one(order_of(matched)?, self.retention)),
             RouteId::OrderEvents => events::of_order(order_of(matched)?, &matched.query),
             RouteId::Events => events::log(&matched.query),
             RouteId::Instances => Ok(instances::list()),
@@ -275,8 +295,41 @@ impl Api {
             RouteId::LogLevel => Ok(log_level::show()),
             RouteId::LogLevelSet => log_level::set(request),
             RouteId::DrainSet => drain::set(request),
+            RouteId::DeadLetterList => deliveries::dead(self, name_of(matched)?, &matched.query),
+            RouteId::DeadLetterRedrive => deliveries::redrive(self, name_of(matched)?, request),
+            RouteId::DeadLetterPurge => deliveries::purge(self, name_of(matched)?, request),
+            RouteId::WebhookRedeliver => deliveries::redeliver(self, name_of(matched)?, request),
+            RouteId::WebhookDeliveries => deliveries::of_name(self, name_of(matched)?, &matched.query),
+            RouteId::EventDeliveries => deliveries::of_event(matched.id.unwrap_or_default(), &matched.query),
+            RouteId::WebhookTest => deliveries::test(self, name_of(matched)?, request),
+            RouteId::WebhookDisable => deliveries::disable(self, name_of(matched)?, request),
+            RouteId::WebhookEnable => deliveries::enable(self, name_of(matched)?, request),
+            RouteId::Connections => connections::list(&matched.query),
+            RouteId::ConnectionFrames => recorder::connection(&matched.name().unwrap_or_default()),
+            RouteId::Recorder => Ok(recorder::device(device_of(matched)?)),
+            RouteId::Anomalies => recorder::anomalies(&matched.query),
+            RouteId::Anomaly => recorder::anomaly(&matched.name().unwrap_or_default()),
+            RouteId::Disconnect => connections::disconnect(device_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
+            RouteId::OpenApi
+            | RouteId::Docs
+            | RouteId::DocsSlash
+            | RouteId::DocsStart
+            | RouteId::DocsBundle
+            | RouteId::DocsStyle => pages::docs(matched.route.id, request),
+            RouteId::KeyList => keys::list(self, &matched.query),
+            RouteId::KeyCreate => keys::create(self, request),
+            RouteId::Key => Ok(keys::one(self, name_of(matched)?)),
+            RouteId::KeyUpdate => keys::update(self, name_of(matched)?, request),
+            RouteId::KeyDelete => keys::delete(self, name_of(matched)?, request),
+            RouteId::KeyRotate => keys::rotate(self, name_of(matched)?, request),
+            RouteId::WebhookList => webhooks::list(self, &matched.query),
+            RouteId::WebhookCreate => webhooks::create(self, request),
+            RouteId::Webhook => Ok(webhooks::one(self, name_of(matched)?)),
+            RouteId::WebhookUpdate => webhooks::update(self, name_of(matched)?, request),
+            RouteId::WebhookDelete => webhooks::delete(self, name_of(matched)?, request),
+            RouteId::WebhookRotate => webhooks::rotate(self, name_of(matched)?, request),
             RouteId::CardList => cards::list(&matched.query),
             RouteId::CardRegister => cards::register(self, request),
             RouteId::Card => Ok(cards::one(card_of(matched)?)),
@@ -324,6 +377,11 @@ fn card_of(matched: &Matched<'_>) -> Result<CardNo, ApiError> {
     body::card_no("card number in the path", matched.card().unwrap_or_default())
 }
 
+/// Of a key or an endpoint.
+fn name_of(matched: &Matched<'_>) -> Result<String, ApiError> {
+    matched.name().map(Cow::into_owned).ok_or_else(|| ApiError::invalid("name in the path is missing"))
+}
+
 fn no_device(device_id: DeviceId) -> ApiError {
     ApiError::new(ErrorCode::DeviceNotFound, format!("there is no device {device_id}"))
 }
@@ -341,6 +399,14 @@ pub(super) struct List<T> {
 impl<T> List<T> {
     const fn new(items: Vec<T>, total: u64, page: Page) -> Self {
         Self { items, total, page: page.page, size: page.size }
+    }
+
+    /// A page of what is there whole.
+    fn of_all(all: Vec<T>, page: Page) -> Self {
+        let size = usize::try_from(page.size).unwrap_or(usize::MAX);
+        let skipped = usize::try_from(page.page.saturating_sub(1)).unwrap_or(usize::MAX).saturating_mul(size);
+        let total = all.len() as u64;
+        Self::new(all.into_iter().skip(skipped).take(size).collect(), total, page)
     }
 }
 

@@ -283,11 +283,14 @@ pub(super) fn query(query: &Query<'_>) -> Result<Next, ApiError> {
     })
 }
 
-/// A page of orders, newest first.
+/// A page of orders, newest first; of those created in the same millisecond, by number.
 pub(super) fn list(query: &Query<'_>) -> Result<Next, ApiError> {
     let page = query.page()?;
     let mut filter = place(query)?;
     filter.status = query.value("status").map(status).transpose()?;
+    filter.business_no = query.parsed("business_no", "a number in 0..=65535")?;
+    filter.created_from = query.time("created_from")?;
+    filter.created_to = query.time("created_to")?;
     Ok(reading(move |reader| {
         let found = reader.orders(&filter, page.page, page.size)?;
         Ok(List::new(found.rows.into_iter().map(OrderBody).collect(), found.total, page))
@@ -301,7 +304,7 @@ fn place(query: &Query<'_>) -> Result<OrderFilter, ApiError> {
     if port_no == Some(0) {
         return Err(ApiError::invalid("port_no must be a number in 1..=65535, got 0"));
     }
-    Ok(OrderFilter { device_id, port_no, status: None })
+    Ok(OrderFilter { device_id, port_no, ..OrderFilter::default() })
 }
 
 /// An order status, by number or word.

@@ -106,8 +106,9 @@ fn device_type(text: &str) -> Result<u8, ApiError> {
 /// A page of images.
 pub(super) fn firmware_list(query: &Query<'_>) -> Result<Next, ApiError> {
     let page = query.page()?;
+    let device_type = query.value("device_type").map(device_type).transpose()?;
     Ok(reading(move |reader| {
-        let found = reader.firmware_list(page.page, page.size)?;
+        let found = reader.firmware_list(device_type, page.page, page.size)?;
         Ok(List::new(found.rows, found.total, page))
     }))
 }

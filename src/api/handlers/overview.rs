@@ -22,7 +22,7 @@ pub(in crate::api) struct Overview {
     /// The gateway's clock.
     #[schema(value_type = String, format = DateTime)]
     now: Rfc3339,
-    /// Whether it takes no new devices because it is about to stop.
+    /// Whether it sends its devices away and takes no new ones.
     draining: bool,
     /// As `/readyz` says it.
     ready: bool,
@@ -84,7 +84,7 @@ impl Overview {
             version: env!("CARGO_PKG_VERSION"),
             started_at: Rfc3339(moment.unix_ms.saturating_sub(up_ms)),
             now: Rfc3339(moment.unix_ms),
-            draining: readiness.stage == "draining",
+            draining: api.drain.is_draining(),
             ready: readiness.ready,
             stage: readiness.stage,
             sample_seconds: SAMPLE_MS / 1_000,

@@ -9,13 +9,14 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, devices, drain, events, instances, log_level, orders, ota, overview, queue, sockets,
+    cards, charge, commands, connections, deliveries, devices, drain, events, instances, keys, log_level, orders, ota,
+    overview, proof, queue, recorder, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
 use crate::store::payload::{
-    Accepted, CardObject, Changed, CommandObject, FirmwareObject, NetworkObject, OrderObject, OtaObject, ParamsObject,
-    SettingsObject, TransactionObject,
+    Accepted, CardObject, Changed, CommandObject, EndpointObject, FirmwareObject, KeyObject, NetworkObject,
+    OrderObject, OtaObject, ParamsObject, SettingsObject, ShownEndpoint, ShownKey, TransactionObject,
 };
 use crate::telemetry::health::{Liveness, Readiness};
 
@@ -97,10 +98,18 @@ pub(super) fn operation(route: RouteId) -> Operation {
         RouteId::OrderList => Operation::new(Tag::Orders, "Orders, newest first")
             .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
             .query("port_no", Form::number(1..=65_535), "Only of this port.")
+            .text("Of those created in the same millisecond, the higher number comes first.")
             .query("status", Form::state::<OrderStatus>(10), "Only those that stand here, by word or number.")
+            .query("business_no", Form::number(0..=65_535), "Only those that the device gave this number.")
+            .query("created_from", Form::time(), "Only those created at this time or later.")
+            .query("created_to", Form::time(), "Only those created before this time.")
             .page::<OrderObject<'_>>(),
         RouteId::OrderEvents => Operation::new(Tag::Orders, "Events of an order in their sequence")
             .page::<events::EventObject>()
+            .errors(&[E::OrderNotFound]),
+        RouteId::OrderProof => Operation::new(Tag::Orders, "All that is kept of how an order came about")
+            .text("One timeline: requests, commands, frames as they were on the wire, the settlement, events, deliveries.")
+            .ok::<proof::Proof>()
             .errors(&[E::OrderNotFound]),
 
         RouteId::DeviceList => Operation::new(Tag::Devices, "Devices by id")
@@ -168,13 +177,32 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("202 means that it is stored. It is written when the connection is free, or when the device comes back within `valid_seconds`. \
                 What the device says to it is read from the command.")
             .body::<commands::CommandRequest>()
+            .example("query_status", json!({"command": "query_status"}))
+            .example("reboot", json!({"command": "reboot"}))
+            .example("clear_storage", json!({"command": "clear_storage"}))
             .example("locate", json!({"command": "locate", "seconds": 10, "valid_seconds": 60}))
+            .example("play_voice", json!({"command": "play_voice", "segments": [1, 2], "interrupt": true}))
+            .example("modify_charge (time)", json!({"command": "modify_charge", "port_no": 1, "duration_seconds": 7200, "stop_when_full": true}))
+            .example("modify_charge (energy)", json!({"command": "modify_charge", "port_no": 1, "energy_wh": 1500}))
             .example("eeprom_read", json!({"command": "eeprom_read", "address": 0, "length": 16}))
+            .example("eeprom_write", json!({"command": "eeprom_write", "address": 0, "data": "cafe01"}))
+            .example("temporary_qr", json!({"command": "temporary_qr", "text": "https://pay.example/1"}))
+            .example("open_door", json!({"command": "open_door", "port_no": 1}))
+            .example("stop_keep_door", json!({"command": "stop_keep_door", "port_no": 1, "order_no": "THD6H0BG6Y60TR00"}))
+            .example("trigger_self_update", json!({"command": "trigger_self_update"}))
+            .example("host_reboot", json!({"command": "host_reboot"}))
+            .example("module_reboot", json!({"command": "module_reboot"}))
+            .example("clear_sub_device_update_data", json!({"command": "clear_sub_device_update_data"}))
+            .example("set_server_address", json!({"command": "set_server_address", "address": "gateway.example", "port": 7054, "module_type": 1, "second_socket": true}))
+            .example("set_fsk_params", json!({"command": "set_fsk_params", "frequency": 433, "sub_devices": ["40aace05"]}))
             .example("query_socket", json!({"command": "query_socket", "socket": 1}))
+            .example("set_voice", json!({"command": "set_voice", "socket": 254, "hole": 1, "buzzer": true, "voice": true,
+                "periods": [{"start_hour": 22, "start_minute": 0, "end_hour": 6, "end_minute": 30}]}))
             .accepted::<CommandObject<'_>>()
             .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
         RouteId::CommandList => Operation::new(Tag::Commands, "Commands of a device, newest first")
             .text("Starts and stops of orders are among them.")
+            .query("state", Form::words(&CommandState::ALL.map(CommandState::as_str)), "Only those that stand here.")
             .page::<CommandObject<'_>>()
             .errors(&[E::DeviceNotFound]),
         RouteId::Command => Operation::new(Tag::Commands, "One command: its state, and what the device said")
@@ -206,7 +234,9 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .bytes("application/octet-stream")
             .ok::<FirmwareObject<'_>>()
             .created::<FirmwareObject<'_>>(),
-        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first").page::<FirmwareObject<'_>>(),
+        RouteId::FirmwareList => Operation::new(Tag::Firmware, "Images, newest first")
+            .query("device_type", Form::pattern("^(0x[0-9A-Fa-f]{1,2}|[0-9]{1,3})$"), "Only those for this type.")
+            .page::<FirmwareObject<'_>>(),
         RouteId::OtaCreate => Operation::new(Tag::Firmware, "Begin an update of a device")
             .text("A device has one open update. It goes on behind the last packet the device acknowledged, also after a lost connection, and rests \
                 while an order is active.")
@@ -232,6 +262,65 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .query("limit", Form::number(1..=500), "Events at most; left out: 100.")
             .ok::<events::Log>(),
 
+        RouteId::KeyList => Operation::new(Tag::Keys, "API keys by name, of the configuration and of the store").page::<KeyObject>(),
+        RouteId::KeyCreate => Operation::new(Tag::Keys, "Make a key")
+            .text("The key, and the secret of one that signs, stand in this answer and nowhere else. A repetition by `Idempotency-Key` is \
+                answered without them: rotate the key if the first answer was lost. The key is in force with the answer on the instance \
+                asked, and on the others at most two seconds later.")
+            .body::<keys::NewKeyRequest>()
+            .example("reader", json!({"name": "dashboard", "scopes": ["read"]}))
+            .example("signing", json!({"name": "billing", "scopes": ["read", "control"], "require_hmac": true,
+                "ip_allow": ["192.0.2.0/24"], "rate_per_s": 100, "burst": 200}))
+            .created::<ShownKey<'_>>()
+            .errors(&[E::NameTaken]),
+        RouteId::Key => Operation::new(Tag::Keys, "One key").ok::<KeyObject>().errors(&[E::NotFound]),
+        RouteId::KeyUpdate => Operation::new(Tag::Keys, "Change what a key may do")
+            .text("What is left out stays. Where requests must be signed from now on, the answer shows the secret for it.")
+            .body::<keys::KeyChangeRequest>()
+            .example("narrow", json!({"scopes": ["read"], "ip_allow": ["192.0.2.7"]}))
+            .example("limit", json!({"require_hmac": false, "rate_per_s": 10, "burst": 20}))
+            .ok::<ShownKey<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly, E::LastAdmin]),
+        RouteId::KeyDelete => Operation::new(Tag::Keys, "Remove a key")
+            .ok::<ShownKey<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly, E::LastAdmin]),
+        RouteId::KeyRotate => Operation::new(Tag::Keys, "Replace a key")
+            .text("No body, or `{}`. The old key is void at once, and so is the secret of one that signs.")
+            .ok::<ShownKey<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+
+        RouteId::WebhookList => Operation::new(Tag::Webhooks, "Endpoints by name, of the configuration and of the store")
+            .page::<EndpointObject>(),
+        RouteId::WebhookCreate => Operation::new(Tag::Webhooks, "Make an endpoint")
+            .text("It gets what is committed after it was made. A secret that is made stands in this answer and nowhere else; a repetition by \
+                `Idempotency-Key` is answered without it.")
+            .body::<webhooks::NewEndpointRequest>()
+            .example("orders", json!({"name": "erp", "url": "https://erp.example/hooks", "events": ["order.*", "charging.ended"]}))
+            .example("own_secret", json!({"name": "crm", "url": "https://crm.example/in?site=7", "secret": "a secret of your own",
+                "api_key": "sent-as-X-Api-Key"}))
+            .created::<ShownEndpoint<'_>>()
+            .errors(&[E::NameTaken]),
+        RouteId::Webhook => Operation::new(Tag::Webhooks, "One endpoint").ok::<EndpointObject>().errors(&[E::NotFound]),
+        RouteId::WebhookUpdate => Operation::new(Tag::Webhooks, "Change an endpoint")
+            .text("What is left out stays, and so does its place in the log. `null` takes `api_key` or `secret_previous` away.")
+            .body::<webhooks::EndpointChangeRequest>()
+            .example("events", json!({"url": "https://erp.example/hooks2", "events": ["order.*"], "api_key": null}))
+            .example("rotated", json!({"secret_previous": null}))
+            .ok::<ShownEndpoint<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+        RouteId::WebhookDelete => Operation::new(Tag::Webhooks, "Remove an endpoint")
+            .text("Its place in the log, its parked deliveries and its dead letters go with it.")
+            .ok::<ShownEndpoint<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+        RouteId::WebhookRotate => Operation::new(Tag::Webhooks, "Sign with another secret")
+            .text("The secret before signs too, until it is taken away by `secret_previous: null`. The secret that is in use, given again, \
+                changes nothing.")
+            .body::<webhooks::EndpointRotateRequest>()
+            .example("made", json!({}))
+            .example("own", json!({"secret": "another secret of your own"}))
+            .ok::<ShownEndpoint<'_>>()
+            .errors(&[E::NotFound, E::ReadOnly]),
+
         RouteId::Drain => Operation::new(Tag::Operation, "Whether this instance sends its devices away").ok::<drain::DrainState>(),
         RouteId::DrainSet => Operation::new(Tag::Operation, "Send the devices of this instance away, or take them again")
             .text("Device connections are closed one after another, and none is accepted. Ask again to see how many are left.")
@@ -248,10 +337,87 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .body::<log_level::LogLevelBody>()
             .example("debug", json!({"level": "debug"}))
             .ok::<log_level::LogLevelState>(),
+        RouteId::DeadLetterList => Operation::new(Tag::Webhooks, "Dead letters of an endpoint, by position")
+            .text("Events that an endpoint did not get: a final answer, or all attempts used up.")
+            .page::<deliveries::DeadLetter>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterRedrive => Operation::new(Tag::Webhooks, "Deliver dead letters again")
+            .text("With all their attempts. Among what is still to be delivered of a key, the order of positions holds.")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterPurge => Operation::new(Tag::Webhooks, "Delete dead letters")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookRedeliver => Operation::new(Tag::Webhooks, "Deliver a range of the event log again")
+            .text("Events that the endpoint wants, up to its cursor: what lies beyond comes anyway, and so does what is parked. A request looks at \
+                10,000 positions; `next_from_pos` goes on. While they are delivered, new events wait behind them.")
+            .body::<deliveries::RedeliverBody>()
+            .example("positions", json!({"from_pos": 1000, "to_pos": 2000}))
+            .example("times", json!({"from": "2026-11-23T00:00:00Z", "to": "2026-11-23T06:00:00Z"}))
+            .ok::<deliveries::Redelivered>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver to an endpoint, newest first")
+            .text("Kept for `retention.delivery_log`. `total` ends at 100,000.")
+            .query("outcome", Form::of::<deliveries::DeliveryOutcomeWord>(), "Only those that ended so.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::EventDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver an event, to all endpoints")
+            .text("`id` is the event's position in the log.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookTest => Operation::new(Tag::Webhooks, "Send a test event to an endpoint now")
+            .text("A `webhook.test` event, signed and guarded like any other, also to an endpoint that is disabled. It is no part of the event log. \
+                One at a time.")
+            .ok::<crate::webhook::Tried>()
+            .errors(&[E::NotFound, E::QueueOverloaded]),
+        RouteId::WebhookDisable => Operation::new(Tag::Webhooks, "Send nothing more to an endpoint")
+            .text("Its events are kept behind its cursor, for as long as events are kept. Answers with how it is doing then.")
+            .optional_body::<deliveries::DisableBody>()
+            .example("reason", json!({"reason": "moves to another site"}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookEnable => Operation::new(Tag::Webhooks, "Go on sending to an endpoint")
+            .text("Behind its cursor, or without its backlog. Also what ends the state that a 410 of the receiver began.")
+            .optional_body::<deliveries::EnableBody>()
+            .example("behind the cursor", json!({"skip_backlog": false}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
 
+        RouteId::Connections => Operation::new(Tag::Operation, "Sockets of devices to this instance")
+            .query("device_id", Form::of::<DeviceId>(), "Only the one that carries it.")
+            .query("listener", Form::words(&connections::LISTENERS), "Only those that came in there.")
+            .query("protocol", Form::of::<Protocol>(), "Only those that speak it.")
+            .page::<connections::DeviceConnection>(),
+        RouteId::ConnectionFrames => Operation::new(Tag::Operation, "The last frames of a connection, in words")
+            .text("Also of one that carried no device, or that ended a while ago.")
+            .ok::<recorder::ConnectionRecording>()
+            .errors(&[E::NotFound]),
+        RouteId::Recorder => Operation::new(Tag::Operation, "The last frames of a device, in words")
+            .text("From memory, over the connections it had to this instance. Where another instance has it, 404 names that one in                 `data.instance`. `chargegate decode --file` explains the answer offline.")
+            .ok::<recorder::Recording>()
+            .errors(&[E::NotFound]),
+        RouteId::Anomalies => Operation::new(Tag::Operation, "What went wrong between devices and this instance, newest first")
+            .text("The last 64 of each shard, with the frames before; one a minute of a device and kind.")
+            .query("kind", Form::words(&recorder::anomaly_kinds()), "Only this kind.")
+            .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
+            .page::<recorder::AnomalyObject>(),
+        RouteId::Anomaly => Operation::new(Tag::Operation, "One of the things that went wrong")
+            .ok::<recorder::AnomalyObject>()
+            .errors(&[E::NotFound]),
+        RouteId::Disconnect => Operation::new(Tag::Operation, "Close the connection of a device")
+            .text("No body, or `{}`. The device is expected to connect again. Where another instance has it, 404 names that one in                 `data.instance`.")
+            .ok::<connections::DisconnectedDevice>()
+            .errors(&[E::NotFound, E::DeviceOffline]),
         RouteId::Overview => Operation::new(Tag::Operation, "What this instance does now, and ten minutes of it")
             .query("since", Form::time(), "Only the figures after this time.")
             .ok::<overview::Overview>(),
@@ -259,6 +425,20 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("It has everything in it and asks the API like everybody else.")
             .other(200, "The page.", "text/html; charset=utf-8")
             .empty(304, "The page of `If-None-Match` is the one."),
+
+        RouteId::OpenApi => Operation::new(Tag::Operation, "This document")
+            .other(200, "OpenAPI 3.1.", "application/json")
+            .empty(304, "The one of `If-None-Match` is the one."),
+        RouteId::Docs => Operation::new(Tag::Operation, "This document as a page")
+            .other(200, "The page.", "text/html; charset=utf-8")
+            .empty(304, "The page of `If-None-Match` is the one."),
+        RouteId::DocsSlash => Operation::new(Tag::Operation, "Leads to the page").empty(308, "It is at `/docs`."),
+        RouteId::DocsStart | RouteId::DocsBundle => Operation::new(Tag::Operation, "A script of the page")
+            .other(200, "The script.", "text/javascript; charset=utf-8")
+            .empty(304, "The one of `If-None-Match` is the one."),
+        RouteId::DocsStyle => Operation::new(Tag::Operation, "The style of the page")
+            .other(200, "The style.", "text/css; charset=utf-8")
+            .empty(304, "The one of `If-None-Match` is the one."),
 
         RouteId::Healthz => Operation::new(Tag::Health, "Whether every shard turns, for restarts")
             .plain::<Liveness>(200, "Every shard turns.")

@@ -1,6 +1,6 @@
 //! Schemas out of types, and the one place where the document keeps them.
 //!
-//! `utoipa` gives a type's schema; two things it cannot know are added by the role the schema has:
+//! `utoipa` gives a type's schema; ranges follow from the types' widths. Two things it cannot know are added by the role a schema has:
 //!
 //! - **told** (answers, events): a field that may be `null` is always there. One that may be left out is never `null`
 //!   (`#[schema(nullable = false)]`).
@@ -112,26 +112,55 @@ fn walk(schema: &mut Value, role: Role) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(|item| walk(item, role)),
         Value::Object(fields) => {
-            if let Some(Value::Object(properties)) = fields.get("properties") {
+            bound(fields);
+            if fields.get("default").is_some_and(Value::is_null) {
+                fields.remove("default");
+            }
+            if let Some(Value::String(text)) = fields.get_mut("description") {
+                *text = plain(text);
+            }
+            if let Some(Value::Object(properties)) = fields.get_mut("properties") {
+                let nullable = properties.iter().filter(|(_, property)| takes_null(property));
+                let nullable: Vec<Value> = nullable.map(|(name, _)| name.as_str().into()).collect();
+                // A property may have the name of a keyword, so it is gone into by itself.
+                properties.values_mut().for_each(|property| walk(property, role));
                 match role {
-                    Role::Told => {
-                        let nullable = properties.iter().filter(|(_, property)| takes_null(property));
-                        let nullable: Vec<Value> = nullable.map(|(name, _)| name.as_str().into()).collect();
-                        require(fields, nullable);
-                    }
-                    Role::Asked => {
-                        fields.insert("additionalProperties".into(), false.into());
-                    }
+                    Role::Told => require(fields, nullable),
+                    Role::Asked => drop(fields.insert("additionalProperties".into(), false.into())),
                 }
             }
-            // Of a map the names are data.
-            fields
-                .iter_mut()
-                .filter(|(name, _)| !matches!(name.as_str(), "example" | "examples" | "default" | "enum"))
-                .for_each(|(_, inner)| walk(inner, role));
+            let data = ["properties", "examples", "example", "default", "enum", "const"];
+            let inner = fields.iter_mut().filter(|(name, _)| !data.contains(&name.as_str()));
+            inner.for_each(|(_, inner)| walk(inner, role));
         }
         _ => {}
     }
+}
+
+/// Says the range of a type that `utoipa` names by its width, which most clients do not know.
+fn bound(fields: &mut Map<String, Value>) {
+    let (max, wide) = match fields.get("format").and_then(Value::as_str) {
+        Some("uint8") => (Some(u32::from(u8::MAX)), false),
+        Some("uint16") => (Some(u32::from(u16::MAX)), false),
+        Some("uint32") => (Some(u32::MAX), true),
+        Some("uint64") => (None, true),
+        _ => return,
+    };
+    fields.remove("format");
+    if wide {
+        fields.insert("format".into(), "int64".into());
+    }
+    fields.entry("minimum").or_insert_with(|| 0.into());
+    if let Some(max) = max {
+        fields.entry("maximum").or_insert_with(|| max.into());
+    }
+}
+
+/// A comment as a text: links of the documentation lead nowhere here, and lines break where the page is.
+fn plain(text: &str) -> String {
+    let paragraphs = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " "));
+    let text = paragraphs.collect::<Vec<_>>().join("\n\n");
+    text.replace("[`", "`").replace("`]", "`")
 }
 
 fn require(fields: &mut Map<String, Value>, names: Vec<Value>) {

@@ -35,10 +35,8 @@ pub struct KeyObject {
     /// Requests at once after a rest; 0 is `rate_per_s`.
     pub burst: u32,
     /// `null` for one of the configuration.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub created_at: Option<Rfc3339>,
     /// `null` for one of the configuration.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Rfc3339>,
 }
 
@@ -74,10 +72,8 @@ pub struct EndpointObject {
     /// Whether an `X-Api-Key` is sent.
     pub api_key: bool,
     /// `null` for one of the configuration.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub created_at: Option<Rfc3339>,
     /// `null` for one of the configuration.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Rfc3339>,
 }
 
@@ -104,9 +100,11 @@ pub struct ShownKey<'a> {
     pub object: KeyObject,
     /// To be sent as `X-Api-Key`. Not in the answer to a repeated request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub key: Option<&'a str>,
     /// Signs requests, where they must be signed. Not in the answer to a repeated request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub hmac_secret: Option<&'a str>,
 }
 
@@ -118,6 +116,7 @@ pub struct ShownEndpoint<'a> {
     pub object: EndpointObject,
     /// Where one was made. Not in the answer to a repeated request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub secret: Option<&'a str>,
 }
 

@@ -93,13 +93,14 @@ impl Tx<'_> {
         Ok(row)
     }
 
-    /// Queues a stop for an order, unless one is under way or it would stop somebody else.
+    /// Queues a stop for an order, unless one is under way or it would stop somebody else. `request_id`: who asked for it.
     pub(super) fn queue_stop(
         &mut self,
         order: &Order,
         priority: Priority,
         at: i64,
         epoch: Option<i64>,
+        request_id: Option<&str>,
     ) -> Result<Option<Command>, StoreError> {
         // A BKV stop names only the hole: it would end the charge of whoever is there now.
         if matches!(order.device_id, DeviceId::Gateway(_)) && order.status.is_final() && self.port_taken(order)? {
@@ -125,7 +126,7 @@ impl Tx<'_> {
                     at,
                     not_after: at + self.limits.valid_for_order,
                     epoch,
-                    request_id: None,
+                    request_id: request_id.map(str::to_owned),
                 };
                 self.insert_command(new, counters)
             }
@@ -258,7 +259,7 @@ impl Tx<'_> {
         if stops >= stops_max || last + (END_PENDING_BACKOFF_MS << stops.min(END_PENDING_DOUBLINGS_MAX)) > at {
             return Ok(None);
         }
-        let command = self.queue_stop(order, Priority::Emergency, at, Some(epoch))?;
+        let command = self.queue_stop(order, Priority::Emergency, at, Some(epoch), None)?;
         if command.is_some() && stops + 1 == stops_max {
             self.order_alarm(order, "device_end_pending", at)?;
         }

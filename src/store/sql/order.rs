@@ -32,6 +32,15 @@ pub(super) struct Cause<'a> {
     pub(super) reason: Option<&'a str>,
     /// Stored by a step that stores totals.
     pub(super) totals: Option<Totals<'a>>,
+    /// The request that asked for it.
+    pub(super) request_id: Option<&'a str>,
+}
+
+impl Cause<'_> {
+    /// An event without anything else to say of it.
+    pub(super) const fn of(event: Event, at: i64) -> Self {
+        Self { event, at, epoch: None, reason: None, totals: None, request_id: None }
+    }
 }
 
 /// Where a new order is to run.
@@ -163,8 +172,12 @@ impl Tx<'_> {
         };
         // 0 means "no order" on the wire.
         let business_no = job.business_no.filter(|number| *number != 0 && order.business_no.is_none());
-        let cause =
-            Cause { event: job.event, at: job.at, epoch: job.epoch, reason: job.reason.as_deref(), totals: None };
+        let cause = Cause {
+            request_id: job.request_id.as_deref(),
+            epoch: job.epoch,
+            reason: job.reason.as_deref(),
+            ..Cause::of(job.event, job.at)
+        };
         let outcome = self.handle(&mut order, business_no, &cause)?;
         let wish = match job.event {
             Event::Stop => Some(OrderWish::Stop),
@@ -286,7 +299,7 @@ impl Tx<'_> {
         if step.send_stop {
             let asked = matches!(order.status, OrderStatus::Cancelling | OrderStatus::Stopping);
             let priority = if asked { Priority::High } else { Priority::Emergency };
-            done.commands.extend(self.queue_stop(order, priority, at, cause.epoch)?);
+            done.commands.extend(self.queue_stop(order, priority, at, cause.epoch, cause.request_id)?);
         }
         if let Some(reason) = step.alarm {
             self.order_alarm(order, reason, at)?;

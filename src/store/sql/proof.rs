@@ -12,7 +12,7 @@ use super::{
 use crate::{
     model::{DeviceId, Order, OrderNo, Origin},
     store::{
-        EventRecord, FrameRecord, HistoryScope, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord,
+        EventRecord, FrameFilter, FrameRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord,
         SettlementRecord, StoreError, WaitingDelivery,
     },
 };
@@ -26,27 +26,21 @@ const OWN_START_MODES: [u8; 4] = [0, 3, 2, 4];
 /// AP3000 start mode of orders made by the server.
 const ONLINE: u8 = 1;
 
-/// All that is kept of an order, whose events are given.
+/// What is kept of an order, whose events are given.
 pub(super) fn history(
     conn: Conn<'_>,
     order: &Order,
     events: Vec<EventRecord>,
-    scope: &HistoryScope,
+    between: (i64, i64),
 ) -> Result<OrderHistory, StoreError> {
-    let mut frames = frames(conn, order.device_id, scope)?;
-    let frames_max = usize::try_from(scope.frames_max).unwrap_or(usize::MAX);
-    let frames_cut = frames.len() > frames_max;
-    frames.truncate(frames_max);
     let mut settlements = settlements(conn, order)?;
-    settlements.extend(orphans(conn, order, scope.between)?);
+    settlements.extend(orphans(conn, order, between)?);
     // An event without a place in the log yet was delivered to nobody.
     let positions: Vec<i64> = events.iter().map(|event| event.pos).filter(|pos| *pos > 0).collect();
     let positions = json(&positions)?;
     Ok(OrderHistory {
         requests: requests(conn, order.order_no)?,
         commands: commands(conn, order.order_no)?,
-        frames,
-        frames_cut,
         settlements,
         events,
         deliveries: deliveries(conn, &positions)?,
@@ -90,25 +84,33 @@ fn commands(conn: Conn<'_>, order_no: OrderNo) -> Result<Vec<OrderCommand>, Stor
     Ok(rows.into_iter().map(command).collect())
 }
 
-/// Frames of a device, oldest first: one more than wanted, where there are more.
-fn frames(conn: Conn<'_>, device_id: DeviceId, scope: &HistoryScope) -> Result<Vec<FrameRecord>, StoreError> {
-    let codes: Vec<String> = scope.commands.iter().map(ToString::to_string).collect();
-    let sql = format!(
-        "SELECT at, direction, command, msg_id, raw, epoch, instance FROM cmd_log \
-         WHERE device_id = $1 AND at >= $2 AND at <= $3 AND command IN ({}) ORDER BY at, id LIMIT $4",
-        codes.join(", ")
-    );
-    let (from, to) = scope.between;
-    all(conn, &sql, (device_id.to_string(), from, to, scope.frames_max.saturating_add(1)), |row| {
-        Ok(FrameRecord {
-            at: row.get(0)?,
-            up: row.text(1)? == "up",
-            command: row.get(2)?,
-            msg_id: row.get(3)?,
-            raw: row.get(4)?,
-            epoch: row.get(5)?,
-            instance: server_id(row, 6)?,
-        })
+/// Frames of a device, oldest first.
+pub(super) fn frames(conn: Conn<'_>, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
+    const ANY_ID: &str = "SELECT id, at, direction, command, msg_id, raw, epoch, instance FROM cmd_log \
+         WHERE device_id = $1 AND at >= $2 AND at <= $3 \
+         AND command IN (SELECT CAST(value AS integer) FROM json_array_elements_text($4::json)) ORDER BY at, id LIMIT $5";
+    const THESE_IDS: &str = "SELECT id, at, direction, command, msg_id, raw, epoch, instance FROM cmd_log \
+         WHERE device_id = $1 AND at >= $2 AND at <= $3 \
+         AND command IN (SELECT CAST(value AS integer) FROM json_array_elements_text($4::json)) \
+         AND msg_id IN (SELECT CAST(value AS bigint) FROM json_array_elements_text($6::json)) ORDER BY at, id LIMIT $5";
+    let FrameFilter { device_id, between: (from, to), commands, msg_ids, limit } = filter;
+    let (device_id, commands) = (device_id.to_string(), json(commands)?);
+    match msg_ids {
+        None => all(conn, ANY_ID, (device_id, from, to, commands, limit), frame),
+        Some(ids) => all(conn, THESE_IDS, (device_id, from, to, commands, limit, json(ids)?), frame),
+    }
+}
+
+fn frame(row: &Row<'_>) -> Result<FrameRecord, StoreError> {
+    Ok(FrameRecord {
+        id: row.get(0)?,
+        at: row.get(1)?,
+        up: row.text(2)? == "up",
+        command: row.get(3)?,
+        msg_id: row.get(4)?,
+        raw: row.get(5)?,
+        epoch: row.get(6)?,
+        instance: server_id(row, 7)?,
     })
 }
 

@@ -3,6 +3,7 @@
 use super::{
     conn::{Arg, Conn, Row, Value, all, one, scalar},
     device::find_device,
+    endpoint,
     event::json,
     idempotency::earlier,
     ota, proof,
@@ -16,10 +17,10 @@ use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
-        FirmwareKey, HistoryScope, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
-        ParamRecord, ParkedDelivery, PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader,
-        StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
+        EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, FrameFilter, FrameRecord,
+        Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery,
+        PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader, StoreError,
     },
 };
 
@@ -77,39 +78,13 @@ impl SqlReader<'_> {
         let total: Option<i64> = scalar(self.conn, &count, filter.values.as_slice())?;
         let total = total.unwrap_or(0).unsigned_abs();
         let offset = offset(page, size);
+        // Behind the end lies nothing, however far: no row is passed over to find that out.
+        if offset >= total {
+            return Ok(Page { rows: Vec::new(), total });
+        }
         let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
         let rows = all(self.conn, &sql, filter.values.as_slice(), read)?;
         Ok(Page { rows, total })
-    }
-
-    fn deliveries(
-        &self,
-        endpoint: &str,
-        state: &str,
-        limit: u32,
-    ) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        all(
-            self.conn,
-            concat!(
-                "SELECT ",
-                event_columns!(),
-                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN logged_events e ON e.pos = d.pos \
-                 WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3"
-            ),
-            (endpoint, state, limit),
-            |row| {
-                let event = event(row)?;
-                let parked = ParkedDelivery {
-                    endpoint: endpoint.to_owned(),
-                    pos: event.pos,
-                    key: row.get(12)?,
-                    attempts: row.get(9)?,
-                    next_at: row.get(10)?,
-                    reason: row.get(11)?,
-                };
-                Ok((parked, event))
-            },
-        )
     }
 }
 
@@ -132,6 +107,9 @@ impl Reader for SqlReader<'_> {
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("port_no = ?", filter.port_no.map(i64::from));
         sql.and("status = ?", filter.status.map(|status| i64::from(status.code())));
+        sql.and("business_no = ?", filter.business_no.map(i64::from));
+        sql.and("created_at >= ?", filter.created_from);
+        sql.and("created_at < ?", filter.created_to);
         self.page(order_columns!(), "orders", "created_at DESC, order_no DESC", &sql, (page, size), order)
     }
 
@@ -148,9 +126,13 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn order_history(&mut self, order: &Order, scope: &HistoryScope) -> Result<OrderHistory, StoreError> {
+    fn order_history(&mut self, order: &Order, between: (i64, i64)) -> Result<OrderHistory, StoreError> {
         let events = self.order_events(order.order_no)?;
-        proof::history(self.conn, order, events, scope)
+        proof::history(self.conn, order, events, between)
+    }
+
+    fn frames(&mut self, filter: &FrameFilter) -> Result<Vec<FrameRecord>, StoreError> {
+        proof::frames(self.conn, filter)
     }
 
     fn device(&mut self, device_id: DeviceId) -> Result<Option<DeviceRecord>, StoreError> {
@@ -211,16 +193,43 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError> {
-        scalar(self.conn, "SELECT pos FROM event_cursors WHERE endpoint = $1", [endpoint])
+    fn pos_at(&mut self, at: i64) -> Result<i64, StoreError> {
+        endpoint::pos_at(self.conn, at)
+    }
+
+    fn endpoint(&mut self, endpoint: &str) -> Result<Option<EndpointProgress>, StoreError> {
+        endpoint::progress(self.conn, endpoint)
+    }
+
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError> {
+        endpoint::standings(self.conn)
     }
 
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        self.deliveries(endpoint, "parked", limit)
+        endpoint::deliveries(self.conn, endpoint, "parked", limit, 0)
     }
 
-    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        self.deliveries(endpoint, "dead", limit)
+    fn dead_letters(
+        &mut self,
+        endpoint: &str,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<(ParkedDelivery, EventRecord)>, StoreError> {
+        endpoint::dead_letters(self.conn, endpoint, page, size)
+    }
+
+    fn deliveries(
+        &mut self,
+        endpoint: &str,
+        outcome: Option<DeliveryOutcome>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<DeliveryLogRow>, StoreError> {
+        endpoint::log_of_endpoint(self.conn, endpoint, outcome, page, size)
+    }
+
+    fn deliveries_of_event(&mut self, pos: i64, page: u32, size: u32) -> Result<Page<DeliveryLogRow>, StoreError> {
+        endpoint::log_of_event(self.conn, pos, page, size)
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
@@ -261,9 +270,16 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn commands(&mut self, device_id: DeviceId, page: u32, size: u32) -> Result<Page<CommandRecord>, StoreError> {
+    fn commands(
+        &mut self,
+        device_id: DeviceId,
+        state: Option<CommandState>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<CommandRecord>, StoreError> {
         let mut sql = Filter::default();
         sql.and("device_id = ?", Some(device_id.to_string()));
+        sql.and("state = ?", state.map(|state| state.as_str().to_owned()));
         self.page(command_record_columns!(), "outbound_queue", "id DESC", &sql, (page, size), command_record)
     }
 
@@ -321,9 +337,10 @@ impl Reader for SqlReader<'_> {
         ota::find_firmware(self.conn, key)
     }
 
-    fn firmware_list(&mut self, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
-        let (columns, none) = (ota::firmware_columns!(), Filter::default());
-        self.page(columns, "firmware f", "f.firmware_id DESC", &none, (page, size), ota::firmware)
+    fn firmware_list(&mut self, device_type: Option<u8>, page: u32, size: u32) -> Result<Page<Firmware>, StoreError> {
+        let mut sql = Filter::default();
+        sql.and("f.device_type = ?", device_type.map(i64::from));
+        self.page(ota::firmware_columns!(), "firmware f", "f.firmware_id DESC", &sql, (page, size), ota::firmware)
     }
 
     fn ota_task(&mut self, id: i64) -> Result<Option<OtaTask>, StoreError> {

@@ -819,3 +819,22 @@ fn command_values(row: &CommandRow) -> Result<Vec<Value<'static>>, StoreError> {
     .map(Value::into_owned)
     .to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::stage::Stage;
+
+    #[test]
+    fn requests_of_orders_cost_no_statement_of_their_own() {
+        let mut stage = Stage::default();
+        let row = |values: usize| vec![Value::Null; values];
+        stage.push(&INSERT_REQUEST, row(8));
+        stage.push(&INSERT_EVENT, row(8));
+        stage.push(&INSERT_REQUEST, row(8));
+        let statements = stage.take();
+        let [(sql, values)] = &statements[..] else { panic!("{statements:?}") };
+        assert_eq!((*sql, values.len()), (EVENTS_AND_REQUESTS.many, 16));
+        assert_eq!(values.iter().filter(|values| matches!(values, Value::Array(rows) if rows.len() == 2)).count(), 8);
+    }
+}

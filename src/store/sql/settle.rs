@@ -204,13 +204,8 @@ impl Tx<'_> {
             reason_raw,
             matched,
         };
-        let cause = Cause {
-            event: Event::Settled(end),
-            at: settlement.at,
-            epoch: settlement.epoch,
-            reason: None,
-            totals: Some(totals),
-        };
+        let cause =
+            Cause { epoch: settlement.epoch, totals: Some(totals), ..Cause::of(Event::Settled(end), settlement.at) };
         let outcome = self.handle(&mut order, business_no, &cause)?;
         Ok(Settled {
             key: settlement.key,

@@ -1,0 +1,5 @@
+// Here it begins.
+
+addEventListener('hashchange', open);
+showTheme();
+open();
