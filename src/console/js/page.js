@@ -223,6 +223,7 @@ function open() {
     const main = document.getElementById('main');
     main.replaceChildren(view.node);
     scrollTo(0, 0);
+    main.focus({ preventScroll: true });
     return undefined;
   }
   location.replace('#/overview');
@@ -300,7 +301,8 @@ function frame() {
   // In a tab of its own: leaving this page signs out.
   const elsewhere = (href, text) => h('a', { class: 'link', href, target: '_blank', rel: 'noopener' }, text);
   const field = searchField();
-  app.replaceChildren(h('div', { class: 'shell' },
+  const skip = h('button', { class: 'btn skip', type: 'button', onclick: () => document.getElementById('main').focus() }, 'Skip to the view');
+  app.replaceChildren(skip, h('div', { class: 'shell' },
     h('div', { class: 'side' },
       h('a', { class: 'brand', href: '#/overview' }, logo(), 'chargegate'),
       h('nav', { class: 'nav', 'aria-label': 'Views' },
