@@ -232,11 +232,9 @@ route(/^\/devices\/([^/]+)$/, 'devices', ([id]) => {
     }),
   }, 'Disconnect');
   const below = tabs('More of the device', [['commands', 'Commands', commandsPanel(path)], ['orders', 'Orders', ordersPanel(id)], ['params', 'Parameters', paramsPanel(path, id)], session.may.admin && ['frames', 'Frames', framesPanel(id)]].filter(Boolean));
-  const body = h('div', { class: 'stack' },
-    h('div', { class: 'two' },
-      h('section', { class: 'card' }, h('header', null, h('h2', null, 'Ports')), ports, noPorts),
-      h('section', { class: 'card' }, h('header', null, h('h2', null, 'Online score')), h('div', { class: 'body stack' }, h('div', { class: 'score' }, score, words), list))),
-    below.node);
+  const body = h('div', { class: 'two' },
+    h('div', { class: 'stack' }, h('section', { class: 'card' }, h('header', null, h('h2', null, 'Ports')), ports, noPorts), below.node),
+    h('section', { class: 'card' }, h('header', null, h('h2', null, 'Online score')), h('div', { class: 'body stack' }, h('div', { class: 'score' }, score, words), list)));
   const node = h('div', null,
     h('p', { class: 'crumb' }, h('a', { href: '#/devices' }, 'Devices')),
     h('div', { class: 'head' }, h('h1', { class: 'mono' }, id), state.node, name, h('div', { class: 'actions' }, locate, hangUp, start)), gone, body);
