@@ -300,7 +300,8 @@ fn it_fits_a_phone_and_reads_in_the_dark() {
             go(&browser, route, heading);
             browser.says("#pulse", if phone { "" } else { "Live" });
             browser.until("the view has looked", || browser.look("#pulse[data-state='live']"));
-            let too_wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
+            let too_wide =
+                browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
             assert_eq!(too_wide, 0, "{route} at {width} wide");
             assert_eq!(browser.run(PALE_TEXTS), none, "{route} in the {scheme}");
             assert_eq!(browser.run(NAMELESS), none, "{route}");
