@@ -189,7 +189,7 @@ fn one_instance_delivers_and_another_goes_on_behind_it() {
         DeliveryChange::Redeliver { from_pos: 1, to_pos: 10, event_types: ["device.registered"].into(), rows_max: 100 };
     let (told, answer) = std::sync::mpsc::channel();
     let reply = Reply::Call(Box::new(move |outcome| drop(told.send(outcome))));
-    let job = EndpointJob { endpoint: "e".to_owned(), change, at: 1_800_000_000_000 };
+    let job = EndpointJob { endpoint: "e".to_owned(), change, at: 0 };
     assert!(asked.store.submit(Job::Endpoint(job), reply).is_ok());
     let done = answer.recv_timeout(PATIENCE).expect("it is answered");
     assert!(matches!(done, Outcome::Endpoint(EndpointOutcome { changed: 10, more_behind: None })), "{done:?}");
