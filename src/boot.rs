@@ -66,7 +66,7 @@ use crate::{
     queue::{EmbeddedQueue, Queue},
     router::Router,
     shard::{
-        Clock, ListenAddress,
+        Clock, Inquiries, ListenAddress,
         launch::{self, Engine, EngineChoice, OnFailure, Running, Seed},
     },
     store::{self, Notify, Store, StoreError},
@@ -283,6 +283,8 @@ impl Gateway {
                 retention: retention(config),
                 drain: Arc::clone(&drain),
                 pusher: OnceLock::new(),
+                inquiries: Inquiries::start(prepared.mailboxes().to_vec())?,
+                magics: Magics::new(&config.ap3000.magics.0)?,
                 start,
             });
             if let Some(cluster) = &cluster {
@@ -453,6 +455,7 @@ impl Gateway {
             text += &format!("{what:<12} {}\n", address.addr);
         }
         text += &format!("{:<12} http://{http}/api/v1/third\n", "API");
+        text += &format!("{:<12} http://{http}/\n", "console");
         text += &format!("{:<12} http://{http}/healthz /readyz /metrics\n", "health");
         if let Some(key) = &self.made_key {
             text += &format!("{:<12} {key}   (send it as X-Api-Key)\n", "API key");
@@ -497,6 +500,7 @@ impl Gateway {
         }
         self.ticks.clear(&self.health);
         self.guard.join();
+        self.api.inquiries.stop();
         drop(self.server);
         self.jobs.stop();
         self.updates.stop();
@@ -653,6 +657,7 @@ fn core_config(config: &Config, shard: ShardId, shards: u16, pusher: &Pusher) ->
         garbage_percent_max: u64::from(config.device.garbage_percent_max),
         wanted: pusher.wanted(),
         log_heartbeats: config.store.cmd_log_heartbeats,
+        recorder_bytes: usize::try_from(config.recorder.bytes_per_shard.0).unwrap_or(usize::MAX),
         cards: card_mode(config.cards.mode),
         ota_packets_per_s: share(u64::from(config.ota.packets_per_s)),
         ota_running_max: usize::try_from(share(u64::from(config.ota.concurrent_max))).unwrap_or(usize::MAX),

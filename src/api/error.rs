@@ -73,7 +73,8 @@ error_codes! {
         "The key is good but not for this: it lacks the scope, or may not be used from this address.",
         "Use a key with the scope this operation names, or have the key's scopes or addresses changed.";
     NotFound = "NOT_FOUND", 404,
-        "There is no such path; or no such command, firmware, socket, key, endpoint or instance.",
+        "There is no such path; or no such command, firmware, socket, key, endpoint, connection, anomaly or instance; or another \
+            instance, which `data.instance` names, has the connection that is asked for.",
         "Check the path and the id or name in it.";
     DeviceNotFound = "DEVICE_NOT_FOUND", 404,
         "No device with this id ever connected, and none was registered.",

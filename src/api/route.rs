@@ -96,6 +96,16 @@ routes! {
     /// Whether this instance sends its devices away.
     Drain = Get "/api/v1/admin/drain", ADMIN, SINGLE, [];
     DrainSet = Post "/api/v1/admin/drain", ADMIN, SINGLE, [];
+    /// The sockets of devices.
+    Connections = Get "/api/v1/admin/connections", ADMIN, PAGED, ["device_id", "listener", "protocol"];
+    ConnectionFrames = Get "/api/v1/admin/connections/{name}/frames", ADMIN, SINGLE, [];
+    /// The last frames of a device.
+    Recorder = Get "/api/v1/admin/recorder/{device}", ADMIN, SINGLE, [];
+    /// What went wrong between devices and the gateway.
+    Anomalies = Get "/api/v1/admin/anomalies", ADMIN, PAGED, ["kind", "device_id"];
+    Anomaly = Get "/api/v1/admin/anomalies/{name}", ADMIN, SINGLE, [];
+    /// Closes the connection of a device.
+    Disconnect = Post "/api/v1/admin/devices/{device}/disconnect", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
     /// What an endpoint will not get unless it is delivered again.

@@ -6,7 +6,9 @@ use std::time::Duration;
 use toml::Value as Toml;
 
 use super::error::ConfigError;
-use super::value::{MAGICS_MAX, RETRIES_MAX, Secret, duration_text, mask_password, parse_duration};
+use super::value::{
+    ByteSize, MAGICS_MAX, RETRIES_MAX, Secret, duration_text, mask_password, parse_duration, parse_size, size_text,
+};
 
 /// Whether SIGHUP applies a changed value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub enum Kind {
     Span(Duration, Duration),
     /// Up to 20 durations, each in this inclusive range.
     Spans(Duration, Duration),
+    /// 0, or a number of bytes in this inclusive range, written like `"512KiB"`, `"4MiB"` or `"1GiB"`.
+    Size(u64, u64),
     /// `IP:port`.
     Address,
     /// `IP:port`, or the empty string for none.
@@ -72,6 +76,8 @@ pub(super) enum Value {
     Span(Duration),
     /// For [`Kind::Spans`].
     Spans(Vec<Duration>),
+    /// For [`Kind::Size`].
+    Size(ByteSize),
     /// For [`Kind::Magics`].
     Texts(Vec<String>),
     /// For [`Kind::Secret`].
@@ -90,6 +96,7 @@ impl Value {
             Self::Int(value) => value.to_string(),
             Self::Span(value) => quoted(&duration_text(*value)),
             Self::Spans(values) => list(values.iter().map(|value| quoted(&duration_text(*value))).collect()),
+            Self::Size(value) => quoted(&size_text(value.0)),
             Self::Texts(values) => list(values.iter().map(|value| quoted(value)).collect()),
             Self::Secret(value) => quoted(if value.expose().is_empty() { "" } else { "***" }),
             Self::Text(value) => quoted(&mask_password(value)),
@@ -193,6 +200,7 @@ impl Kind {
             Self::Spans(min, max) => {
                 format!("a list of at most {RETRIES_MAX} durations, each in {}", range(min, max))
             }
+            Self::Size(min, max) => format!("0 or a size in {}..={}", size_text(min), size_text(max)),
             Self::Address => "an address like \"0.0.0.0:6000\" or \"[::]:6000\"".to_owned(),
             Self::AddressOrNone => "an address like \"0.0.0.0:6001\", or \"\" for none".to_owned(),
             Self::Choice(words) => {
@@ -241,6 +249,13 @@ impl Kind {
             Self::Spans(min, max) => {
                 let items = toml.as_array().filter(|items| items.len() <= RETRIES_MAX)?;
                 items.iter().map(|item| span(item, min, max)).collect::<Option<_>>().map(Value::Spans)
+            }
+            Self::Size(min, max) => {
+                let bytes = match toml.as_integer() {
+                    Some(bytes) => u64::try_from(bytes).ok()?,
+                    None => parse_size(toml.as_str()?)?,
+                };
+                (bytes == 0 || (min..=max).contains(&bytes)).then_some(Value::Size(ByteSize(bytes)))
             }
             Self::Address => address(&text()?),
             Self::AddressOrNone => match toml.as_str() {

@@ -10,12 +10,12 @@ use std::time::Duration;
 use super::key::{Key, Kind, Reload, Value};
 use super::lists::{ApiKey, WebhookEndpoint};
 use super::value::{
-    Admission, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
+    Admission, ByteSize, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
     PowerStartCommand, QueueUrl, RetrySchedule, Secret, Setting, StoreUrl,
 };
 use crate::gateway::card::NamedTariff;
 
-use Kind::{Address, AddressOrNone, AutoInt, Bool, Choice, Int, Path, Prefix};
+use Kind::{Address, AddressOrNone, AutoInt, Bool, Choice, Int, Path, Prefix, Size};
 use Reload::{Live, Restart};
 
 /// First lines of the reference file.
@@ -25,8 +25,9 @@ pub(super) const REFERENCE_HEAD: &str = "\
 # Later sources win: this file, then the environment (CHARGEGATE_<SECTION>_<KEY>, such as CHARGEGATE_DEVICE_LISTEN_GN;
 # the lists as JSON in CHARGEGATE_API_KEYS, CHARGEGATE_WEBHOOK_ENDPOINTS and CHARGEGATE_TARIFFS), then flags of
 # `chargegate serve`.
-# Durations are written \"500ms\", \"60s\", \"10m\", \"24h\" or \"7d\". Secrets and URLs may be \"file:PATH\": the content of that
-# file without its last line end, the path relative to the working directory.
+# Durations are written \"500ms\", \"60s\", \"10m\", \"24h\" or \"7d\", sizes \"512KiB\", \"4MiB\" or \"1GiB\".
+# Secrets and URLs may be \"file:PATH\": the content of that file without its last line end, the path relative to the
+# working directory.
 # \"reloaded\" keys follow SIGHUP, \"restart\" keys need a restart. `chargegate check-config` checks a file.
 ";
 
@@ -36,6 +37,9 @@ const SEC: u64 = 1000 * MS;
 const MIN: u64 = 60 * SEC;
 const HOUR: u64 = 60 * MIN;
 const DAY: u64 = 24 * HOUR;
+
+const KIB: u64 = 1024;
+const GIB: u64 = KIB * KIB * KIB;
 
 const fn span(min_ms: u64, max_ms: u64) -> Kind {
     Kind::Span(Duration::from_millis(min_ms), Duration::from_millis(max_ms))
@@ -227,6 +231,13 @@ settings! {
         refuse_normal_above: u64 = 1000, Int(1, 1_000_000), Live;
         /// Commands waiting for one device.
         per_device_max: u32 = 16, Int(1, 1024), Live;
+    }
+
+    /// The last frames of all devices, for operators.
+    recorder: Recorder {
+        /// Memory of each shard that holds them, taken as frames come: a frame takes its bytes, 512 at most, and 30 more. 0 records
+        /// nothing.
+        bytes_per_shard: ByteSize = "4MiB", Size(64 * KIB, GIB), Restart;
     }
 
     /// When a device counts as online.

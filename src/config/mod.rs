@@ -39,7 +39,7 @@ pub use lists::{
     SENT_KEY, SIGNING_SECRET, Scope, Scopes, WebhookEndpoint, is_name,
 };
 pub use value::{
-    Admission, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
+    Admission, ByteSize, CardMode, CardTimeUnit, ChargeEndAck, Engine, LogFormat, LogLevel, Magics, OrderPrefix,
     PowerStartCommand, QueueUrl, RetrySchedule, Secret, StoreUrl,
 };
 

@@ -67,6 +67,7 @@ fn every_key_can_be_set_by_its_variable() {
             key::Value::Int(value) => value.to_string(),
             key::Value::Span(value) => value::duration_text(value),
             key::Value::Spans(values) => values.into_iter().map(value::duration_text).collect::<Vec<_>>().join(","),
+            key::Value::Size(value) => value::size_text(value.0),
             key::Value::Texts(values) => values.join(", "),
             key::Value::Text(value) => value,
             key::Value::Secret(value) => value.expose().to_owned(),
@@ -88,6 +89,10 @@ fn every_bound_is_accepted_and_the_next_value_refused() {
             Kind::Span(min, max) => (
                 vec![value::duration_text(min), value::duration_text(max)],
                 min.checked_sub(step).into_iter().chain([max + step]).map(value::duration_text).collect(),
+            ),
+            Kind::Size(min, max) => (
+                vec!["0".to_owned(), min.to_string(), value::size_text(min), value::size_text(max)],
+                [1, min - 1, max + 1].iter().map(u64::to_string).collect(),
             ),
             _ => continue,
         };
@@ -127,6 +132,10 @@ fn out_of_range_names_key_range_and_value() {
         ("limits.max_connections = \"many\"", "limits.max_connections must be in 1..=1000000, got \"many\""),
         ("shard.count = 0", "shard.count must be \"auto\" or in 1..=256, got 0"),
         ("session.timeout_bkv = \"2h\"", "session.timeout_bkv must be a duration in 1s..=1h, got \"2h\""),
+        (
+            "recorder.bytes_per_shard = \"4 MB\"",
+            "recorder.bytes_per_shard must be 0 or a size in 64KiB..=1GiB, got \"4 MB\"",
+        ),
         ("session.timeout_bkv = 130", "session.timeout_bkv must be a duration in 1s..=1h, got 130"),
         ("orders.prefix = \"thd\"", "orders.prefix must be 3 ASCII capital letters, got \"thd\""),
         ("shard.engine = \"tokio\"", "shard.engine must be one of \"auto\", \"glommio\", \"mio\", got \"tokio\""),

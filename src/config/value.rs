@@ -99,6 +99,30 @@ pub(super) fn duration_text(span: Duration) -> String {
     if ms == 0 { "0s".to_owned() } else { format!("{ms}ms") }
 }
 
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// Parses `"512KiB"`, `"4MiB"`, `"1GiB"` or a plain number of bytes: digits and at most one unit, no sign, no space.
+pub(super) fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let unit_bytes = match unit {
+        "" => 1,
+        unit => SIZE_UNITS.iter().find(|(name, _)| *name == unit)?.1,
+    };
+    number.checked_mul(unit_bytes)
+}
+
+/// The shortest form that [`parse_size`] reads back.
+pub(super) fn size_text(bytes: u64) -> String {
+    let unit = SIZE_UNITS.iter().find(|(_, unit_bytes)| bytes > 0 && bytes.is_multiple_of(*unit_bytes));
+    unit.map_or_else(|| bytes.to_string(), |(name, unit_bytes)| format!("{}{name}", bytes / unit_bytes))
+}
+
 /// A field type that a checked [`Value`] turns into, and back for printing and comparing.
 ///
 /// `from_value` panics where the key table gives a field a kind of another type; building the defaults, which every
@@ -131,6 +155,7 @@ setting!(u64, Value::Int(value) => value, this => Value::Int(*this));
 setting!(u32, Value::Int(value) => u32::try_from(value).expect("the range fits"), this => Value::Int((*this).into()));
 setting!(Duration, Value::Span(value) => value, this => Value::Span(*this));
 setting!(String, Value::Text(value) => value, this => Value::Text(this.clone()));
+setting!(ByteSize, Value::Size(value) => value, this => Value::Size(*this));
 setting!(Secret, Value::Secret(value) => value, this => Value::Secret(this.clone()));
 setting!(PathBuf, Value::Text(value) => value.into(), this => Value::Text(this.to_string_lossy().into_owned()));
 setting!(

@@ -32,7 +32,7 @@ use crate::{
         },
     },
     store::{CommandLogRow, DeviceEvent, Job, Settlement, SettlementEnd, SettlementKey},
-    telemetry::label::ShardEvent,
+    telemetry::label::{AnomalyKind, ShardEvent},
 };
 
 impl Core {
@@ -40,6 +40,9 @@ impl Core {
         let protocol = gn::protocol_of(self.listener(conn));
         if frame.direction == Direction::Down {
             self.shared_mut().metrics.events[ShardEvent::WrongDirection].inc();
+            let device_id = DeviceId::Gateway(frame.gateway_id);
+            let mut cx = Cx { now, shared: self.shared_mut(), effects };
+            cx.anomaly(device_id, AnomalyKind::BadDirection, || "a frame that only a server sends".to_owned());
             return;
         }
         let device_id = DeviceId::Gateway(frame.gateway_id);

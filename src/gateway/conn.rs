@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
-use super::{effects::Listener, slots::Key};
+use super::{effects::Listener, recorder::Trail, slots::Key};
 use crate::model::DeviceId;
 
 /// Devices one AP3000 socket may carry: a host with 50 sub-devices and itself, and some room.
@@ -56,6 +56,14 @@ pub(super) struct Conn {
     pub(super) blocked_since: u64,
     pub(super) received: u64,
     pub(super) garbage: u64,
+    /// Bytes written to it.
+    pub(super) sent: u64,
+    /// Its last frame in the recorder.
+    pub(super) trail: Trail,
+    /// Epoch of its device, as far as it is known and there is one.
+    pub(super) epoch: u32,
+    /// The first frame of `tail` is in the recorder already.
+    pub(super) first_recorded: bool,
     pub(super) devices: SmallVec<[Key; 1]>,
     /// It carries several devices, or did.
     pub(super) shared: bool,
@@ -83,6 +91,10 @@ impl Conn {
             blocked_since: 0,
             received: 0,
             garbage: 0,
+            sent: 0,
+            trail: Trail::default(),
+            epoch: 0,
+            first_recorded: false,
             devices: SmallVec::new(),
             shared: false,
             iccid: None,

@@ -6,10 +6,12 @@
 //! A connection knows its devices and a device its connection, both by slot and generation, so whichever goes first leaves the
 //! other a key that misses.
 
+mod anomalies;
 mod conns;
 mod devices;
 mod drain;
 mod outcomes;
+mod recall;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -19,11 +21,13 @@ use super::{
     AcceptRefused, Breaker, CloseReason, ConnId, ConnectionLimits, Effects, Listener, Message, Now, OrderTimes,
     ShardId, WantedEvents,
     accept::AcceptGate,
+    anomaly::Anomalies,
     card::CardMode,
     conn::Conn,
     device::{Device, OtaShare},
     directory::Directory,
     lane::Waits,
+    recorder::Recorder,
     slots::{Key, Slots},
     timers::{Timer, Timers},
 };
@@ -142,6 +146,8 @@ pub struct CoreConfig {
     pub wanted: Arc<WantedEvents>,
     /// Whether the command log gets heartbeats and time requests too.
     pub log_heartbeats: bool,
+    /// Bytes of this shard's flight recorder; 0: nothing is recorded.
+    pub recorder_bytes: usize,
     /// Who decides what a swiped card may do.
     pub cards: CardMode,
     /// This shard's share of the packets of firmware per second.
@@ -169,6 +175,7 @@ impl CoreConfig {
             garbage_percent_max: 50,
             wanted: Arc::default(),
             log_heartbeats: false,
+            recorder_bytes: 4 << 20,
             cards: CardMode::default(),
             ota_packets_per_s: 200,
             ota_running_max: 100,
@@ -225,6 +232,8 @@ pub(super) struct Shared {
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
     pub(super) ota: OtaShare,
+    recorder: Recorder,
+    anomalies: Anomalies,
     jobs: usize,
     commands_waiting: Waits,
 }
@@ -412,6 +421,7 @@ impl Core {
     ) -> Self {
         let gate = AcceptGate::new(config.accept_rate_per_s, config.accept_burst, config.breaker);
         let ota = OtaShare::new(config.ota_packets_per_s, config.ota_running_max);
+        let recorder = Recorder::new(config.recorder_bytes);
         let shared = Shared {
             config,
             directory,
@@ -422,6 +432,8 @@ impl Core {
             report_ticket: 1,
             dirty: Vec::new(),
             ota,
+            recorder,
+            anomalies: Anomalies::default(),
             jobs: 0,
             commands_waiting: Waits::default(),
         };
@@ -524,6 +536,7 @@ impl Core {
             let used = self.drain(now, key, &held, effects);
             self.return_tail(now, key, held, used, effects);
         }
+        self.list_noted(now);
     }
 
     /// A connection ended; the engine has closed it or closes it now.
@@ -532,8 +545,9 @@ impl Core {
     }
 
     /// Bytes were taken by a socket, or by the buffer before it.
-    pub fn sent(&mut self, bytes: usize) {
-        self.shared.metrics.sent_bytes.add(bytes as u64);
+    pub fn sent(&mut self, now: Now, conn: ConnId, bytes: &[u8]) {
+        self.shared.metrics.sent_bytes.add(bytes.len() as u64);
+        self.record_sent(now, conn, bytes);
     }
 
     /// A peer has bytes to drain.
@@ -596,7 +610,9 @@ impl Core {
             Message::OtaEnded { device_id, task_id } => {
                 self.with_device(now, device_id, effects, |device, cx| device.ota_cancelled(cx, task_id));
             }
+            Message::Inquiry(inquiry) => self.inquired(now, *inquiry, effects),
         }
+        self.list_noted(now);
     }
 
     /// Handles deadlines that have passed.
@@ -614,6 +630,7 @@ impl Core {
             }
         }
         self.drain_on(now, effects);
+        self.list_noted(now);
         if !self.shared.dirty.is_empty() {
             self.shared.timers.arm(
                 &mut self.flush_armed,

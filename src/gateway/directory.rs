@@ -219,6 +219,8 @@ pub struct Entry {
     last_tcp_down: AtomicI64,
     last_ack_timeout: AtomicI64,
     connected_at: AtomicI64,
+    /// Start of a minute of binds in Unix s << 24 | binds in it.
+    binds: AtomicU64,
     signal: AtomicU16,
     firmware: AtomicU64,
     device_type: AtomicU16,
@@ -250,6 +252,7 @@ impl Entry {
             last_tcp_down: AtomicI64::new(0),
             last_ack_timeout: AtomicI64::new(0),
             connected_at: AtomicI64::new(0),
+            binds: AtomicU64::new(0),
             signal: AtomicU16::new(u16::MAX),
             firmware: AtomicU64::new(0),
             device_type: AtomicU16::new(u16::MAX),
@@ -345,6 +348,18 @@ impl Entry {
     /// Whether a socket is bound.
     pub fn connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
+    }
+
+    /// Counts a bind at `at` (Unix ms), by whichever shard, and says how many there were in the running minute, which begins with
+    /// the first.
+    pub fn bound_again(&self, at: i64) -> u32 {
+        const COUNT_BITS: u32 = 24;
+        let second = u64::try_from(at / 1000).unwrap_or(0);
+        let held = self.binds.load(Ordering::Relaxed);
+        let (began, count) = (held >> COUNT_BITS, held & ((1 << COUNT_BITS) - 1));
+        let (began, count) = if second.abs_diff(began) < 60 { (began, count + 1) } else { (second, 1) };
+        self.binds.store(began << COUNT_BITS | count.min((1 << COUNT_BITS) - 1), Ordering::Relaxed);
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     /// A socket was bound at `at` (Unix ms).

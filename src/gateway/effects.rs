@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use super::ShardId;
+use super::{
+    ShardId,
+    inquiry::{Answer, Inquiry, Reply},
+};
 use crate::{
     model::{CardNo, Command, DeviceId, Order, OtaTask, Protocol},
     protocol::ap3000::update::Verification,
@@ -56,11 +59,13 @@ pub enum CloseReason {
     LimitPerIp,
     /// The gateway is draining or stopping.
     Drain,
+    /// An operator asked for it.
+    Admin,
 }
 
 impl CloseReason {
     /// All reasons, in the order of their metric labels.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Peer,
         Self::Io,
         Self::Idle,
@@ -74,6 +79,7 @@ impl CloseReason {
         Self::LimitTotal,
         Self::LimitPerIp,
         Self::Drain,
+        Self::Admin,
     ];
 
     /// The label.
@@ -92,6 +98,7 @@ impl CloseReason {
             Self::LimitTotal => "limit_total",
             Self::LimitPerIp => "limit_per_ip",
             Self::Drain => "drain",
+            Self::Admin => "admin",
         }
     }
 }
@@ -177,6 +184,8 @@ pub enum Message {
     Undrain,
     /// As [`Message::Drain`], and end when nothing is open or under way. Sent again until the shard has ended.
     Stop(DrainPace),
+    /// A question from another thread; see there.
+    Inquiry(Box<Inquiry>),
     /// An update and its image, for a device of the shard. Dropped: it is offered again.
     OtaStart(Box<OtaStart>),
     /// An update ended without its shard's doing. Dropped: the next step that is stored says so.
@@ -239,6 +248,8 @@ pub struct Effects {
     pub asks: Vec<CardAsk>,
     /// Messages for other shards.
     pub tells: Vec<(ShardId, Message)>,
+    /// Answers to other threads.
+    pub answers: Vec<(Reply, Answer)>,
 }
 
 impl Effects {

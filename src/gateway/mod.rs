@@ -3,6 +3,7 @@
 //! No socket, clock, thread or random number: the driver passes the time in and carries the effects out.
 
 mod accept;
+pub mod anomaly;
 mod ap3000;
 mod bkv;
 mod call;
@@ -14,12 +15,14 @@ mod device;
 pub mod directory;
 mod effects;
 mod gn;
+pub mod inquiry;
 mod lane;
 pub mod network;
 pub mod order;
 pub mod ota;
 pub mod params;
 pub mod product;
+pub mod recorder;
 pub mod settlement;
 mod slots;
 mod timers;

@@ -75,6 +75,17 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// What is in `count` slots from `from` on, and the slot behind them; `None`: there are no more.
+    pub(super) fn range(&self, from: u32, count: u32) -> (impl Iterator<Item = (Key, &T)>, Option<u32>) {
+        let until = from.saturating_add(count);
+        let more = (until as usize) < self.chunks.len() * CHUNK;
+        let values = (from..until).filter_map(|index| {
+            let slot = self.slot(index)?;
+            Some((Key { slot: index, generation: slot.generation }, slot.value.as_ref()?))
+        });
+        (values, more.then_some(until))
+    }
+
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.chunks
             .iter()
@@ -111,5 +122,12 @@ mod tests {
         }
         assert_eq!(slots.keys().count(), 500);
         assert!(slots.keys().all(|key| slots.get(key).is_some_and(|value| value % 2 == 1)));
+        let (mut paged, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let (values, behind) = slots.range(from, 300);
+            paged.extend(values.map(|(key, _)| key));
+            next = behind;
+        }
+        assert!(paged.iter().copied().eq(slots.keys()));
     }
 }

@@ -36,12 +36,14 @@ use crate::{
 mod clock;
 #[cfg(target_os = "linux")]
 mod glommio;
+mod inquiries;
 pub mod launch;
 pub mod mailbox;
 mod mio;
 mod sockets;
 
 pub use clock::Clock;
+pub use inquiries::{Inquiries, Unanswered};
 pub use launch::{Engine, EngineChoice, Prepared, Running, Seed, StartError};
 pub use mailbox::{Mailbox, Wake};
 
@@ -269,9 +271,9 @@ impl Driver {
             for (conn, range) in writes.drain(..) {
                 let Some(bytes) = tx.get(range) else { continue };
                 match io.write(conn, bytes) {
-                    Written::All => self.core.sent(bytes.len()),
+                    Written::All => self.core.sent(self.clock.now(), conn, bytes),
                     Written::Blocked => {
-                        self.core.sent(bytes.len());
+                        self.core.sent(self.clock.now(), conn, bytes);
                         self.core.write_blocked(self.clock.now(), conn);
                     }
                     Written::Overflow => failed.push((conn, CloseReason::WriteOverflow)),
@@ -286,6 +288,9 @@ impl Driver {
                 self.core.closed(self.clock.now(), conn, reason, &mut self.effects);
                 io.close(conn);
             }
+        }
+        for (reply, answer) in self.effects.answers.drain(..) {
+            reply.send(answer);
         }
         for (shard, message) in self.effects.tells.drain(..) {
             let told = self.peers.mailbox(shard).is_none_or(|mailbox| mailbox.send(message).is_ok());

@@ -146,6 +146,46 @@ labels! {
         UnknownCommand = "unknown_command",
     }
 
+    /// What goes wrong between a device and the gateway.
+    AnomalyKind {
+        /// Bytes between frames, or the beginning of a frame that never ended.
+        Noise = "noise",
+        /// A frame whose length is out of range.
+        BadLength = "bad_length",
+        /// A frame with a wrong checksum.
+        BadChecksum = "bad_checksum",
+        /// A frame with wrong tail bytes.
+        BadTail = "bad_tail",
+        /// A frame whose direction contradicts its magic, or that only a server sends.
+        BadDirection = "bad_direction",
+        /// A sound frame whose body is too short.
+        Truncated = "truncated",
+        /// A sound frame with a forbidden value.
+        Invalid = "invalid",
+        /// A sound frame whose body is too long.
+        Trailing = "trailing",
+        /// A sound frame of a command without decoder.
+        NotDecoded = "not_decoded",
+        /// A sound frame of a command in no table.
+        UnknownCommand = "unknown_command",
+        /// A connection closed for its share of garbage.
+        GarbageClosed = "garbage_closed",
+        /// A connection closed because too much waited to be written.
+        WriteOverflow = "write_overflow",
+        /// A device that is bound anew again and again.
+        Flapping = "flapping",
+        /// A start the device refused.
+        StartRefused = "start_refused",
+        /// A port that does not charge although its order does.
+        PortMismatch = "port_mismatch",
+        /// A settlement that no order of the device takes.
+        SettlementOrphan = "settlement_orphan",
+        /// A settlement whose order was found by time, or among those that had ended.
+        SettlementMismatch = "settlement_mismatch",
+        /// A settlement that could not be applied, and is kept apart.
+        SettlementQuarantined = "settlement_quarantined",
+    }
+
     /// First digit of an HTTP status.
     StatusClass {
         /// 100 to 199.
@@ -213,6 +253,23 @@ impl From<DecodeError> for DecodeFailure {
             DecodeError::Trailing { .. } => Self::Trailing,
             DecodeError::NotDecoded { .. } => Self::NotDecoded,
             DecodeError::Unknown { .. } => Self::UnknownCommand,
+        }
+    }
+}
+
+impl From<DecodeFailure> for AnomalyKind {
+    fn from(failure: DecodeFailure) -> Self {
+        match failure {
+            DecodeFailure::Noise => Self::Noise,
+            DecodeFailure::BadLength => Self::BadLength,
+            DecodeFailure::BadChecksum => Self::BadChecksum,
+            DecodeFailure::BadTail => Self::BadTail,
+            DecodeFailure::BadDirection => Self::BadDirection,
+            DecodeFailure::Truncated => Self::Truncated,
+            DecodeFailure::Invalid => Self::Invalid,
+            DecodeFailure::Trailing => Self::Trailing,
+            DecodeFailure::NotDecoded => Self::NotDecoded,
+            DecodeFailure::UnknownCommand => Self::UnknownCommand,
         }
     }
 }

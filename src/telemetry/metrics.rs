@@ -25,7 +25,7 @@ use super::cell::{Counter, Gauge, Labelled, LocalCounter, LocalGauge};
 use super::exposition::{Exposition, MetricSource};
 use super::histogram::{Counts, LocalHistogram, Merged, SharedHistogram};
 use super::history::{History, Totals};
-use super::label::{DecodeFailure, Label, OrderFailure, OutboundFailure, ShardEvent, StatusClass};
+use super::label::{AnomalyKind, DecodeFailure, Label, OrderFailure, OutboundFailure, ShardEvent, StatusClass};
 use super::process;
 use crate::gateway::CloseReason;
 use crate::model::Priority;
@@ -116,6 +116,8 @@ pub struct ShardMetrics {
     pub frames: FrameCounts,
     /// Bytes that made no typed frame.
     pub decode_failures: Labelled<DecodeFailure, LocalCounter, { DecodeFailure::COUNT }>,
+    /// What went wrong between devices and the gateway, repetitions included.
+    pub anomalies: Labelled<AnomalyKind, LocalCounter, { AnomalyKind::COUNT }>,
     /// Commands written to a socket.
     pub outbound_sent: LocalCounter,
     /// From writing a command to the device's reply.
@@ -362,6 +364,11 @@ impl Metrics {
         for kind in DecodeFailure::ALL {
             let count = self.sum(|shard| shard.decode_failures[*kind].get());
             to.sample("chargegate_decode_errors_total", &[("kind", kind.as_str())], count);
+        }
+        let name = "chargegate_anomalies_total";
+        to.family(name, "counter", "What went wrong between devices and the gateway, by kind.");
+        for kind in AnomalyKind::ALL {
+            to.sample(name, &[("kind", kind.as_str())], self.sum(|shard| shard.anomalies[*kind].get()));
         }
     }
 

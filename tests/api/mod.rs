@@ -36,6 +36,8 @@ use chargegate::{
     job::Retention,
     managed::{Configured, Managed},
     model::{Command, DeviceId, Order, OrderNumbers, Protocol, ServerId},
+    protocol::ap3000::Magics,
+    shard::Inquiries,
     store::{
         Bind, Bound, Job, NetworkTold, Notify, Outcome, Queued, Reader, Reply, SettingsOutcome, Store, StoreError,
         sqlite::{Options, SqliteStore},
@@ -162,6 +164,8 @@ impl Rig {
             health,
             auth,
             managed,
+            inquiries: Inquiries::start(Vec::new()).unwrap(),
+            magics: Magics::default(),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,

@@ -312,6 +312,8 @@ impl World {
             let tx = std::mem::take(&mut self.effects.tx);
             for (conn, range) in std::mem::take(&mut self.effects.writes) {
                 busy = true;
+                let now = Now { mono_ms: self.now_ms, unix_ms: unix_ms(self.now_ms) };
+                self.core.sent(now, conn, &tx[range.clone()]);
                 let Some(index) = self.by_conn.get(&conn).copied() else { continue };
                 self.ready.push(index);
                 let peer = &mut self.peers[index];
@@ -329,7 +331,6 @@ impl World {
                     self.by_conn.remove(&conn);
                     peer.device.disconnected(now_us);
                     peer.connect_at = self.now_ms + back_after_ms;
-                    let now = Now { mono_ms: self.now_ms, unix_ms: unix_ms(self.now_ms) };
                     self.core.closed(now, conn, chargegate::gateway::CloseReason::Peer, &mut self.effects);
                 }
             }

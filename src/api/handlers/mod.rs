@@ -22,6 +22,7 @@ mod call;
 pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
+pub(super) mod connections;
 pub(super) mod deliveries;
 pub(super) mod devices;
 pub(super) mod drain;
@@ -36,6 +37,7 @@ pub(super) mod overview;
 mod pages;
 pub(super) mod proof;
 pub(super) mod queue;
+pub(super) mod recorder;
 pub(super) mod sockets;
 pub(super) mod webhooks;
 
@@ -61,6 +63,8 @@ use crate::gateway::directory::Directory;
 use crate::job::Retention;
 use crate::managed::Managed;
 use crate::model::{CardNo, DeviceId, OrderNo, OrderNumbers};
+use crate::protocol::ap3000::Magics;
+use crate::shard::Inquiries;
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
 use crate::webhook::Pusher;
@@ -106,6 +110,10 @@ pub struct Api {
     pub drain: Arc<Drain>,
     /// Delivers events; set when it is started, which is after requests are taken.
     pub pusher: OnceLock<Arc<Pusher>>,
+    /// Asks the shards.
+    pub inquiries: Arc<Inquiries>,
+    /// Starts of AP3000 frames, for those that are shown in words.
+    pub magics: Magics,
     /// Start of the process's monotonic milliseconds, the same for all shards.
     pub start: Instant,
 }
@@ -296,6 +304,12 @@ impl Api {
             RouteId::WebhookTest => deliveries::test(self, name_of(matched)?, request),
             RouteId::WebhookDisable => deliveries::disable(self, name_of(matched)?, request),
             RouteId::WebhookEnable => deliveries::enable(self, name_of(matched)?, request),
+            RouteId::Connections => connections::list(&matched.query),
+            RouteId::ConnectionFrames => recorder::connection(&matched.name().unwrap_or_default()),
+            RouteId::Recorder => Ok(recorder::device(device_of(matched)?)),
+            RouteId::Anomalies => recorder::anomalies(&matched.query),
+            RouteId::Anomaly => recorder::anomaly(&matched.name().unwrap_or_default()),
+            RouteId::Disconnect => connections::disconnect(device_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
             RouteId::OpenApi

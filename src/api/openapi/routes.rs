@@ -9,8 +9,8 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, deliveries, devices, drain, events, instances, keys, log_level, orders, ota, overview,
-    proof, queue, sockets, webhooks,
+    cards, charge, commands, connections, deliveries, devices, drain, events, instances, keys, log_level, orders, ota,
+    overview, proof, queue, recorder, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
@@ -393,6 +393,31 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
 
+        RouteId::Connections => Operation::new(Tag::Operation, "Sockets of devices to this instance")
+            .query("device_id", Form::of::<DeviceId>(), "Only the one that carries it.")
+            .query("listener", Form::words(&connections::LISTENERS), "Only those that came in there.")
+            .query("protocol", Form::of::<Protocol>(), "Only those that speak it.")
+            .page::<connections::DeviceConnection>(),
+        RouteId::ConnectionFrames => Operation::new(Tag::Operation, "The last frames of a connection, in words")
+            .text("Also of one that carried no device, or that ended a while ago.")
+            .ok::<recorder::ConnectionRecording>()
+            .errors(&[E::NotFound]),
+        RouteId::Recorder => Operation::new(Tag::Operation, "The last frames of a device, in words")
+            .text("From memory, over the connections it had to this instance. Where another instance has it, 404 names that one in                 `data.instance`. `chargegate decode --file` explains the answer offline.")
+            .ok::<recorder::Recording>()
+            .errors(&[E::NotFound]),
+        RouteId::Anomalies => Operation::new(Tag::Operation, "What went wrong between devices and this instance, newest first")
+            .text("The last 64 of each shard, with the frames before; one a minute of a device and kind.")
+            .query("kind", Form::words(&recorder::anomaly_kinds()), "Only this kind.")
+            .query("device_id", Form::of::<DeviceId>(), "Only of this device.")
+            .page::<recorder::AnomalyObject>(),
+        RouteId::Anomaly => Operation::new(Tag::Operation, "One of the things that went wrong")
+            .ok::<recorder::AnomalyObject>()
+            .errors(&[E::NotFound]),
+        RouteId::Disconnect => Operation::new(Tag::Operation, "Close the connection of a device")
+            .text("No body, or `{}`. The device is expected to connect again. Where another instance has it, 404 names that one in                 `data.instance`.")
+            .ok::<connections::DisconnectedDevice>()
+            .errors(&[E::NotFound, E::DeviceOffline]),
         RouteId::Overview => Operation::new(Tag::Operation, "What this instance does now, and ten minutes of it")
             .query("since", Form::time(), "Only the figures after this time.")
             .ok::<overview::Overview>(),
@@ -402,7 +427,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .empty(304, "The page of `If-None-Match` is the one."),
 
         RouteId::OpenApi => Operation::new(Tag::Operation, "This document")
-            .other(200, "OpenAPI 3.1.", "application/json")
+            .object("OpenAPI 3.1.")
             .empty(304, "The one of `If-None-Match` is the one."),
         RouteId::Docs => Operation::new(Tag::Operation, "This document as a page")
             .other(200, "The page.", "text/html; charset=utf-8")

@@ -9,18 +9,32 @@ use crate::{
         timers::Timer,
     },
     protocol::{
-        Step, ap3000, bkv,
+        SkipReason, Step, ap3000, bkv,
         detect::{Detected, Detection, detect},
     },
     telemetry::label::DecodeFailure,
 };
 
+/// Bytes in a row that are no frame.
+struct Run {
+    /// Where they begin.
+    from: usize,
+    /// Why; anything says more than noise.
+    reason: SkipReason,
+}
+
 impl Core {
     pub(super) fn drain(&mut self, now: Now, key: Key, buf: &[u8], effects: &mut Effects) -> usize {
-        let mut used = 0;
+        self.drain_behind(now, key, buf, None, effects)
+    }
+
+    /// As [`Core::drain`]; `run`: the first byte is given up already.
+    fn drain_behind(&mut self, now: Now, key: Key, buf: &[u8], mut run: Option<Run>, effects: &mut Effects) -> usize {
+        let mut used = usize::from(run.is_some());
         loop {
             let Some(conn) = self.conns.get_mut(key) else { return buf.len() };
             if conn.is_asked() {
+                self.end_run(now, key, run, buf, used);
                 return used;
             }
             let rest = buf.get(used..).unwrap_or_default();
@@ -41,50 +55,92 @@ impl Core {
                             peer:% = conn.peer, first_bytes:% = crate::protocol::Hex(shown);
                             "unknown protocol"
                         );
+                        self.record(now, key, true, rest);
                         self.close(now, key, CloseReason::UnknownProtocol, effects);
                         return buf.len();
                     }
                 },
                 Codec::Ap3000 => match ap3000::deframe(rest, &self.shared.config.magics) {
                     Step::Item { item, consumed } => {
+                        self.end_run(now, key, run.take(), buf, used);
+                        self.record_item(now, key, rest.get(..consumed).unwrap_or(rest));
                         match item {
                             ap3000::Item::Frame(frame) => self.ap3000_frame(now, key, &frame, effects),
                             ap3000::Item::Iccid(iccid) => self.iccid(key, iccid),
                             ap3000::Item::Link => {}
                         }
                         // The frame that made the store be asked is read again when it has answered.
-                        if self.is_asked(key) {
+                        if self.is_asked_now(key) {
                             return used;
                         }
                         used += consumed;
                         continue;
                     }
                     Step::Skip { consumed, reason } => (consumed, reason),
-                    Step::NeedMore => return used,
+                    Step::NeedMore => {
+                        self.end_run(now, key, run, buf, used);
+                        return used;
+                    }
                 },
                 Codec::Bkv => match bkv::deframe(rest) {
                     Step::Item { item, consumed } => {
+                        self.end_run(now, key, run.take(), buf, used);
+                        self.record_item(now, key, rest.get(..consumed).unwrap_or(rest));
                         self.bkv_frame(now, key, &item, effects);
-                        if self.is_asked(key) {
+                        if self.is_asked_now(key) {
                             return used;
                         }
                         used += consumed;
                         continue;
                     }
                     Step::Skip { consumed, reason } => (consumed, reason),
-                    Step::NeedMore => return used,
+                    Step::NeedMore => {
+                        self.end_run(now, key, run, buf, used);
+                        return used;
+                    }
                 },
             };
             let (consumed, reason) = skipped;
+            let begun = run.get_or_insert(Run { from: used, reason });
+            if begun.reason == SkipReason::Noise {
+                begun.reason = reason;
+            }
             used += consumed;
             self.shared.metrics.decode_failures[DecodeFailure::from(reason)].add(consumed as u64);
             conn.garbage += consumed as u64;
             let percent = self.shared.config.garbage_percent_max;
             if conn.garbage > GARBAGE_JUDGED_BYTES && conn.garbage * 100 > conn.received * percent {
+                self.end_run(now, key, run, buf, used);
                 self.close(now, key, CloseReason::Garbage, effects);
                 return buf.len();
             }
         }
+    }
+
+    /// Bytes that are no frame have come to their end.
+    fn end_run(&mut self, now: Now, key: Key, run: Option<Run>, buf: &[u8], until: usize) {
+        let Some(Run { from, reason }) = run else { return };
+        let bytes = buf.get(from..until).unwrap_or_default();
+        self.record(now, key, true, bytes);
+        self.anomaly_on(now, key, DecodeFailure::from(reason).into(), || {
+            let plural = if bytes.len() == 1 { "" } else { "s" };
+            format!("{} byte{plural} skipped", bytes.len())
+        });
+    }
+
+    /// Records a frame, once: one that waits for the store's answer is read again.
+    fn record_item(&mut self, now: Now, key: Key, frame: &[u8]) {
+        let recorded = self.conns.get_mut(key).is_some_and(|conn| std::mem::take(&mut conn.first_recorded));
+        if !recorded {
+            self.record(now, key, false, frame);
+        }
+    }
+
+    /// Whether the frame that was just read and recorded waits for the store's answer.
+    fn is_asked_now(&mut self, key: Key) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else { return false };
+        conn.first_recorded = conn.is_asked();
+        conn.first_recorded
     }
 
     pub(super) fn keep_tail(&mut self, now: Now, key: Key, rest: &[u8], effects: &mut Effects) {
@@ -92,6 +148,7 @@ impl Core {
             return;
         }
         if rest.len() > HELD_BYTES_MAX {
+            self.record(now, key, true, rest);
             self.close(now, key, CloseReason::Garbage, effects);
             return;
         }
@@ -105,6 +162,7 @@ impl Core {
     pub(super) fn return_tail(&mut self, now: Now, key: Key, mut held: Vec<u8>, used: usize, effects: &mut Effects) {
         let left = held.len().saturating_sub(used);
         if left > HELD_BYTES_MAX {
+            self.record(now, key, true, held.get(used..).unwrap_or_default());
             self.close(now, key, CloseReason::Garbage, effects);
             return;
         }
@@ -166,11 +224,11 @@ impl Core {
         let stale = !conn.tail.is_empty() && !conn.is_asked() && late(conn.tail_since, timeouts.frame);
         if stale && conn.codec != Codec::Detecting {
             // The frame that began here never ended: what looked like its start was not one.
-            let mut held = std::mem::take(&mut conn.tail);
-            held.remove(0);
+            let held = std::mem::take(&mut conn.tail);
             conn.garbage += 1;
             self.shared.metrics.decode_failures[DecodeFailure::Noise].inc();
-            let used = self.drain(now, key, &held, effects);
+            let given_up = Run { from: 0, reason: SkipReason::Noise };
+            let used = self.drain_behind(now, key, &held, Some(given_up), effects);
             self.return_tail(now, key, held, used, effects);
             if let Some(conn) = self.conns.get_mut(key) {
                 conn.tail_since = now.mono_ms;
@@ -187,6 +245,10 @@ impl Core {
     }
 
     pub(super) fn forget_conn(&mut self, now: Now, key: Key, reason: CloseReason, effects: &mut Effects) -> bool {
+        self.remember_ended(now, key, reason);
+        if let Some((kind, detail)) = Self::closed_by(reason) {
+            self.anomaly_on(now, key, kind, || detail.to_owned());
+        }
         let Some(conn) = self.conns.remove(key) else { return false };
         self.limits.leave(conn.peer);
         self.shared.metrics.closed[reason].inc();

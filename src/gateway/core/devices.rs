@@ -15,8 +15,11 @@ use crate::{
     model::{DeviceId, Protocol},
     protocol::DecodeError,
     store::CommandLogRow,
-    telemetry::label::{DecodeFailure, ShardEvent},
+    telemetry::label::{AnomalyKind, DecodeFailure, ShardEvent},
 };
+
+/// A device that is bound more often within a minute goes back and forth between connections.
+const FLAPPING_BINDS: u32 = 5;
 
 impl Core {
     /// The device a frame belongs to: bound before, or bound now. `None`: it has no say here (a newer connection owns it, it is
@@ -61,6 +64,7 @@ impl Core {
         let shard = self.shared.config.shard;
         let taken = self.shared.directory.bind(device_id, protocol, shard, conn.accepted).ok()?;
         self.shared.metrics.events[ShardEvent::Bind].inc();
+        let binds = taken.entry.bound_again(now.unix_ms);
         if let Some(previous) = taken.previous {
             self.shared.metrics.events[ShardEvent::Takeover].inc();
             if previous.shard != shard {
@@ -88,6 +92,9 @@ impl Core {
         if let Some(iccid) = &conn.iccid {
             taken.entry.set_iccid(iccid);
         }
+        if conn.devices.len() > 1 {
+            conn.epoch = 0;
+        }
         // Once shared, for good: what comes on the socket is no sign of the last device left on it.
         conn.shared |= conn.devices.len() > 1;
         let shares = conn.shared;
@@ -98,12 +105,18 @@ impl Core {
             first.joined(&cx);
         }
         self.devices.get_mut(device_key)?.bound(&mut cx, key, device_key, taken.owner, shares);
+        if binds > FLAPPING_BINDS {
+            cx.anomaly(device_id, AnomalyKind::Flapping, || format!("bound {binds} times within a minute"));
+        }
         self.arm_device(now, device_key);
         Some(device_key)
     }
 
     /// A newer connection took the device: a BKV/GN connection is closed, an AP3000 socket only loses the id.
     pub(super) fn detach(&mut self, now: Now, conn_key: Key, device_key: Key, effects: &mut Effects) {
+        if let Some(device_id) = self.devices.get(device_key).map(|device| device.id) {
+            self.remember_left(now, conn_key, device_id);
+        }
         let Some(conn) = self.conns.get_mut(conn_key) else { return };
         conn.devices.retain(|key| *key != device_key);
         if conn.admission == Admission::Asked(device_key) {
@@ -308,7 +321,10 @@ impl Core {
         device: Option<Key>,
         effects: &mut Effects,
     ) {
-        self.shared.metrics.decode_failures[DecodeFailure::from(error)].inc();
+        let failure = DecodeFailure::from(error);
+        self.shared.metrics.decode_failures[failure].inc();
+        let mut cx = Cx { now, shared: &mut self.shared, effects };
+        cx.anomaly(device_id, failure.into(), || format!("command {command:#04x}: {error}"));
         if now.mono_ms >= self.body_log_at {
             self.body_log_at = now.mono_ms + 1000;
             log::info!(target: "chargegate::frame", device_id:% = device_id, error:% = error; "frame not understood");

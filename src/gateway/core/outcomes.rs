@@ -19,6 +19,8 @@ impl Core {
                     self.with_device(now, device_id, effects, |device, cx| device.registered(cx, *bound));
                 }
                 if let Some(key) = conn {
+                    let device = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key));
+                    self.note_epoch(key, device.and_then(Device::live_epoch));
                     self.admitted(now, key, device_id, effects);
                 }
             }
@@ -31,6 +33,7 @@ impl Core {
                 }
             }
             Outcome::Settled(settled) => {
+                Cx { now, shared: &mut self.shared, effects }.judge_settled(&settled);
                 if let Some(waiting) = self.shared.settlements.remove(&settled.key) {
                     self.acknowledge(now, waiting, effects);
                     if let (Ack::BkvEnd { gateway_id, socket, replay: Some(sub), .. }, false) =

@@ -18,7 +18,7 @@ use crate::{
     },
     protocol::Direction,
     store::{Bound, CommandLogRow, CommandUpdate, Job},
-    telemetry::label::{OutboundFailure, ShardEvent},
+    telemetry::label::{AnomalyKind, OutboundFailure, ShardEvent},
 };
 
 impl Device {
@@ -400,6 +400,10 @@ impl Device {
                     }
                 }
                 Answer::No { code, relay_may_be_on } => {
+                    let port_no = in_flight.what.port_no();
+                    cx.anomaly(self.id, AnomalyKind::StartRefused, || {
+                        format!("start of order {order_no} on port {port_no} refused with code {code:#04x}")
+                    });
                     let reason = Some(format!("device_refused_{code:02x}"));
                     self.tell(cx, order_no, Event::StartRefused { relay_may_be_on }, None, reason);
                 }

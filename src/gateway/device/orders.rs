@@ -13,7 +13,7 @@ use crate::{
     },
     model::{Command, CommandState, EventType, Order, OrderNo, Protocol},
     store::{Job, OrderJob, OrderKey, Requester},
-    telemetry::label::OutboundFailure,
+    telemetry::label::{AnomalyKind, OutboundFailure},
 };
 
 impl Device {
@@ -45,6 +45,9 @@ impl Device {
                 for (order_no, action) in idle {
                     if action == Action::Ask {
                         cx.shared.metrics.process().port_mismatches.inc();
+                        cx.anomaly(self.id, AnomalyKind::PortMismatch, || {
+                            format!("port {port_no} does not charge, and order {order_no} on it does")
+                        });
                     }
                     self.act(cx, order_no, action);
                 }
