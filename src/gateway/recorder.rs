@@ -251,8 +251,8 @@ impl Record<'_> {
         Some(bytes)
     }
 
-    /// A copy of it.
-    pub fn to_owned(&self) -> Recorded {
+    /// A copy of it, as it is given out.
+    pub fn recorded(&self) -> Recorded {
         let mut raw = vec![0; self.kept].into_boxed_slice();
         self.recorder.copy(self.offset + HEAD_LEN as u64, &mut raw);
         Recorded { conn: self.conn, label: self.label, length: self.length, raw }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn raws(recorder: &Recorder, conn: ConnId, trail: Trail) -> Vec<Vec<u8>> {
-        recorder.records(conn, trail).map(|record| record.to_owned().raw.to_vec()).collect()
+        recorder.records(conn, trail).map(|record| record.recorded().raw.to_vec()).collect()
     }
 
     #[test]
@@ -286,7 +286,7 @@ mod tests {
         recorder.record(mine, &mut trail, label(1), b"one");
         recorder.record(other, &mut other_trail, label(2), b"other");
         recorder.record(mine, &mut trail, down, b"");
-        let found: Vec<Recorded> = recorder.records(mine, trail).map(|record| record.to_owned()).collect();
+        let found: Vec<Recorded> = recorder.records(mine, trail).map(|record| record.recorded()).collect();
         let recorded = |label, raw: &[u8]| Recorded { conn: mine, label, length: raw.len() as u32, raw: raw.into() };
         assert_eq!(found, [recorded(down, b""), recorded(label(1), b"one")]);
         assert_eq!(raws(&recorder, other, other_trail), [b"other"]);
@@ -299,7 +299,7 @@ mod tests {
         let mut trail = Trail::default();
         for len in [FRAME_KEPT_MAX - 1, FRAME_KEPT_MAX, FRAME_KEPT_MAX + 1, 70_000] {
             recorder.record(conn(0, 1), &mut trail, label(0), &vec![9; len]);
-            let last = recorder.records(conn(0, 1), trail).next().unwrap().to_owned();
+            let last = recorder.records(conn(0, 1), trail).next().unwrap().recorded();
             assert_eq!((last.length as usize, last.raw.len()), (len, len.min(FRAME_KEPT_MAX)));
         }
     }
