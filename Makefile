@@ -5,6 +5,8 @@ CARGO ?= cargo
 FUZZ_SECONDS ?=
 FUZZ_SMOKE := $(or $(FUZZ_SECONDS),5)
 FUZZ_LONG := $(or $(FUZZ_SECONDS),300)
+# Requests of `make api-fuzz` for each operation.
+EXAMPLES ?= 25
 # Size of `make soak`.
 DEVICES ?= 1000
 HOURS ?= 24
@@ -13,7 +15,7 @@ RUNS ?= 100
 SEED ?= 1
 MODE ?=
 
-.PHONY: help run test crash-test lint fmt bench soak fuzz-smoke fuzz demo
+.PHONY: help run test crash-test lint fmt bench soak fuzz-smoke fuzz api-fuzz demo
 
 help:
 	@echo "run         build, and serve with the embedded store in ./data"
@@ -25,6 +27,7 @@ help:
 	@echo "soak        $(DEVICES) simulated devices for $(HOURS) hours of virtual time, then the books are compared"
 	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SMOKE) s; needs a nightly toolchain"
 	@echo "fuzz        the same for $(FUZZ_LONG) s (FUZZ_SECONDS=...)"
+	@echo "api-fuzz    $(EXAMPLES) requests for each operation of the API, made out of /openapi.json; needs python3"
 	@echo "demo        the gateway with simulated devices that charge"
 
 run:
@@ -59,6 +62,9 @@ fuzz-smoke:
 
 fuzz:
 	scripts/fuzz-smoke $(FUZZ_LONG)
+
+api-fuzz:
+	scripts/api-fuzz $(EXAMPLES)
 
 demo:
 	scripts/demo

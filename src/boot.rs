@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -282,6 +282,7 @@ impl Gateway {
                 firmware_dir: firmware_dir(config),
                 retention: retention(config),
                 drain: Arc::clone(&drain),
+                pusher: OnceLock::new(),
                 inquiries: Inquiries::start(prepared.mailboxes().to_vec())?,
                 magics: Magics::new(&config.ap3000.magics.0)?,
                 start,
@@ -324,6 +325,8 @@ impl Gateway {
             let settings = pusher_settings(config, instance);
             let pusher = Arc::new(Pusher::start(running.clone(), Arc::clone(&store), settings)?);
             router.join_pusher(Arc::clone(&pusher));
+            // Nobody else sets it.
+            drop(api.pusher.set(Arc::clone(&pusher)));
             api.managed.join_pusher(Arc::clone(&pusher), running, config.webhook.timeout)?;
             metrics.join(&pusher);
             let context = job::Context {
@@ -452,6 +455,7 @@ impl Gateway {
             text += &format!("{what:<12} {}\n", address.addr);
         }
         text += &format!("{:<12} http://{http}/api/v1/third\n", "API");
+        text += &format!("{:<12} http://{http}/\n", "console");
         text += &format!("{:<12} http://{http}/healthz /readyz /metrics\n", "health");
         if let Some(key) = &self.made_key {
             text += &format!("{:<12} {key}   (send it as X-Api-Key)\n", "API key");
@@ -751,6 +755,7 @@ const fn retention(config: &Config) -> Retention {
         commands: config.retention.dead_commands,
         answers: config.retention.idempotency_keys,
         command_log: config.retention.cmd_log,
+        delivery_log: config.retention.delivery_log,
     }
 }
 

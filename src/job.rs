@@ -77,6 +77,8 @@ pub struct Retention {
     pub answers: Duration,
     /// Of the command log.
     pub command_log: Duration,
+    /// Of the delivery log.
+    pub delivery_log: Duration,
 }
 
 impl Retention {
@@ -87,6 +89,7 @@ impl Retention {
             commands_before: before(self.commands),
             answers_before: before(self.answers),
             log_before: before(self.command_log),
+            delivery_log_before: before(self.delivery_log),
             rows_max: PRUNE_ROWS_MAX,
         }
     }
@@ -145,7 +148,7 @@ impl Jobs {
 
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let Context { store, link, directory, router, pusher, owner, metrics, health, mut clock, ticks } = context;
-    let (mut sampler, mut backlog) = (Sampler::default(), 0);
+    let mut sampler = Sampler::default();
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
@@ -164,8 +167,7 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
         health.observe(now.mono_ms);
         metrics.devices_online.set(u64::try_from(directory.online()).unwrap_or(0));
         if sampler.is_due(now.mono_ms) {
-            backlog = pusher.backlog().unwrap_or(backlog);
-            sampler.sample(now.mono_ms, now.unix_ms, metrics.totals(backlog), &metrics.history);
+            sampler.sample(now.mono_ms, now.unix_ms, metrics.totals(pusher.backlog()), &metrics.history);
         }
         health.set(Component::Database, database_state(store.as_ref()));
         if let Some(link) = &link {

@@ -21,7 +21,9 @@ use chargegate::{
         Clock, Engine, EngineChoice, ListenAddress, Mailbox, Running, Seed, StartError,
         launch::{OnFailure, Stopped, prepare},
     },
-    store::{Bound, CommandLogRow, Job, Latest, Outcome, PortRecord, ReadCall, Reply, Store, StoreHealth},
+    store::{
+        Bound, CommandLogRow, DeliveryLogRow, Job, Latest, Outcome, PortRecord, ReadCall, Reply, Store, StoreHealth,
+    },
     telemetry::Metrics,
 };
 
@@ -73,6 +75,8 @@ impl Store for Amnesiac {
     }
 
     fn append(&self, _rows: Vec<CommandLogRow>) {}
+
+    fn append_deliveries(&self, _rows: Vec<DeliveryLogRow>) {}
 
     fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
         Err(call)

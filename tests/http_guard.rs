@@ -325,6 +325,11 @@ fn head_answers_have_no_body() {
         assert_ne!(answer.header("Content-Length").as_deref(), Some("0"));
     }
     assert_eq!(client.ask("GET /healthz HTTP/1.1\r\n\r\n").text(), "alive");
+    // What follows a HEAD is no HEAD because of it.
+    client.send("HEAD /healthz HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(client.head().status, 200);
+    client.send("garbage\r\n\r\n").unwrap();
+    client.last_answer(400, "INVALID_PARAMETER");
 }
 
 #[test]

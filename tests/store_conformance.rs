@@ -13,13 +13,14 @@ use chargegate::{
         PortStatus, Priority, Protocol, ServerId,
     },
     store::{
-        Backstop, Bind, Bound, CommandUpdate, Created, DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport,
-        Earlier, Idempotency, InstanceJob, InstanceOutcome, Job, Latest, LeaseJob, NewOrder, OrderFilter, OrderJob,
-        OrderKey, OrderOutcome, Outcome, ParkedDelivery, PortRecord, Prune, QueueCounts, QueueFilter, Released,
-        Settlement, SettlementEnd, SettlementKey, payload,
+        Backstop, Bind, Bound, CommandUpdate, Created, DeadLetters, DeliveryChange, DeliveryLogRow, DeliveryOutcome,
+        DeliveryUpdate, DeviceEvent, DeviceFilter, DeviceReport, Disabled, Earlier, EndpointJob, EndpointOutcome,
+        EndpointProgress, Idempotency, InstanceJob, InstanceOutcome, Job, Latest, LeaseJob, NewOrder, OrderFilter,
+        OrderJob, OrderKey, OrderOutcome, Outcome, Page, ParkedDelivery, PortRecord, Prune, QueueCounts, QueueFilter,
+        Released, Settlement, SettlementEnd, SettlementKey, payload,
     },
 };
-use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job};
+use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, open_sqlite, order_job, until};
 
 const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
@@ -551,14 +552,14 @@ fn one_instance_holds_the_lease_of_an_endpoint() {
     assert!(lease("a", HOUR), "taken over");
     let cursor = |pos| Job::Delivery(vec![DeliveryUpdate::Cursor { endpoint: "e".to_owned(), pos }]);
     bench.run(cursor(5));
-    let stored = bench.read(|reader| reader.delivery_cursor("e"));
+    let stored = bench.read(|reader| reader.endpoint("e")).map(|progress| progress.cursor);
     let expected = if bench.instance().is_some() { None } else { Some(5) };
     assert_eq!(stored, expected, "progress of who does not hold it is void, where there are several");
     if let Some(own) = bench.instance() {
         assert!(!lease("a", 0));
         assert!(lease(own.as_str(), HOUR));
         bench.run(cursor(7));
-        assert_eq!(bench.read(|reader| reader.delivery_cursor("e")), Some(7));
+        assert_eq!(bench.read(|reader| reader.endpoint("e")).map(|progress| progress.cursor), Some(7));
     }
 }
 
@@ -988,18 +989,202 @@ fn delivery_progress_moves_forward() {
         reason: "http_500".to_owned(),
     };
     let cursor = |pos| DeliveryUpdate::Cursor { endpoint: "shop".to_owned(), pos };
-    assert_eq!(bench.read(|reader| reader.delivery_cursor("shop")), None);
+    assert_eq!(bench.read(|reader| reader.endpoint("shop")).map(|progress| progress.cursor), None);
     let updates = vec![DeliveryUpdate::Park(parked(1, 1)), DeliveryUpdate::Park(parked(2, 1)), cursor(4), cursor(3)];
     bench.run(Job::Delivery(updates));
-    assert_eq!(bench.read(|reader| reader.delivery_cursor("shop")), Some(4));
+    assert_eq!(bench.read(|reader| reader.endpoint("shop")).map(|progress| progress.cursor), Some(4));
     let waiting = bench.read(|reader| reader.parked("shop", 10));
     assert_eq!(waiting.iter().map(|(parked, event)| (parked.pos, event.pos)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
     let unpark = DeliveryUpdate::Unpark { endpoint: "shop".to_owned(), pos: 1 };
     bench.run(Job::Delivery(vec![unpark, DeliveryUpdate::Dead(parked(2, 5))]));
     assert!(bench.read(|reader| reader.parked("shop", 10)).is_empty());
-    let dead = bench.read(|reader| reader.dead_letters("shop", 10));
+    let dead = bench.read(|reader| reader.dead_letters("shop", 1, 10)).rows;
     assert_eq!(dead.iter().map(|(dead, _)| (dead.pos, dead.attempts)).collect::<Vec<_>>(), [(2, 5)]);
-    assert!(bench.read(|reader| reader.dead_letters("other", 10)).is_empty());
+    assert!(bench.read(|reader| reader.dead_letters("other", 1, 10)).rows.is_empty());
+}
+
+fn parked_at(pos: i64, attempts: u8) -> ParkedDelivery {
+    ParkedDelivery {
+        endpoint: "shop".to_owned(),
+        pos,
+        key: ap(pos as u32).to_string(),
+        attempts,
+        next_at: T0 + 1000,
+        reason: "http_500".to_owned(),
+    }
+}
+
+fn change(bench: &Bench, change: DeliveryChange) -> EndpointOutcome {
+    let job = EndpointJob { endpoint: "shop".to_owned(), change, at: T0 + 50 };
+    match bench.run(Job::Endpoint(job)) {
+        Outcome::Endpoint(outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn progress(bench: &Bench) -> EndpointProgress {
+    bench.read(|reader| reader.endpoint("shop")).expect("it has a cursor")
+}
+
+fn dead_at(bench: &Bench) -> Vec<i64> {
+    bench.read(|reader| reader.dead_letters("shop", 1, 100)).rows.iter().map(|(dead, _)| dead.pos).collect()
+}
+
+/// Positions, attempts and reasons of what is parked.
+fn waiting(bench: &Bench) -> Vec<(i64, u8, String)> {
+    let rows = bench.read(|reader| reader.parked("shop", 100));
+    rows.into_iter().map(|(row, _)| (row.pos, row.attempts, row.reason)).collect()
+}
+
+/// Eight events, up to the sixth of which an endpoint is: 2 and 4 to 6 are dead letters, 3 is parked.
+fn endpoint_with_dead_letters() -> Bench {
+    let bench = Bench::new();
+    for n in 1..=8 {
+        bench.bind(ap(n), T0 + i64::from(n));
+    }
+    bench.settle_down();
+    let mut updates: Vec<_> = [2, 4, 5, 6].map(|pos| DeliveryUpdate::Dead(parked_at(pos, 6))).into();
+    updates.push(DeliveryUpdate::Park(parked_at(3, 2)));
+    updates.push(DeliveryUpdate::Cursor { endpoint: "shop".to_owned(), pos: 6 });
+    bench.run(Job::Delivery(updates));
+    bench
+}
+
+#[test]
+fn dead_letters_are_listed_redriven_and_purged() {
+    let bench = endpoint_with_dead_letters();
+    let page = bench.read(|reader| reader.dead_letters("shop", 2, 3));
+    assert_eq!((page.total, page.rows.iter().map(|(dead, event)| (dead.pos, event.pos)).collect()), (4, vec![(6, 6)]));
+    let before = progress(&bench).revision;
+
+    // One that is parked, or of no event at all, is nobody's dead letter.
+    let some = DeadLetters::At(vec![2, 3, 77]);
+    assert_eq!(
+        change(&bench, DeliveryChange::Redrive(some.clone())),
+        EndpointOutcome { changed: 1, more_behind: None }
+    );
+    assert_eq!(waiting(&bench), [(2, 0, "redrive".to_owned()), (3, 2, "http_500".to_owned())]);
+    assert_eq!(bench.read(|reader| reader.parked("shop", 1))[0].0.next_at, T0 + 50);
+    assert!(progress(&bench).revision > before, "whoever delivers looks again");
+    assert_eq!(change(&bench, DeliveryChange::Redrive(some)).changed, 0);
+
+    // All of them, a piece at a time.
+    let behind = |pos| DeadLetters::Behind { pos, rows_max: 2 };
+    let first = change(&bench, DeliveryChange::Redrive(behind(0)));
+    assert_eq!(first, EndpointOutcome { changed: 2, more_behind: Some(5) });
+    let before = progress(&bench).revision;
+    let second = change(&bench, DeliveryChange::Purge(behind(5)));
+    assert_eq!(second, EndpointOutcome { changed: 1, more_behind: None });
+    assert_eq!(progress(&bench).revision, before, "what is gone concerns nobody");
+    assert!(dead_at(&bench).is_empty());
+    assert_eq!(waiting(&bench).iter().map(|row| row.0).collect::<Vec<_>>(), [2, 3, 4, 5]);
+    assert_eq!(change(&bench, DeliveryChange::Purge(DeadLetters::At(vec![3]))).changed, 0, "it is not dead");
+}
+
+#[test]
+fn a_range_is_redelivered_but_for_what_is_still_to_come() {
+    let bench = endpoint_with_dead_letters();
+    let redeliver = |from_pos, to_pos, event_types: &[&'static str], rows_max| {
+        let event_types = event_types.into();
+        change(&bench, DeliveryChange::Redeliver { from_pos, to_pos, event_types, rows_max })
+    };
+    assert_eq!(redeliver(1, 100, &["order.created"], 100).changed, 0, "nothing it wants");
+    let first = redeliver(1, 100, &["order.created", "device.registered"], 3);
+    assert_eq!(first, EndpointOutcome { changed: 2, more_behind: Some(3) }, "3 is parked already");
+    let rest = redeliver(4, 100, &["device.registered"], 100);
+    assert_eq!(rest, EndpointOutcome { changed: 3, more_behind: None }, "7 and 8 are delivered anyway");
+    assert_eq!(
+        waiting(&bench).iter().map(|(pos, attempts, _)| (*pos, *attempts)).collect::<Vec<_>>(),
+        [(1, 0), (2, 0), (3, 2), (4, 0), (5, 0), (6, 0)]
+    );
+    assert!(dead_at(&bench).is_empty());
+    assert_eq!(redeliver(1, 6, &["device.registered"], 100).changed, 0);
+    // Times are positions.
+    for (at, pos) in [(T0, 1), (T0 + 1, 1), (T0 + 5, 5), (T0 + 8, 8), (T0 + 9, 9)] {
+        assert_eq!(bench.read(move |reader| reader.pos_at(at)), pos, "{at}");
+    }
+}
+
+#[test]
+fn a_disabled_endpoint_stays_so_until_it_is_enabled_and_may_skip_its_backlog() {
+    let bench = endpoint_with_dead_letters();
+    let disabled = |at: i64, reason: &str| Some(Disabled { at, reason: reason.to_owned() });
+    let gone =
+        |at, reason: &str| DeliveryUpdate::Disable { endpoint: "shop".to_owned(), reason: reason.to_owned(), at };
+    bench.run(Job::Delivery(vec![gone(T0 + 5, "http_410"), gone(T0 + 6, "later")]));
+    assert_eq!(progress(&bench).disabled, disabled(T0 + 5, "http_410"));
+    let bench = bench.reopen();
+    assert_eq!(progress(&bench).disabled, disabled(T0 + 5, "http_410"));
+    bench.run(Job::Delivery(vec![DeliveryUpdate::Cursor { endpoint: "shop".to_owned(), pos: 7 }]));
+    assert!(progress(&bench).disabled.is_some(), "what was under way is stored");
+
+    let before = progress(&bench).revision;
+    change(&bench, DeliveryChange::Enable { skip_backlog: false });
+    assert_eq!(progress(&bench), EndpointProgress { cursor: 7, revision: before, disabled: None });
+    change(&bench, DeliveryChange::Disable { reason: "by hand".to_owned() });
+    assert_eq!(progress(&bench).disabled, disabled(T0 + 50, "by hand"));
+    assert_eq!(change(&bench, DeliveryChange::Enable { skip_backlog: true }).changed, 1);
+    let skipped = progress(&bench);
+    assert_eq!((skipped.cursor, skipped.disabled), (8, None));
+    assert!(skipped.revision > before);
+    assert!(waiting(&bench).is_empty());
+    assert_eq!(dead_at(&bench), [2, 3, 4, 5, 6], "what was parked can still be had");
+
+    // One that has no cursor yet gets it.
+    let job = |change| EndpointJob { endpoint: "new".to_owned(), change, at: T0 };
+    bench.run(Job::Endpoint(job(DeliveryChange::Disable { reason: "early".to_owned() })));
+    let early = bench.read(|reader| reader.endpoint("new")).expect("a cursor");
+    assert_eq!((early.cursor, early.disabled), (8, disabled(T0, "early")));
+    let standings = bench.read(|reader| reader.standings());
+    let counts: Vec<_> = standings.iter().map(|one| (one.endpoint.as_str(), one.parked, one.dead)).collect();
+    assert_eq!(counts, [("new", 0, 0), ("shop", 0, 5)]);
+    assert_eq!(standings[1].owner, None);
+    if let Some(own) = bench.instance() {
+        bench.run(Job::Lease(LeaseJob { endpoint: "shop".to_owned(), owner: own.clone(), for_ms: HOUR }));
+        assert_eq!(bench.read(|reader| reader.standings())[1].owner, Some(own));
+    }
+}
+
+#[test]
+fn the_log_of_deliveries_is_read_newest_first_and_pruned() {
+    let bench = Bench::new();
+    let row = |n: i64, endpoint: &str, outcome, status| DeliveryLogRow {
+        at: T0 + n,
+        endpoint: endpoint.into(),
+        pos: n % 3,
+        event_id: format!("e-{n}"),
+        event_type: "order.created".to_owned(),
+        key: "THD0000000000001".to_owned(),
+        attempt: 1,
+        status,
+        took_ms: 7,
+        outcome,
+        reason: (outcome != Delivered).then(|| "http_500".to_owned()),
+        instance: None,
+    };
+    use DeliveryOutcome::{Dead, Delivered, Retry};
+    let mut rows: Vec<_> = (0..10).map(|n| row(n, "shop", Delivered, Some(200))).collect();
+    rows.extend([row(10, "shop", Retry, None), row(11, "shop", Dead, Some(500)), row(12, "other", Dead, Some(500))]);
+    bench.store.append_deliveries(rows.clone());
+    let shop = |outcome, page, size| bench.read(move |reader| reader.deliveries("shop", outcome, page, size));
+    until("the rows are written", || bench.read(|reader| reader.deliveries("other", None, 1, 1)).total == 1);
+    let times = |page: Page<DeliveryLogRow>| page.rows.iter().map(|row| row.at - T0).collect::<Vec<_>>();
+    assert_eq!(shop(None, 1, 3).total, 12);
+    assert_eq!(times(shop(None, 2, 5)), [6, 5, 4, 3, 2]);
+    assert_eq!(times(shop(Some(Delivered), 1, 2)), [9, 8]);
+    let dead = shop(Some(Dead), 1, 10);
+    assert_eq!((dead.total, dead.rows.len()), (1, 1));
+    let stored = DeliveryLogRow { instance: dead.rows[0].instance.clone(), ..rows[11].clone() };
+    assert_eq!(dead.rows[0], stored);
+    assert_eq!(dead.rows[0].instance, bench.instance());
+    assert_eq!(shop(Some(Retry), 1, 10).rows[0].status, None);
+    let of_event = bench.read(|reader| reader.deliveries_of_event(0, 1, 3));
+    assert_eq!((of_event.total, times(of_event)), (5, vec![0, 3, 6]), "of all endpoints, in their order");
+
+    // More than one piece.
+    drop(bench.run(Job::Prune(Prune { delivery_log_before: T0 + 11, ..Prune::all(0, 2) })));
+    until("what is old is gone", || shop(None, 1, 10).total == 1);
+    assert_eq!(bench.read(|reader| reader.deliveries("other", None, 1, 1)).total, 1);
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn an_endpoint_is_made_changed_rotated_and_removed() {
 #[test]
 fn an_endpoint_begins_where_it_is_made_and_leaves_nothing() {
     let bench = Bench::new();
-    let cursor = |bench: &Bench| bench.read(|reader| reader.delivery_cursor("erp"));
+    let cursor = |bench: &Bench| bench.read(|reader| reader.endpoint("erp")).map(|progress| progress.cursor);
     bench.bind(ap(1), T0);
     bench.settle_down();
     let here = bench.read(|reader| reader.last_pos());

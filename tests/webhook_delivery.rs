@@ -20,12 +20,15 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chargegate::{
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        CardFilter, CommandLogRow, CommandRecord, DeliveryUpdate, DeviceFilter, DeviceRecord, Earlier, EventRecord,
+        ApiKeyRecord, CardFilter, CommandLogRow, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate,
+        DeviceFilter, DeviceRecord, Disabled, Earlier, EndpointProgress, EndpointRecord, EndpointStanding, EventRecord,
         FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, Job, Latest, OrderFilter, OrderHistory,
         OtaFilter, Outcome, Page, ParamRecord, ParkedDelivery, PortRecord, QueueCounts, QueueEntry, QueueFilter,
         Queued, ReadCall, Reader, Reply, Store, StoreError, StoreHealth,
     },
-    webhook::{BreakerSettings, BreakerState, Endpoint, Pusher, Settings, Stopped},
+    webhook::{
+        BreakerSettings, BreakerState, Delivering, Endpoint, Pusher, Settings, Stopped, TEST_EVENT, TrialRefused, Tried,
+    },
 };
 use hmac::{Hmac, Mac as _};
 use parking_lot::{Condvar, Mutex};
@@ -94,6 +97,10 @@ struct Rows {
     cursors: HashMap<String, i64>,
     parked: BTreeMap<(String, i64), ParkedDelivery>,
     dead: BTreeMap<(String, i64), ParkedDelivery>,
+    disabled: HashMap<String, Disabled>,
+    revisions: HashMap<String, i64>,
+    /// The log of deliveries.
+    attempts: Vec<DeliveryLogRow>,
 }
 
 impl Rows {
@@ -112,7 +119,37 @@ impl Rows {
                 self.parked.remove(&(row.endpoint.clone(), row.pos));
                 self.dead.insert((row.endpoint.clone(), row.pos), row);
             }
+            DeliveryUpdate::Disable { endpoint, reason, at } => {
+                self.disabled.entry(endpoint).or_insert(Disabled { at, reason });
+            }
         }
+    }
+
+    /// Parks events of an endpoint as a redrive and a redelivery do.
+    fn park_again(&mut self, endpoint: &str, positions: &[i64]) {
+        for &pos in positions {
+            let at = (endpoint.to_owned(), pos);
+            let event = self.log.iter().find(|event| event.pos == pos).unwrap();
+            self.dead.remove(&at);
+            self.parked.insert(
+                at,
+                ParkedDelivery {
+                    endpoint: endpoint.to_owned(),
+                    pos,
+                    key: event.key.clone(),
+                    attempts: 0,
+                    next_at: 0,
+                    reason: "redrive".to_owned(),
+                },
+            );
+        }
+        *self.revisions.entry(endpoint.to_owned()).or_default() += 1;
+    }
+
+    /// What the log of deliveries has of an event.
+    fn attempts_of(&self, pos: i64) -> Vec<(&str, u8, Option<u16>, &str)> {
+        let of_event = self.attempts.iter().filter(|row| row.pos == pos);
+        of_event.map(|row| (&*row.endpoint, row.attempt, row.status, row.outcome.as_str())).collect()
     }
 
     fn with_events(
@@ -177,6 +214,10 @@ impl Store for FakeStore {
 
     fn append(&self, _: Vec<CommandLogRow>) {}
 
+    fn append_deliveries(&self, attempts: Vec<DeliveryLogRow>) {
+        self.rows.change(|rows| rows.attempts.extend(attempts));
+    }
+
     fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
         if self.full.load(Ordering::SeqCst) {
             return Err(call);
@@ -214,6 +255,15 @@ impl Reader for FakeReader {
         absent()
     }
     fn order_events(&mut self, _: OrderNo) -> Result<Vec<EventRecord>, StoreError> {
+        absent()
+    }
+    fn api_keys(&mut self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        absent()
+    }
+    fn webhook_endpoints(&mut self) -> Result<Vec<EndpointRecord>, StoreError> {
+        absent()
+    }
+    fn managed_revision(&mut self) -> Result<i64, StoreError> {
         absent()
     }
     fn order_history(&mut self, _: &Order, _: (i64, i64)) -> Result<OrderHistory, StoreError> {
@@ -303,18 +353,53 @@ impl Reader for FakeReader {
         Ok(rows.log.iter().filter(|event| event.pos > pos).take(limit as usize).cloned().collect())
     }
 
-    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError> {
-        Ok(self.0.value.lock().cursor(endpoint))
+    fn pos_at(&mut self, _: i64) -> Result<i64, StoreError> {
+        absent()
+    }
+    fn deliveries(
+        &mut self,
+        _: &str,
+        _: Option<DeliveryOutcome>,
+        _: u32,
+        _: u32,
+    ) -> Result<Page<DeliveryLogRow>, StoreError> {
+        absent()
+    }
+    fn deliveries_of_event(&mut self, _: i64, _: u32, _: u32) -> Result<Page<DeliveryLogRow>, StoreError> {
+        absent()
+    }
+    fn dead_letters(&mut self, _: &str, _: u32, _: u32) -> Result<Page<(ParkedDelivery, EventRecord)>, StoreError> {
+        absent()
+    }
+
+    fn endpoint(&mut self, endpoint: &str) -> Result<Option<EndpointProgress>, StoreError> {
+        let rows = self.0.value.lock();
+        Ok(rows.cursor(endpoint).map(|cursor| EndpointProgress {
+            cursor,
+            revision: rows.revisions.get(endpoint).copied().unwrap_or(0),
+            disabled: rows.disabled.get(endpoint).cloned(),
+        }))
+    }
+
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError> {
+        let names: Vec<String> = self.0.value.lock().cursors.keys().cloned().collect();
+        let mut standings = Vec::new();
+        for endpoint in names {
+            let progress = self.endpoint(&endpoint)?.expect("it has a cursor");
+            let rows = self.0.value.lock();
+            let count = |rows: &BTreeMap<(String, i64), ParkedDelivery>| {
+                rows.keys().filter(|(name, _)| *name == endpoint).count() as u64
+            };
+            let (parked, dead) = (count(&rows.parked), count(&rows.dead));
+            drop(rows);
+            standings.push(EndpointStanding { endpoint, progress, owner: None, parked, dead });
+        }
+        Ok(standings)
     }
 
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
         let rows = self.0.value.lock();
         Ok(rows.with_events(&rows.parked, endpoint, limit))
-    }
-
-    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        let rows = self.0.value.lock();
-        Ok(rows.with_events(&rows.dead, endpoint, limit))
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
@@ -632,7 +717,7 @@ fn a_hung_endpoint_delays_no_other() {
 }
 
 #[test]
-fn status_410_disables_until_reload_and_loses_nothing() {
+fn status_410_disables_for_good_until_somebody_enables_and_loses_nothing() {
     let gone = Arc::new(AtomicBool::new(true));
     let answer = Arc::clone(&gone);
     let receiver = Receiver::new(move |_| Answer::Status(if answer.load(Ordering::SeqCst) { 410 } else { 200 }));
@@ -640,23 +725,173 @@ fn status_410_disables_until_reload_and_loses_nothing() {
     let store = store(&["erp", "other"]);
     let endpoints = vec![receiver.endpoint("erp"), other.endpoint("other")];
     let pusher = start(&store, endpoints.clone(), settings());
-    pusher.events_committed(store.append(&keyed(&["A"], 1)));
-    let counters = pusher.counters();
-    eventually("the endpoint is disabled", || counters[0].disabled.load(Ordering::SeqCst));
+    let first = store.append(&keyed(&["A"], 1));
+    pusher.events_committed(first);
+    let disabled = |rows: &Rows| rows.disabled.get("erp").map(|disabled| disabled.reason.clone());
+    store.rows.wait("the store knows", |rows| disabled(rows).as_deref() == Some("http_410"));
 
     let last = store.append(&keyed(&["A", "B"], 5));
     pusher.events_committed(last);
     store.rows.wait("the other goes on", |rows| rows.cursor("other") == Some(last));
     assert_eq!(receiver.requests().len(), 1);
 
+    // The receiver is back, but nobody said so: neither a reload nor a restart is somebody.
     gone.store(false, Ordering::SeqCst);
-    let connections = other.connections.load(Ordering::SeqCst);
-    assert_eq!(pusher.reload(endpoints, DEADLINE).unwrap(), Stopped::default());
-    store.rows.wait("it goes on after the reload", |rows| rows.cursor("erp") == Some(last));
+    assert_eq!(pusher.reload(endpoints.clone(), DEADLINE).unwrap(), Stopped::default());
+    assert_eq!(pusher.stop(DEADLINE).unflushed, 0);
+    drop(pusher);
+    let pusher = start(&store, endpoints, settings());
+    let last = store.append(&keyed(&["B"], 1));
+    pusher.events_committed(last);
+    store.rows.wait("the other goes on", |rows| rows.cursor("other") == Some(last));
+    eventually("it is known to be disabled", || pusher.counters()[0].disabled.load(Ordering::SeqCst));
+    assert_eq!(receiver.requests().len(), 1);
+    let mut reader = FakeReader(Arc::clone(&store.rows));
+    let states = pusher.states(&mut reader).unwrap();
+    assert_eq!((states[0].0.as_str(), states[0].1.state), ("erp", Delivering::Disabled));
+    assert_eq!(states[0].1.disabled_reason.as_deref(), Some("http_410"));
+    assert_eq!((states[1].1.state, states[1].1.backlog), (Delivering::Delivering, 0));
+
+    store.rows.change(|rows| rows.disabled.clear());
+    pusher.changed("erp");
+    store.rows.wait("it goes on behind its cursor", |rows| rows.cursor("erp") == Some(last));
     assert_eq!(sequences(&receiver.requests())["A"], [1, 1, 2, 3, 4, 5, 6]);
-    assert!(other.connections.load(Ordering::SeqCst) >= connections);
+    store.rows.wait("each attempt is logged", |rows| rows.attempts_of(first).len() == 3);
     let rows = store.rows.value.lock();
+    let mut attempts = rows.attempts_of(first);
+    attempts.retain(|attempt| attempt.0 == "erp");
+    assert_eq!(attempts, [("erp", 1, Some(410), "retry"), ("erp", 1, Some(200), "delivered")]);
     assert!(rows.parked.is_empty() && rows.dead.is_empty());
+}
+
+#[test]
+fn an_endpoint_enabled_without_its_backlog_goes_on_at_the_end() {
+    let receiver = Receiver::new(|request| Answer::Status(if request.key() == "GONE" { 410 } else { 200 }));
+    let store = store(&["erp"]);
+    let pusher = start(&store, vec![receiver.endpoint("erp")], settings());
+    pusher.events_committed(store.append(&keyed(&["GONE"], 1)));
+    store.rows.wait("it is disabled", |rows| !rows.disabled.is_empty());
+    let skipped = store.append(&keyed(&["A"], 5));
+    pusher.events_committed(skipped);
+    store.rows.change(|rows| {
+        rows.disabled.clear();
+        rows.cursors.insert("erp".to_owned(), skipped);
+        rows.revisions.insert("erp".to_owned(), 1);
+    });
+    pusher.changed("erp");
+    let last = store.append(&keyed(&["A"], 1));
+    pusher.events_committed(last);
+    store.rows.wait("it goes on", |rows| rows.cursor("erp") == Some(last));
+    assert_eq!(sequences(&receiver.requests())["A"], [6]);
+}
+
+#[test]
+fn what_comes_back_is_delivered_in_the_order_of_its_key() {
+    let down = Arc::new(AtomicBool::new(true));
+    let answer = Arc::clone(&down);
+    let receiver = Receiver::new(move |request| {
+        let status = match (request.key().as_str(), request.sequence_no()) {
+            ("K", 1 | 2) if answer.load(Ordering::SeqCst) => 422,
+            ("K", 3) if answer.load(Ordering::SeqCst) => 503,
+            _ => 200,
+        };
+        Answer::Status(status)
+    });
+    let store = store(&["erp"]);
+    let parking = Settings { retry_delays: vec![NEVER], ..settings() };
+    let pusher = start(&store, vec![receiver.endpoint("erp")], parking);
+    let last = store.append(&keyed(&["K", "OTHER"], 5));
+    pusher.events_committed(last);
+    store.rows.wait("two are dead, the third parks the rest", |rows| {
+        rows.dead.len() == 2 && rows.parked.len() == 3 && rows.cursor("erp") == Some(last)
+    });
+    let dead: Vec<i64> = store.rows.value.lock().dead.values().map(|row| row.pos).collect();
+    let delivered = |requests: &[Request]| sequences(requests)["OTHER"].clone();
+    assert_eq!(delivered(&receiver.requests()), [1, 2, 3, 4, 5]);
+
+    // The third is not due for long: what comes back goes in front of it, and does not push it.
+    down.store(false, Ordering::SeqCst);
+    store.rows.change(|rows| rows.park_again("erp", &dead));
+    pusher.changed("erp");
+    store.rows.wait("they are delivered", |rows| rows.parked.len() == 3 && rows.dead.is_empty());
+    let third = store.rows.value.lock().parked.keys().next().unwrap().1;
+    assert_eq!(sequences(&receiver.requests())["K"], [1, 2, 3, 1, 2]);
+    // As if it were redelivered: it is parked already, and due when the operator says so.
+    store.rows.change(|rows| rows.park_again("erp", &[third]));
+    pusher.changed("erp");
+    store.rows.wait("all are delivered", |rows| rows.parked.is_empty());
+    assert_eq!(sequences(&receiver.requests())["K"], [1, 2, 3, 1, 2, 3, 4, 5]);
+    assert_eq!(delivered(&receiver.requests()), [1, 2, 3, 4, 5], "nothing else came again");
+    store.rows.wait("each attempt is logged", |rows| rows.attempts_of(third).len() == 2);
+    let rows = store.rows.value.lock();
+    assert_eq!(rows.attempts_of(third), [("erp", 1, Some(503), "retry"), ("erp", 1, Some(200), "delivered")]);
+    assert_eq!(rows.attempts_of(dead[0]), [("erp", 1, Some(422), "dead"), ("erp", 1, Some(200), "delivered")]);
+}
+
+#[test]
+fn a_change_made_elsewhere_is_found_without_a_word() {
+    let receiver = Receiver::new(|_| Answer::Status(200));
+    let store = store(&["erp"]);
+    let pusher = start(&store, vec![receiver.endpoint("erp")], settings());
+    let last = store.append(&keyed(&["A"], 3));
+    pusher.events_committed(last);
+    store.rows.wait("all are delivered", |rows| rows.cursor("erp") == Some(last));
+    store.rows.change(|rows| rows.park_again("erp", &[FIRST_POS + 2]));
+    store.rows.wait("one is delivered again", |rows| rows.parked.is_empty());
+    assert_eq!(sequences(&receiver.requests())["A"], [1, 2, 3, 2]);
+    store.rows.change(|rows| {
+        let disabled = Disabled { at: 1, reason: "operator".to_owned() };
+        rows.disabled.insert("erp".to_owned(), disabled);
+    });
+    eventually("it is disabled", || pusher.counters()[0].disabled.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_test_event_is_signed_and_guarded_and_one_at_a_time() {
+    let gate = Arc::new(Watched::default());
+    let hold = Arc::clone(&gate);
+    let receiver = Receiver::new(move |_| Answer::Wait(Arc::clone(&hold)));
+    let refused = Endpoint { name: "private".to_owned(), ..receiver.endpoint("") };
+    let store = store(&["erp", "private"]);
+    let disabled = Disabled { at: 1, reason: "operator".to_owned() };
+    store.rows.change(|rows| drop(rows.disabled.insert("erp".to_owned(), disabled)));
+    let pusher = start(&store, vec![receiver.endpoint("erp")], settings());
+    let tried = Arc::new(Watched::<Vec<Tried>>::default());
+    let test = |pusher: &Pusher, name: &str, within| {
+        let tried = Arc::clone(&tried);
+        pusher.test(name, within, move |what| tried.change(|all| all.push(what)))
+    };
+    assert_eq!(test(&pusher, "other", DEADLINE), Err(TrialRefused::Unknown));
+    assert_eq!(test(&pusher, "erp", DEADLINE), Ok(()));
+    assert_eq!(test(&pusher, "erp", DEADLINE), Err(TrialRefused::Busy));
+    receiver.wait("it is sent", |got| got.len() == 1);
+    gate.change(|open| *open = true);
+    tried.wait("it is answered", |all| all.len() == 1);
+    let first = tried.value.lock()[0].clone();
+    assert_eq!((first.delivered, first.status, first.reason), (true, Some(200), None));
+    let sent = receiver.requests().remove(0);
+    assert_eq!((sent.json()["event_type"].as_str(), sent.json()["pos"].as_i64()), (Some(TEST_EVENT), Some(0)));
+    let id = sent.event_id().to_owned();
+    let signed = [id.as_bytes(), b".", sent.header("webhook-timestamp").as_bytes(), b".", &sent.body].concat();
+    let mac = Hmac::<Sha256>::new_from_slice(b"text secret").unwrap().chain_update(signed);
+    let signature = format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()));
+    assert_eq!(sent.header("webhook-signature"), signature);
+
+    // Shorter than the time of an attempt, where who asks waits no longer.
+    gate.change(|open| *open = false);
+    assert_eq!(test(&pusher, "erp", Duration::from_millis(20)), Ok(()));
+    tried.wait("it is given up", |all| all.len() == 2);
+    let second = tried.value.lock()[1].clone();
+    assert_eq!((second.delivered, second.status, second.reason.as_deref()), (false, None, Some("timeout")));
+    gate.change(|open| *open = true);
+
+    let guarded = start(&store, vec![refused], Settings { allow_private_targets: false, ..settings() });
+    let connections = receiver.connections.load(Ordering::SeqCst);
+    assert_eq!(test(&guarded, "private", DEADLINE), Ok(()));
+    tried.wait("it is refused", |all| all.len() == 3);
+    assert_eq!(tried.value.lock()[2].reason.as_deref(), Some("target_refused"));
+    assert_eq!(receiver.connections.load(Ordering::SeqCst), connections);
+    assert!(store.rows.value.lock().attempts.is_empty(), "no event of the log was sent");
 }
 
 #[test]

@@ -37,6 +37,8 @@ INSERT INTO managed_revision (revision) VALUES (0);
 -- Nothing is sent to an endpoint from `disabled_at` on, until it is enabled again; its cursor stays.
 ALTER TABLE event_cursors ADD COLUMN disabled_at BIGINT;
 ALTER TABLE event_cursors ADD COLUMN disabled_reason TEXT;
+-- Raised when somebody else than who delivers changed what is to be delivered: it looks again.
+ALTER TABLE event_cursors ADD COLUMN revision BIGINT NOT NULL DEFAULT 0;
 
 -- One row per attempt. Written without waiting for the disk: a crash may lose its last seconds.
 CREATE TABLE delivery_log (
@@ -57,6 +59,7 @@ CREATE TABLE delivery_log (
     instance   TEXT
 );
 CREATE INDEX delivery_log_endpoint ON delivery_log (endpoint, id DESC);
+CREATE INDEX delivery_log_failed ON delivery_log (endpoint, outcome, id DESC) WHERE outcome <> 'delivered';
 CREATE INDEX delivery_log_pos ON delivery_log (pos);
 CREATE INDEX delivery_log_at ON delivery_log (at);
 

@@ -37,6 +37,8 @@ INSERT INTO managed_revision (revision) VALUES (0);
 -- Nothing is sent to an endpoint from `disabled_at` on, until it is enabled again; its cursor stays.
 ALTER TABLE event_cursors ADD COLUMN disabled_at INTEGER;
 ALTER TABLE event_cursors ADD COLUMN disabled_reason TEXT;
+-- Raised when somebody else than who delivers changed what is to be delivered: it looks again.
+ALTER TABLE event_cursors ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
 
 -- The log of deliveries is in the file of the command log.
 

@@ -280,7 +280,25 @@ impl Authenticator {
     /// It is refused with `UNAUTHORIZED` (key, signature), `FORBIDDEN` (address, scope), `RATE_LIMITED` (of the key, of all callers, or of
     /// failures), `NOT_READY` (too many nonces to remember).
     pub fn check(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Checked {
-        self.identify(attempt, unix_ms, |entry, quota| {
+        self.check_found(self.find(attempt.api_key), attempt, scope, unix_ms)
+    }
+
+    /// The same, if nothing is to be asked about the attempt: this says all there is to say, at once. `None`, and nothing counted, if there is.
+    pub fn check_alone(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Option<Checked> {
+        let found = self.find(attempt.api_key);
+        let asks =
+            self.shared.is_some() && found.as_ref().is_ok_and(|entry| entry.key.require_hmac || entry.rate.is_some());
+        (!asks).then(|| self.check_found(found, attempt, scope, unix_ms))
+    }
+
+    fn check_found(
+        &self,
+        found: Result<Arc<Entry>, ApiError>,
+        attempt: &Attempt<'_>,
+        scope: Scope,
+        unix_ms: i64,
+    ) -> Checked {
+        self.identify(found, attempt, unix_ms, |entry, quota| {
             check_address(&entry.key, attempt)?;
             self.take(entry, quota, unix_ms)?;
             let nonce = match entry.key.require_hmac {
@@ -301,7 +319,7 @@ impl Authenticator {
         if attempt.api_key.is_none() {
             return Checked::nobody(Ok(None));
         }
-        let checked = self.identify(attempt, unix_ms, |entry, quota| {
+        let checked = self.identify(self.find(attempt.api_key), attempt, unix_ms, |entry, quota| {
             check_address(&entry.key, attempt)?;
             self.take(entry, quota, unix_ms).map(|()| None)
         });
@@ -317,7 +335,7 @@ impl Authenticator {
     ///
     /// It is refused as by [`Self::check`].
     pub fn check_head(&self, attempt: &Attempt<'_>, scope: Scope, unix_ms: i64) -> Checked {
-        self.identify(attempt, unix_ms, |entry, quota| {
+        self.identify(self.find(attempt.api_key), attempt, unix_ms, |entry, quota| {
             check_address(&entry.key, attempt)?;
             *quota = entry.rate.map(|rate| {
                 let mut bucket = entry.bucket.lock();
@@ -360,12 +378,6 @@ impl Authenticator {
         shared.ask(question, Box::new(answered));
     }
 
-    /// Whether nothing is to be asked about an attempt: a check then says all there is to say.
-    pub fn decides_alone(&self, attempt: &Attempt<'_>) -> bool {
-        self.shared.is_none()
-            || self.find(attempt.api_key).is_ok_and(|entry| !entry.key.require_hmac && entry.rate.is_none())
-    }
-
     /// To be called when what instances share may have been lost: tells it what this instance remembers.
     pub fn restore_shared(&self, unix_ms: i64) {
         if let Some(shared) = &self.shared {
@@ -374,14 +386,15 @@ impl Authenticator {
         }
     }
 
-    /// Finds whose key it is and has `decide` say the rest. Counts failures to show who one is, and refuses those above their limit.
+    /// Has `decide` say the rest of who was found. Counts failures to show who one is, and refuses those above their limit.
     fn identify(
         &self,
+        found: Result<Arc<Entry>, ApiError>,
         attempt: &Attempt<'_>,
         unix_ms: i64,
         decide: impl FnOnce(&Entry, &mut Option<Quota>) -> Result<Option<Question>, ApiError>,
     ) -> Checked {
-        let mut checked = match self.find(attempt.api_key) {
+        let mut checked = match found {
             Err(error) => Checked::nobody(Err(error)),
             Ok(entry) => {
                 let mut quota = None;
@@ -833,8 +846,9 @@ mod tests {
         assert_eq!(passed(&auth, "free"), None);
         let question = Question { key: "limited".into(), rate: Rate::per_second(5, 0), nonce: None };
         assert_eq!(passed(&auth, "limited"), Some(question));
-        assert!(auth.decides_alone(&attempt("free")) && !auth.decides_alone(&attempt("limited")));
-        assert!(alone.decides_alone(&attempt("limited")));
+        let at_once = |auth: &Authenticator, key| auth.check_alone(&attempt(key), Scope::Read, NOW_MS).is_some();
+        assert!(at_once(&auth, "free") && at_once(&auth, "stranger") && !at_once(&auth, "limited"));
+        assert!(at_once(&alone, "limited"));
     }
 
     #[test]

@@ -108,6 +108,19 @@ routes! {
     Disconnect = Post "/api/v1/admin/devices/{device}/disconnect", ADMIN, SINGLE, [];
     /// What this instance does now and did in the last ten minutes.
     Overview = Get "/api/v1/admin/overview", READ, SINGLE, ["since"];
+    /// What an endpoint will not get unless it is delivered again.
+    DeadLetterList = Get "/api/v1/admin/webhooks/{name}/dead", ADMIN, PAGED, [];
+    DeadLetterRedrive = Post "/api/v1/admin/webhooks/{name}/redrive", ADMIN, SINGLE, [];
+    DeadLetterPurge = Post "/api/v1/admin/webhooks/{name}/purge", ADMIN, SINGLE, [];
+    /// Delivers a range of the log again.
+    WebhookRedeliver = Post "/api/v1/admin/webhooks/{name}/redeliver", ADMIN, SINGLE, [];
+    WebhookDeliveries = Get "/api/v1/admin/webhooks/{name}/deliveries", ADMIN, PAGED, ["outcome"];
+    /// Deliveries of the event at a position, to all endpoints.
+    EventDeliveries = Get "/api/v1/admin/events/{id}/deliveries", ADMIN, PAGED, [];
+    /// Sends a test event.
+    WebhookTest = Post "/api/v1/admin/webhooks/{name}/test", ADMIN, SINGLE, [];
+    WebhookDisable = Post "/api/v1/admin/webhooks/{name}/disable", ADMIN, SINGLE, [];
+    WebhookEnable = Post "/api/v1/admin/webhooks/{name}/enable", ADMIN, SINGLE, [];
     /// API keys of the configuration and of the store.
     KeyList = Get "/api/v1/admin/keys", ADMIN, PAGED, [];
     KeyCreate = Post "/api/v1/admin/keys", ADMIN, SINGLE, [];
@@ -157,6 +170,14 @@ routes! {
     Metrics = Get "/metrics", OPEN, SINGLE, [];
     /// The operators' console, a page.
     Console = Get "/", OPEN, SINGLE, [];
+    /// The description of all of these, for machines.
+    OpenApi = Get "/openapi.json", OPEN, SINGLE, [];
+    /// The same as a page, and what belongs to it.
+    Docs = Get "/docs", OPEN, SINGLE, [];
+    DocsSlash = Get "/docs/", OPEN, SINGLE, [];
+    DocsStart = Get "/docs/start.js", OPEN, SINGLE, [];
+    DocsBundle = Get "/docs/swagger-ui-bundle.js", OPEN, SINGLE, [];
+    DocsStyle = Get "/docs/swagger-ui.css", OPEN, SINGLE, [];
 }
 
 /// A row of the table.
@@ -574,7 +595,12 @@ mod tests {
             let named = ["{device}", "{order}", "{card}", "{name}"].iter().any(|name| route.pattern.contains(name));
             assert_eq!((matched.param.is_some(), matched.id.is_some()), (named, route.pattern.contains("{id}")));
             assert_eq!(route.scope.is_some(), route.pattern.starts_with("/api/v1/"), "{}", route.pattern);
-            assert!(resolve(route.method, &format!("{target}/")).is_err());
+            let slashed = format!("{target}/");
+            assert_eq!(
+                resolve(route.method, &slashed).is_ok(),
+                route.id == RouteId::Docs,
+                "only where people write it so"
+            );
         }
     }
 

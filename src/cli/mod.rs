@@ -8,6 +8,7 @@ mod check_config;
 mod decode;
 mod healthcheck;
 mod migrate;
+mod openapi;
 mod sign;
 
 use std::io::{self, BufWriter, Write};
@@ -43,6 +44,9 @@ enum Command {
     Decode(decode::Decode),
     /// Make the HMAC headers of an API request.
     Sign(sign::Sign),
+    /// Print the description of the API, or of its errors.
+    #[command(name = "openapi")]
+    OpenApi(openapi::OpenApi),
     /// Print the version.
     Version,
     /// Ask a running server for its health.
@@ -146,6 +150,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Sign(sign)) => sign.run(),
         Some(Command::Migrate(file)) => migrate::run(file),
         Some(Command::Decode(decode)) => decode.run(),
+        Some(Command::OpenApi(openapi)) => openapi.run(),
         Some(Command::Version) => print(|out| writeln!(out, "chargegate {}", env!("CARGO_PKG_VERSION"))),
         Some(Command::Healthcheck(file)) => healthcheck::run(file),
     }

@@ -200,6 +200,8 @@ settings! {
     retention: Retention {
         /// Frames in cmd_log.
         cmd_log: Duration = "30d", span(HOUR, 3650 * DAY), Restart;
+        /// Attempts to deliver events to webhook endpoints.
+        delivery_log: Duration = "7d", span(HOUR, 3650 * DAY), Restart;
         /// Events that all endpoints have received. Undelivered ones past this age are dropped and counted as lost.
         events: Duration = "30d", span(HOUR, 3650 * DAY), Restart;
         /// Commands that were given up.

@@ -533,3 +533,29 @@ fn serialize_framed<M: SerializeMap>(map: &mut M, framed: &Framed<'_>) -> Result
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ap3000::body::UserCard;
+    use crate::protocol::ap3000::encode;
+    use crate::protocol::ap3000::wire::{Extra, Raw};
+
+    #[test]
+    fn card_keys_are_not_explained() {
+        let keys = UserCard {
+            user_card_sector: 3,
+            user_card_key: Raw([0xA1; 6]),
+            new_card_key: Raw([0xB2; 6]),
+            extra: Extra::NONE,
+        };
+        let header = encode::Header { magic: *b"XYZ", phy_id: PhyId([1, 2, 3, 4]), msg_id: 9 };
+        let mut frame = Vec::new();
+        encode::body(&mut frame, &header, 0x86, &keys).expect("short");
+        let lines = explained(&frame, Direction::Down);
+        assert!(lines.iter().any(|line| line == "  user_card_key: not shown"), "{lines:#?}");
+        assert!(lines.iter().any(|line| line == "  user_card_sector: 3"), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("a1a1") || line.contains("b2b2")), "{lines:#?}");
+        assert!(findings(&frame, &Magics::new(&[*b"XYZ"]).unwrap(), None).any(|it| it.to_string().contains("a1a1")));
+    }
+}

@@ -6,7 +6,7 @@ use crate::store::{Applied, Job, Outcome};
 use crate::telemetry::Exposition;
 
 /// Job kinds in the order of their counters.
-pub const KINDS: [&str; 21] = [
+pub const KINDS: [&str; 22] = [
     "bind",
     "create_order",
     "order",
@@ -27,6 +27,7 @@ pub const KINDS: [&str; 21] = [
     "network",
     "instance",
     "lease",
+    "endpoint",
     "managed",
 ];
 /// Upper bounds of the commit latency buckets, µs; a last one is open.
@@ -55,7 +56,8 @@ pub(super) const fn kind(job: &Job) -> usize {
         Job::Network(_) => 17,
         Job::Instance(_) => 18,
         Job::Lease(_) => 19,
-        Job::Managed(_) => 20,
+        Job::Endpoint(_) => 20,
+        Job::Managed(_) => 21,
     }
 }
 
@@ -90,6 +92,10 @@ pub struct StoreCounters {
     pub log_rows: AtomicU64,
     /// Command-log rows dropped: the queue was full, or the file failed.
     pub log_dropped: AtomicU64,
+    /// Rows of the delivery log written.
+    pub delivery_rows: AtomicU64,
+    /// Rows of the delivery log dropped: the queue was full, or the file failed.
+    pub delivery_dropped: AtomicU64,
     /// Queries given back because the queue was full.
     pub reads_refused: AtomicU64,
     /// Checkpoints that moved pages.
@@ -141,6 +147,7 @@ impl StoreCounters {
             ("jobs", &self.refused),
             ("latest", &self.latest_refused),
             ("command_log", &self.log_dropped),
+            ("delivery_log", &self.delivery_dropped),
             ("reads", &self.reads_refused),
         ] {
             to.sample(name, &[("queue", queue)], load(count));
@@ -151,6 +158,7 @@ impl StoreCounters {
             ("chargegate_store_latest_rows_total", "Latest values written.", &self.latest_rows),
             ("chargegate_store_latest_lost_total", "Latest values lost with a transaction.", &self.latest_lost),
             ("chargegate_store_command_log_rows_total", "Command log rows written.", &self.log_rows),
+            ("chargegate_store_delivery_log_rows_total", "Rows of the delivery log written.", &self.delivery_rows),
             ("chargegate_store_checkpoints_total", "Checkpoints that moved pages.", &self.checkpoints),
             ("chargegate_events_lost_total", "Events dropped by retention before their delivery.", &self.events_lost),
         ] {

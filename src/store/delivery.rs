@@ -157,6 +157,7 @@ fn changes(outcome: &Outcome) -> Vec<Change> {
         | Outcome::Networked(_)
         | Outcome::Instance(_)
         | Outcome::Leased(_)
+        | Outcome::Endpoint(_)
         | Outcome::Managed(_)
         | Outcome::Done
         | Outcome::Failed { .. } => Vec::new(),

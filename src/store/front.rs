@@ -6,24 +6,43 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::RwLock;
 
 use super::{
-    CommandLogRow, Job, Latest, ReadCall, Reply,
+    CommandLogRow, DeliveryLogRow, Job, Latest, Prune, ReadCall, Reply,
     counters::{StoreCounters, add},
 };
 use crate::telemetry::Exposition;
 
 /// Hand-overs of latest values that may wait.
 const LATEST_MAX: usize = 64;
-/// Hand-overs of command-log rows that may wait.
+/// Hand-overs of log rows that may wait.
 const LOG_MAX: usize = 1024;
 
-/// For the thread of the command log.
+/// For the thread of the logs.
 pub(super) enum LogMessage {
-    Rows(Vec<CommandLogRow>),
-    /// Deletes at most `rows_max` rows older than `before`.
-    Prune {
-        before: i64,
-        rows_max: u32,
-    },
+    Commands(Vec<CommandLogRow>),
+    Deliveries(Vec<DeliveryLogRow>),
+    /// Deletes what is older, piece by piece between the rows that come.
+    Prune(LogPruning),
+}
+
+/// What of the logs is past its retention.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogPruning {
+    /// Of the command log, Unix ms.
+    pub(super) commands_before: i64,
+    /// Of the delivery log, Unix ms.
+    pub(super) deliveries_before: i64,
+    /// In one transaction.
+    pub(super) rows_max: u32,
+}
+
+impl From<Prune> for LogPruning {
+    fn from(prune: Prune) -> Self {
+        Self {
+            commands_before: prune.log_before,
+            deliveries_before: prune.delivery_log_before,
+            rows_max: prune.rows_max,
+        }
+    }
 }
 
 /// The queues, from outside.
@@ -108,9 +127,18 @@ impl Front {
     /// As [`Store::append`](super::Store::append).
     pub(super) fn append(&self, rows: Vec<CommandLogRow>) {
         let count = rows.len() as u64;
-        let sent = self.with_queues(|queues| queues.log.try_send(LogMessage::Rows(rows)).is_ok());
+        let sent = self.with_queues(|queues| queues.log.try_send(LogMessage::Commands(rows)).is_ok());
         if sent != Some(true) {
             add(&self.counters.log_dropped, count);
+        }
+    }
+
+    /// As [`Store::append_deliveries`](super::Store::append_deliveries).
+    pub(super) fn append_deliveries(&self, rows: Vec<DeliveryLogRow>) {
+        let count = rows.len() as u64;
+        let sent = self.with_queues(|queues| queues.log.try_send(LogMessage::Deliveries(rows)).is_ok());
+        if sent != Some(true) {
+            add(&self.counters.delivery_dropped, count);
         }
     }
 

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    CommandRecord, InstanceJob, InstanceOutcome, LeaseJob, ManagedJob, ManagedOutcome, OtaJob, OtaOutcome, ParamRecord,
-    PortRecord, StoreError,
+    CommandRecord, EndpointJob, EndpointOutcome, InstanceJob, InstanceOutcome, LeaseJob, ManagedJob, ManagedOutcome,
+    OtaJob, OtaOutcome, ParamRecord, PortRecord, StoreError,
 };
 use crate::{
     gateway::{
@@ -69,6 +69,8 @@ pub enum Job {
     Instance(InstanceJob),
     /// An instance wants to be the one that delivers to an endpoint. Dropped: asked again.
     Lease(LeaseJob),
+    /// An operator changes what is to be delivered to an endpoint. Dropped: the API answers `NOT_READY`.
+    Endpoint(EndpointJob),
     /// An operator changes keys or endpoints. Dropped: as [`ManagedJob`] says.
     Managed(Box<ManagedJob>),
 }
@@ -364,6 +366,8 @@ pub struct Prune {
     pub answers_before: i64,
     /// Of the command log.
     pub log_before: i64,
+    /// Of the delivery log.
+    pub delivery_log_before: i64,
     /// At most this many rows per table.
     pub rows_max: u32,
 }
@@ -371,8 +375,14 @@ pub struct Prune {
 impl Prune {
     /// Everything older than `before`.
     pub const fn all(before: i64, rows_max: u32) -> Self {
-        let (events_before, commands_before, answers_before, log_before) = (before, before, before, before);
-        Self { events_before, commands_before, answers_before, log_before, rows_max }
+        Self {
+            events_before: before,
+            commands_before: before,
+            answers_before: before,
+            log_before: before,
+            delivery_log_before: before,
+            rows_max,
+        }
     }
 }
 
@@ -759,13 +769,22 @@ pub enum DeliveryUpdate {
     },
     /// Attempts used up, or a final answer: dead letter.
     Dead(ParkedDelivery),
+    /// The receiver wants nothing more: nothing is sent to it until somebody enables it.
+    Disable {
+        /// Endpoint name.
+        endpoint: String,
+        /// Why.
+        reason: String,
+        /// Since when, Unix ms.
+        at: i64,
+    },
 }
 
 impl DeliveryUpdate {
     /// The endpoint it is about.
     pub fn endpoint(&self) -> &str {
         match self {
-            Self::Cursor { endpoint, .. } | Self::Unpark { endpoint, .. } => endpoint,
+            Self::Cursor { endpoint, .. } | Self::Unpark { endpoint, .. } | Self::Disable { endpoint, .. } => endpoint,
             Self::Park(parked) | Self::Dead(parked) => &parked.endpoint,
         }
     }
@@ -850,6 +869,8 @@ pub enum Outcome {
     Instance(InstanceOutcome),
     /// Of [`Job::Lease`]: whether it is held now.
     Leased(bool),
+    /// Of [`Job::Endpoint`].
+    Endpoint(EndpointOutcome),
     /// Of [`Job::Managed`].
     Managed(Box<ManagedOutcome>),
     /// Committed, nothing to tell.

@@ -4,7 +4,8 @@
 //!
 //! - [`Store::submit`] takes a [`Job`]: a durable change. It never blocks; the queue is bounded and gives the job back when full.
 //!   The job's [`Outcome`] is delivered to its [`Reply`] only after the commit that made it durable.
-//! - [`Store::append`] takes command-log rows, [`Store::coalesce`] latest-value rows: a crash may lose the last seconds of these.
+//! - [`Store::append`] takes rows of the command log, [`Store::append_deliveries`] of the delivery log, [`Store::coalesce`] latest
+//!   values: a crash may lose the last seconds of these.
 //! - [`Store::read`] runs a query on a reader thread.
 //!
 //! Order of things, everywhere: write, commit, answer, notify. Nothing is acknowledged that is not committed. Replays change
@@ -27,9 +28,11 @@ use crate::{
 
 mod counters;
 mod delivery;
+mod endpoint;
 mod front;
 mod instance;
 mod jobs;
+mod logs;
 mod managed;
 mod ota;
 pub mod payload;
@@ -41,6 +44,10 @@ pub mod sqlite;
 mod threads;
 
 pub use counters::{COMMIT_BUCKETS_US, KINDS, StoreCounters};
+pub use endpoint::{
+    DeadLetters, DeliveryChange, DeliveryLogRow, DeliveryOutcome, Disabled, EndpointJob, EndpointOutcome,
+    EndpointProgress, EndpointStanding,
+};
 pub use instance::{InstanceJob, InstanceOutcome, InstanceRecord, LeaseJob, Released};
 pub use jobs::{
     Backstop, Bind, Bound, Called, CardChange, CardJob, CardOutcome, CardVerdict, CommandUpdate, Created,
@@ -150,12 +157,32 @@ pub trait Reader {
     fn devices(&mut self, filter: &DeviceFilter, page: u32, size: u32) -> Result<Page<DeviceRecord>, StoreError>;
     /// Events behind a position, at most `limit`.
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
-    /// Delivery cursor of an endpoint; `None`: it has none yet.
-    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError>;
+    /// The first position whose event, and those behind it, are of this time or later (Unix ms); behind the log's end where none is.
+    /// Corrections of clocks blur it.
+    fn pos_at(&mut self, at: i64) -> Result<i64, StoreError>;
+    /// How far an endpoint is; `None`: it has no cursor yet.
+    fn endpoint(&mut self, endpoint: &str) -> Result<Option<EndpointProgress>, StoreError>;
+    /// All endpoints that have a cursor, by name.
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError>;
     /// Parked deliveries of an endpoint with their events, by position.
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
-    /// Dead letters of an endpoint, by position.
-    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError>;
+    /// Dead letters of an endpoint with their events, by position; `page` from 1. `next_at` is when each became one.
+    fn dead_letters(
+        &mut self,
+        endpoint: &str,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<(ParkedDelivery, EventRecord)>, StoreError>;
+    /// Attempts to deliver to an endpoint, newest first; `page` from 1. The total ends at 100,000.
+    fn deliveries(
+        &mut self,
+        endpoint: &str,
+        outcome: Option<DeliveryOutcome>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<DeliveryLogRow>, StoreError>;
+    /// Attempts to deliver the event at a position, in their order; `page` from 1.
+    fn deliveries_of_event(&mut self, pos: i64, page: u32, size: u32) -> Result<Page<DeliveryLogRow>, StoreError>;
     /// Highest position in the log; 0 when empty.
     fn last_pos(&mut self) -> Result<i64, StoreError>;
     /// What is stored under an idempotency key.
@@ -230,6 +257,8 @@ pub trait Store: Send + Sync {
     fn coalesce(&self, rows: &mut Vec<Latest>) -> bool;
     /// Hands over log rows; what does not fit is dropped and counted.
     fn append(&self, rows: Vec<CommandLogRow>);
+    /// As [`Store::append`], for the log of deliveries.
+    fn append_deliveries(&self, rows: Vec<DeliveryLogRow>);
     /// Runs a query on a reader thread. `Err` gives it back: the queue is full or the store is closing.
     fn read(&self, call: ReadCall) -> Result<(), ReadCall>;
     /// Whether commits succeed, and why not.

@@ -6,6 +6,9 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+use utoipa::ToSchema;
+
 use super::retry::Jitter;
 use crate::gateway::Now;
 
@@ -27,7 +30,8 @@ impl Default for BreakerSettings {
 }
 
 /// State of a breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum BreakerState {
     /// Attempts go out.

@@ -30,9 +30,12 @@ pub(super) fn render(endpoints: &[Arc<EndpointCounters>], last_pos: i64, to: &mu
         ("chargegate_webhook_breaker_open", "gauge", "Whether an endpoint is not asked, but for probes.", |of, _| {
             u64::from(of.breaker() != BreakerState::Closed)
         }),
-        ("chargegate_webhook_disabled", "gauge", "Whether an endpoint answered 410 and gets nothing.", |of, _| {
-            u64::from(of.disabled.load(Ordering::Relaxed))
-        }),
+        (
+            "chargegate_webhook_endpoint_disabled",
+            "gauge",
+            "Whether an endpoint gets nothing until enabled.",
+            |of, _| u64::from(of.disabled.load(Ordering::Relaxed)),
+        ),
     ];
     for (name, kind, help, value) in families {
         to.family(name, kind, help);
@@ -89,8 +92,10 @@ pub struct EndpointCounters {
     pub in_flight: AtomicU64,
     /// Gauge: everything up to here is delivered, parked or dead.
     pub cursor: AtomicI64,
-    /// Gauge: the receiver answered 410 and gets nothing until restart or reload.
+    /// Gauge: the receiver answered 410, or an operator disabled it; it gets nothing until it is enabled.
     pub disabled: AtomicBool,
+    /// Gauge: this instance is the one that delivers to it.
+    pub delivering: AtomicBool,
     /// Request to answer, of attempts that were answered.
     pub attempt_latency: LatencyBuckets,
     /// Event's time to its acceptance.
@@ -110,6 +115,7 @@ impl EndpointCounters {
             in_flight: AtomicU64::new(0),
             cursor: AtomicI64::new(0),
             disabled: AtomicBool::new(false),
+            delivering: AtomicBool::new(false),
             attempt_latency: LatencyBuckets::default(),
             delivery_latency: LatencyBuckets::default(),
             breaker: AtomicU8::new(BreakerState::Closed as u8),

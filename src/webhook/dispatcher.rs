@@ -8,6 +8,11 @@
 //!
 //! It never waits for one of them alone: reads, flushes and attempts come back through the inbox, whose capacity exceeds what can
 //! be under way. A read or flush whose answer does not come in time is asked for again; its late answer misses by its ticket.
+//!
+//! What operators change, on whichever instance, is stored and found by looking: every few seconds, and at once where the change was
+//! made here. Rows that others parked are taken over when the queue is at rest: nothing more is read, what was read is delivered or
+//! parked, then all parked rows are loaded in the place of those in memory. So deliveries of a key keep their order, and memory its
+//! bound, whatever was added.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -35,7 +40,10 @@ use super::{
 };
 use crate::{
     gateway::Now,
-    store::{DeliveryUpdate, EventRecord, Job, LeaseJob, Outcome, ParkedDelivery, ReadCall, Reader, Reply, StoreError},
+    store::{
+        DeliveryLogRow, DeliveryOutcome, DeliveryUpdate, EndpointProgress, EventRecord, Job, LeaseJob, Outcome,
+        ParkedDelivery, ReadCall, Reader, Reply, StoreError,
+    },
 };
 
 /// Events taken from the tail or the store at once.
@@ -48,6 +56,8 @@ const FLUSH_WAIT_MS: u64 = 30_000;
 const PAUSE_MS: u64 = 1_000;
 /// Pause while the tail has not begun.
 const TAIL_WAIT_MS: u64 = 50;
+/// How often to look for what operators changed.
+const LOOK_EVERY_MS: u64 = 3_000;
 /// A cursor that moved only over events nobody here wants is stored this many times less often.
 const IDLE_FLUSH_FACTOR: u64 = 10;
 /// Longest sleep; a lost wake costs at most this.
@@ -66,7 +76,9 @@ pub(super) enum Input {
     /// Where to go on.
     Resumed { ticket: u64, state: Result<Resumption, StoreError> },
     /// Parked rows.
-    Parked { ticket: u64, rows: Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> },
+    Parked { ticket: u64, loaded: Result<Loaded, StoreError> },
+    /// How far the endpoint is, as stored.
+    Looked { ticket: u64, progress: Result<Option<EndpointProgress>, StoreError> },
     /// Whether this instance is the one that delivers; `None`: the store failed.
     Leased { ticket: u64, held: Option<bool> },
     /// A batch of updates is committed, or not.
@@ -76,15 +88,24 @@ pub(super) enum Input {
 /// What the store knows of an endpoint.
 #[derive(Debug)]
 pub(super) struct Resumption {
-    cursor: Option<i64>,
+    progress: Option<EndpointProgress>,
     last_pos: i64,
     parked: Vec<(ParkedDelivery, EventRecord)>,
+}
+
+/// Parked rows, and a revision that is not newer than they are.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    revision: i64,
+    rows: Vec<(ParkedDelivery, EventRecord)>,
 }
 
 /// The way to a dispatcher.
 pub(super) struct Mailbox {
     inputs: Sender<Input>,
     woken: AtomicBool,
+    /// Somebody changed what is stored of the endpoint.
+    changed: AtomicBool,
     /// Monotonic ms by which to be done; `u64::MAX`: no stop asked for.
     stop_by: AtomicU64,
 }
@@ -93,7 +114,15 @@ impl Mailbox {
     pub(super) fn new(concurrency: usize) -> (Arc<Self>, Inbox<Input>) {
         // One answer per attempt under way, one wake, and late answers of reads and flushes.
         let (inputs, inbox) = bounded(concurrency * 2 + 64);
-        (Arc::new(Self { inputs, woken: AtomicBool::new(false), stop_by: AtomicU64::new(u64::MAX) }), inbox)
+        (
+            Arc::new(Self {
+                inputs,
+                woken: AtomicBool::new(false),
+                changed: AtomicBool::new(false),
+                stop_by: AtomicU64::new(u64::MAX),
+            }),
+            inbox,
+        )
     }
 
     /// Never blocks. A full inbox needs no wake: its dispatcher has work and looks around after it.
@@ -101,6 +130,12 @@ impl Mailbox {
         if !self.woken.swap(true, Ordering::AcqRel) {
             self.offer(Input::Wake);
         }
+    }
+
+    /// What is stored of the endpoint was changed by somebody else: look at it now. Never blocks.
+    pub(super) fn look(&self) {
+        self.changed.store(true, Ordering::Release);
+        self.wake();
     }
 
     pub(super) fn stop(&self, by_ms: u64) {
@@ -140,12 +175,28 @@ pub(super) struct Dispatcher {
     limits: Limits,
     log: LogGate,
     lease: Lease,
-    /// The lease ended while there was something to deliver: all of it is dropped once nothing is under way.
-    lost: bool,
+    /// What there is to deliver is not this dispatcher's any more: the lease ended, or the backlog was skipped. All of it is dropped
+    /// once nothing is under way.
+    void: bool,
     /// Where a new endpoint begins; `None`: at the log's end.
     begin: Option<i64>,
     resumed: bool,
     disabled: bool,
+    /// The receiver said so itself, and it is not stored yet.
+    disabling: Disabling,
+    /// Of what is stored, as far as it is taken over.
+    revision: i64,
+    /// Others changed the parked rows: they are to be loaded again.
+    reload: bool,
+    /// The look under way.
+    looking: Option<Pending>,
+    /// When to look next (monotonic ms).
+    look_at_ms: u64,
+    /// Attempts that are not in the log of deliveries yet.
+    attempts: Vec<DeliveryLogRow>,
+    /// When they go there at the latest (monotonic ms).
+    attempts_due_ms: u64,
+    log_name: Arc<str>,
     tickets: u64,
     /// The one query under way.
     reading: Option<Pending>,
@@ -164,6 +215,18 @@ pub(super) struct Dispatcher {
 struct Pending {
     ticket: u64,
     until_ms: u64,
+}
+
+/// A 410 on its way into the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disabling {
+    No,
+    /// To be put into the next batch of updates.
+    Wanted {
+        at: i64,
+    },
+    /// In the batch that is under way.
+    UnderWay,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -217,10 +280,18 @@ impl Dispatcher {
             limits,
             log: LogGate::default(),
             lease: Lease::new(settings.instance.is_some(), ms(settings.timeout)),
-            lost: false,
+            void: false,
             begin,
             resumed: false,
             disabled: false,
+            disabling: Disabling::No,
+            revision: 0,
+            reload: false,
+            looking: None,
+            look_at_ms: 0,
+            attempts: Vec::new(),
+            attempts_due_ms: u64::MAX,
+            log_name: Arc::from(name),
             tickets: 0,
             reading: None,
             read_from_ms: 0,
@@ -235,6 +306,8 @@ impl Dispatcher {
 
     /// Runs until a stop is done, or its deadline.
     pub(super) fn run(mut self) -> Ended {
+        // Going on brings what is stored now.
+        self.look_at_ms = self.shared.clock.now().mono_ms.saturating_add(LOOK_EVERY_MS);
         loop {
             // Before looking around: what comes after this look wakes again.
             self.mailbox.woken.store(false, Ordering::Release);
@@ -243,13 +316,15 @@ impl Dispatcher {
             let stopping = stop_by != u64::MAX;
             if !stopping {
                 self.keep_lease(now);
-                if self.lease.is_held(now.mono_ms) && !self.lost {
+                self.look(now);
+                if self.lease.is_held(now.mono_ms) && !self.void {
                     self.read(now);
                     self.start_attempts(now);
                 }
             }
             self.flush(now, stopping);
-            self.publish();
+            self.log_attempts(now, stopping);
+            self.publish(now);
             if stopping && (self.is_done() || now.mono_ms >= stop_by) {
                 return self.end();
             }
@@ -266,10 +341,15 @@ impl Dispatcher {
     }
 
     fn is_done(&self) -> bool {
-        self.queue.in_flight() == 0 && self.batch.is_none() && !(self.resumed && self.queue.has_updates())
+        self.queue.in_flight() == 0 && self.batch.is_none() && !(self.resumed && self.has_updates())
+    }
+
+    fn has_updates(&self) -> bool {
+        self.queue.has_updates() || matches!(self.disabling, Disabling::Wanted { .. })
     }
 
     fn end(self) -> Ended {
+        self.counters.delivering.store(false, Ordering::Relaxed);
         self.give_lease_back();
         let ended = Ended { clean: self.stopped_clean, forced: self.queue.in_flight(), unflushed: !self.is_done() };
         self.receiver.shutdown();
@@ -284,10 +364,12 @@ impl Dispatcher {
             (None, None, dirty) => dirty.map(|dirty| dirty.due_ms(self.shared.settings.flush_every)),
         };
         let mut at = now.mono_ms.saturating_add(SLEEP_MS_MAX).min(stop_by).min(flush.unwrap_or(u64::MAX));
+        at = at.min(self.attempts_due_ms);
         if stop_by == u64::MAX {
             let read = self.reading.map_or(self.read_from_ms, |pending| pending.until_ms);
             let lease = self.lease.poll_timeout(now.mono_ms);
-            let timeouts = [Some(read), self.queue.poll_timeout(), self.breaker.poll_timeout(), lease];
+            let look = self.looking.map_or(self.look_at_ms, |pending| pending.until_ms);
+            let timeouts = [Some(read), Some(look), self.queue.poll_timeout(), self.breaker.poll_timeout(), lease];
             at = timeouts.into_iter().flatten().filter(|timeout| *timeout > now.mono_ms).fold(at, u64::min);
         }
         at
@@ -303,14 +385,16 @@ impl Dispatcher {
     /// Asks for the lease when it is time to, and forgets what there was to deliver when it ended: whoever holds it next, this
     /// instance included, goes on where the stored progress ends.
     fn keep_lease(&mut self, now: Now) {
-        if self.resumed && !self.lease.is_held(now.mono_ms) && !self.lost {
-            self.lost = true;
+        if self.resumed && !self.lease.is_held(now.mono_ms) && !self.void {
+            self.void = true;
             self.reading = None;
             log::warn!(endpoint = self.name.as_str(); "another instance may deliver to the webhook endpoint: this one stops");
         }
-        if self.lost && self.queue.in_flight() == 0 && self.flushing.is_none() {
-            self.lost = false;
+        if self.void && self.queue.in_flight() == 0 && self.flushing.is_none() {
+            self.void = false;
             self.resumed = false;
+            self.reload = false;
+            self.disabling = Disabling::No;
             self.queue = Queue::resume(&self.name, self.limits, 0);
             (self.batch, self.dirty) = (None, None);
         }
@@ -341,6 +425,84 @@ impl Dispatcher {
         }
     }
 
+    // Looking
+
+    /// Asks the store for what operators changed, when it is time to.
+    fn look(&mut self, now: Now) {
+        if self.looking.is_some_and(|pending| now.mono_ms >= pending.until_ms) {
+            self.looking = None;
+            self.look_at_ms = now.mono_ms.saturating_add(PAUSE_MS);
+            self.log_store("no answer to a query", now);
+        }
+        if self.mailbox.changed.swap(false, Ordering::AcqRel) {
+            // The answer under way may be of before the change.
+            self.looking = None;
+            self.look_at_ms = now.mono_ms;
+        }
+        if self.looking.is_some() || now.mono_ms < self.look_at_ms {
+            return;
+        }
+        let pending = self.ticket(now, READ_WAIT_MS);
+        let (mailbox, name) = (Arc::clone(&self.mailbox), self.name.clone());
+        let call: ReadCall = Box::new(move |reader| {
+            let progress = reader.and_then(|reader| reader.endpoint(&name));
+            mailbox.offer(Input::Looked { ticket: pending.ticket, progress });
+        });
+        match self.shared.store.read(call) {
+            Ok(()) => self.looking = Some(pending),
+            Err(_) => {
+                self.look_at_ms = now.mono_ms.saturating_add(PAUSE_MS);
+                self.log_store("its queue of queries is full", now);
+            }
+        }
+    }
+
+    fn handle_looked(&mut self, ticket: u64, progress: Result<Option<EndpointProgress>, StoreError>, now: Now) {
+        if self.looking.is_none_or(|pending| pending.ticket != ticket) {
+            return;
+        }
+        self.looking = None;
+        self.look_at_ms = now.mono_ms.saturating_add(LOOK_EVERY_MS);
+        match progress {
+            Ok(Some(progress)) => self.take_over(&progress),
+            Ok(None) => {}
+            Err(error) => {
+                self.look_at_ms = now.mono_ms.saturating_add(PAUSE_MS);
+                self.log_store(&error.to_string(), now);
+            }
+        }
+    }
+
+    fn take_over(&mut self, progress: &EndpointProgress) {
+        if self.disabling == Disabling::No {
+            self.set_disabled(progress.disabled.as_ref().map(|disabled| disabled.reason.as_str()));
+        }
+        if self.resumed && !self.void && progress.revision != self.revision {
+            if progress.cursor > self.queue.cursor() {
+                // Nobody else moves it while the lease is held: the backlog was skipped.
+                self.void = true;
+                self.reading = None;
+            } else {
+                self.reload = true;
+            }
+        }
+    }
+
+    fn set_disabled(&mut self, reason: Option<&str>) {
+        if self.disabled == reason.is_some() {
+            return;
+        }
+        self.disabled = reason.is_some();
+        self.counters.disabled.store(self.disabled, Ordering::Relaxed);
+        match reason {
+            Some(reason) => log::warn!(
+                endpoint = self.name.as_str(), reason;
+                "webhook endpoint is disabled: nothing is sent to it until it is enabled, its events are kept"
+            ),
+            None => log::info!(endpoint = self.name.as_str(); "webhook endpoint is enabled"),
+        }
+    }
+
     // Reading
 
     /// Takes events from the tail, or asks the store for what the tail does not have.
@@ -359,7 +521,8 @@ impl Dispatcher {
                 now,
                 move |reader| {
                     Ok(Resumption {
-                        cursor: reader.delivery_cursor(&name)?,
+                        // First, so that what changes meanwhile is looked at again.
+                        progress: reader.endpoint(&name)?,
                         last_pos: reader.last_pos()?,
                         parked: reader.parked(&name, parked_limit)?,
                     })
@@ -368,13 +531,15 @@ impl Dispatcher {
             );
             return;
         }
-        // Not before the store knows what became of the rows loaded last, else they would come again.
-        if self.queue.wants_parked() && self.batch.is_none() && !self.queue.has_updates() {
-            self.query(
-                now,
-                move |reader| reader.parked(&name, parked_limit),
-                |ticket, rows| Input::Parked { ticket, rows },
-            );
+        if self.reload || self.queue.wants_parked() {
+            // Not before the store knows what became of the rows loaded last, else they would come again.
+            if self.queue.is_settled() && self.batch.is_none() && !self.has_updates() {
+                let load = move |reader: &mut dyn Reader| {
+                    let revision = reader.endpoint(&name)?.map_or(0, |progress| progress.revision);
+                    Ok(Loaded { revision, rows: reader.parked(&name, parked_limit)? })
+                };
+                self.query(now, load, |ticket, loaded| Input::Parked { ticket, loaded });
+            }
             return;
         }
         loop {
@@ -438,8 +603,8 @@ impl Dispatcher {
     }
 
     fn handle_resumed(&mut self, state: Resumption, now: Now) {
-        let Resumption { cursor, last_pos, parked } = state;
-        let Some(cursor) = cursor else {
+        let Resumption { progress, last_pos, parked } = state;
+        let Some(progress) = progress else {
             // A new endpoint is told what happens from now on. From when on is stored first, else a crash would move it.
             let pos = self.begin.map_or(last_pos, |begin| begin.min(last_pos));
             log::info!(endpoint = self.name.as_str(), pos; "new webhook endpoint begins at the log's end");
@@ -447,6 +612,9 @@ impl Dispatcher {
             self.read_from_ms = now.mono_ms.saturating_add(PAUSE_MS);
             return;
         };
+        let cursor = progress.cursor;
+        self.take_over(&progress);
+        self.revision = progress.revision;
         if cursor > last_pos {
             log::warn!(endpoint = self.name.as_str(), cursor, last_pos; "webhook cursor lies behind the log's end: set back");
         }
@@ -481,6 +649,10 @@ impl Dispatcher {
     // Attempts
 
     fn start_attempts(&mut self, now: Now) {
+        // What is parked waits for the rows that others added to it.
+        if self.reload && !self.queue.has_undone() {
+            return;
+        }
         while !self.disabled && self.queue.has_attempt(now) && self.breaker.permit(now) {
             let Some(attempt) = self.queue.poll_attempt(now) else { break };
             if attempt.made > 0 {
@@ -521,40 +693,76 @@ impl Dispatcher {
             }
         };
         self.log_breaker(before, now);
-        let step = match verdict {
+        let (outcome, step) = match verdict {
             Verdict::Delivered => {
                 self.counters.delivered.fetch_add(1, Ordering::Relaxed);
                 let age_ms = u64::try_from(now.unix_ms.saturating_sub(attempt.event.at)).unwrap_or(0);
                 self.counters.delivery_latency.record(Duration::from_millis(age_ms));
-                Step::Delivered
+                (DeliveryOutcome::Delivered, Step::Delivered)
             }
             Verdict::Disable => {
-                self.disable();
-                self.count_failure(Failure::Status(410));
-                Step::Hold
+                let failure = Failure::Status(410);
+                self.count_failure(failure);
+                if self.disabling == Disabling::No {
+                    self.disabling = Disabling::Wanted { at: now.unix_ms };
+                    self.set_disabled(Some(&failure.reason()));
+                }
+                (DeliveryOutcome::Retry, Step::Hold)
             }
             Verdict::Retry(failure, _) if charge == Charge::Free => {
                 self.count_failure(failure);
                 self.log_failure(attempt, failure, "held", now);
-                Step::Hold
+                (DeliveryOutcome::Retry, Step::Hold)
             }
             Verdict::Retry(failure, retry_after) => {
                 self.count_failure(failure);
                 match self.schedule.delay(attempt.made.saturating_add(1), retry_after) {
                     Some(delay) => {
                         self.log_failure(attempt, failure, "parked", now);
-                        Step::Park { delay, reason: failure.reason().into_owned() }
+                        (DeliveryOutcome::Retry, Step::Park { delay, reason: failure.reason().into_owned() })
                     }
-                    None => self.dead(attempt, failure, now),
+                    None => (DeliveryOutcome::Dead, self.dead(attempt, failure, now)),
                 }
             }
             Verdict::Drop(failure) => {
                 self.count_failure(failure);
-                self.dead(attempt, failure, now)
+                (DeliveryOutcome::Dead, self.dead(attempt, failure, now))
             }
         };
+        self.note_attempt(attempt, answer, outcome, took, now);
         self.touch(now, 1);
         self.queue.handle_step(&attempt.key, step, now);
+    }
+
+    /// Notes an attempt for the log of deliveries.
+    fn note_attempt(&mut self, attempt: &Attempt, answer: Answer, outcome: DeliveryOutcome, took: Duration, now: Now) {
+        if self.attempts.is_empty() {
+            self.attempts_due_ms = now.mono_ms.saturating_add(ms(self.shared.settings.flush_every));
+        }
+        let event = &attempt.event;
+        self.attempts.push(DeliveryLogRow {
+            at: now.unix_ms,
+            endpoint: Arc::clone(&self.log_name),
+            pos: event.pos,
+            event_id: event.event_id.clone(),
+            event_type: event.event_type.clone(),
+            key: event.key.clone(),
+            attempt: attempt.made.saturating_add(1),
+            status: answer.status(),
+            took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
+            outcome,
+            reason: answer.failure().map(|failure| failure.reason().into_owned()),
+            instance: None,
+        });
+    }
+
+    /// Hands the attempts to the log of deliveries when there are enough of them, or they waited long enough.
+    fn log_attempts(&mut self, now: Now, stopping: bool) {
+        let due = now.mono_ms >= self.attempts_due_ms || self.attempts.len() >= self.shared.settings.flush_events;
+        if !self.attempts.is_empty() && (due || stopping) {
+            self.attempts_due_ms = u64::MAX;
+            self.shared.store.append_deliveries(std::mem::take(&mut self.attempts));
+        }
     }
 
     fn dead(&mut self, attempt: &Attempt, failure: Failure, now: Now) -> Step {
@@ -578,17 +786,6 @@ impl Dispatcher {
             );
         }
         Step::Dead { reason: failure.reason().into_owned() }
-    }
-
-    fn disable(&mut self) {
-        if !self.disabled {
-            self.disabled = true;
-            self.counters.disabled.store(true, Ordering::Relaxed);
-            log::error!(
-                endpoint = self.name.as_str();
-                "webhook receiver answered 410: nothing is sent to it until restart or reload, its events are kept"
-            );
-        }
     }
 
     fn count_failure(&self, failure: Failure) {
@@ -622,11 +819,17 @@ impl Dispatcher {
             let due = self.dirty.is_some_and(|dirty| {
                 dirty.events >= settings.flush_events || now.mono_ms >= dirty.due_ms(settings.flush_every)
             });
-            if !self.resumed || !(due || stopping) {
+            let awaited = stopping || self.reload && self.queue.is_settled();
+            if !self.resumed || !(due || awaited) {
                 return;
             }
             self.batch = self.queue.poll_updates();
-            if !self.queue.has_updates() {
+            if let Disabling::Wanted { at } = self.disabling {
+                let (endpoint, reason) = (self.name.clone(), Failure::Status(410).reason().into_owned());
+                self.batch.get_or_insert_default().push(DeliveryUpdate::Disable { endpoint, reason, at });
+                self.disabling = Disabling::UnderWay;
+            }
+            if !self.has_updates() {
                 self.dirty = None;
             }
         }
@@ -670,6 +873,11 @@ impl Dispatcher {
             return;
         }
         self.batch = None;
+        if self.disabling == Disabling::UnderWay {
+            self.disabling = Disabling::No;
+            // The answer under way may be of before.
+            (self.looking, self.look_at_ms) = (None, now.mono_ms);
+        }
         if !self.resumed {
             // The first cursor is stored.
             self.read_from_ms = 0;
@@ -694,11 +902,13 @@ impl Dispatcher {
                     self.handle_resumed(state, now);
                 }
             }
-            Input::Parked { ticket, rows } => {
-                if let Some(rows) = self.result_of(ticket, rows, now) {
-                    self.handle_parked(rows, now);
+            Input::Parked { ticket, loaded } => {
+                if let Some(loaded) = self.result_of(ticket, loaded, now) {
+                    self.handle_parked(loaded.rows, now);
+                    (self.revision, self.reload) = (loaded.revision, false);
                 }
             }
+            Input::Looked { ticket, progress } => self.handle_looked(ticket, progress, now),
             Input::Flushed { ticket, committed } => self.handle_flushed(ticket, committed, now),
             Input::Leased { ticket, held: Some(held) } => self.lease.answered(ticket, held, now.mono_ms),
             Input::Leased { ticket, held: None } => self.lease.failed(ticket, now.mono_ms),
@@ -707,11 +917,13 @@ impl Dispatcher {
 
     // Telling
 
-    fn publish(&self) {
+    fn publish(&self, now: Now) {
         let gauge = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         self.counters.parked.store(gauge(self.queue.parked()), Ordering::Relaxed);
         self.counters.in_flight.store(gauge(self.queue.in_flight()), Ordering::Relaxed);
         self.counters.set_breaker(self.breaker.state());
+        let delivering = self.resumed && !self.void && self.lease.is_held(now.mono_ms);
+        self.counters.delivering.store(delivering, Ordering::Relaxed);
         if self.resumed {
             self.counters.cursor.store(self.queue.cursor(), Ordering::Relaxed);
         }

@@ -19,9 +19,13 @@
 //! | answer | meaning |
 //! |---|---|
 //! | 2xx within 5 s | delivered |
-//! | 410 | nothing is sent to the endpoint until restart or reload; its cursor stays |
+//! | 410 | nothing is sent to the endpoint, by whichever instance, until an operator enables it; its cursor stays |
 //! | other 4xx, except 408, 409, 425, 429; a refused target | dead letter |
 //! | anything else | tried again after 1 s, 5 s, 30 s, 5 min, 1 h, then dead letter |
+//!
+//! Operators' changes (dead letters delivered again, ranges of the log, an endpoint disabled or enabled) are made in the store by
+//! whichever instance is asked; who delivers finds them within seconds, on the asked instance at once. Each attempt is a row of the
+//! log of deliveries, which is lossy.
 //!
 //! Where several instances share the store, one delivers to an endpoint: the one that holds its `lease`. Another takes over where
 //! the stored progress ends; what the one before says later changes nothing.
@@ -31,14 +35,15 @@
 //!
 //! What is absent: retries of anything but deliveries, and any knowledge of what an event means.
 //!
-//! Read next: `queue` for order and progress, `retry` for answers, `dispatcher` for the thread.
+//! Read next: `queue` for order and progress, `retry` for answers, `dispatcher` for the thread, `state` for what operators see,
+//! `trial` for test events.
 
 use std::{
     collections::HashSet,
     fmt, io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -64,16 +69,20 @@ mod lease;
 mod queue;
 mod retry;
 mod senders;
+mod state;
 mod subscription;
 mod tail;
 mod target;
 mod transport;
+mod trial;
 
 pub use breaker::{BreakerSettings, BreakerState};
 pub use cards::{Answered, CardDesk, CardSettings};
 pub use counters::{EndpointCounters, LatencyBuckets};
 pub use retry::{Failure, RETRY_AFTER_MAX};
+pub use state::{Delivering, EndpointState};
 pub use target::refused_address;
+pub use trial::{TEST_EVENT, TrialRefused, Tried};
 
 use clock::Clock;
 use dispatcher::{Dispatcher, Ended, Mailbox};
@@ -203,12 +212,8 @@ pub struct Pusher {
 }
 
 impl MetricSource for Pusher {
-    /// The list of endpoints is locked while a reload waits for endpoints to end; scrapes of these seconds have no samples.
     fn render(&self, to: &mut Exposition<'_>) {
-        let running = self.running.try_lock();
-        let endpoints: Vec<_> =
-            running.iter().flat_map(|all| all.iter().map(|one| Arc::clone(&one.counters))).collect();
-        counters::render(&endpoints, self.last_pos(), to);
+        counters::render(&self.counters(), self.last_pos(), to);
     }
 }
 
@@ -220,8 +225,10 @@ struct Shared {
     tail: Tail,
     /// Newest position known to be committed.
     last_pos: AtomicI64,
-    mailboxes: RwLock<Vec<Arc<Mailbox>>>,
-    subscriptions: RwLock<Vec<Subscription>>,
+    /// The endpoints that run. Locked for moments only.
+    known: RwLock<Vec<Arc<Known>>>,
+    /// Test events under way.
+    trials: AtomicUsize,
     /// The two types that exist only if somebody wants them, for shards, which take no lock.
     wanted: Arc<WantedEvents>,
     stopping: AtomicBool,
@@ -229,10 +236,24 @@ struct Shared {
 
 struct Running {
     endpoint: Endpoint,
+    known: Arc<Known>,
+    ended: Inbox<Ended>,
+}
+
+/// What others than its dispatcher know of an endpoint.
+struct Known {
     subscription: Subscription,
     counters: Arc<EndpointCounters>,
     mailbox: Arc<Mailbox>,
-    ended: Inbox<Ended>,
+    receiver: Arc<Receiver>,
+    /// A test event is under way.
+    trial: AtomicBool,
+}
+
+impl Known {
+    fn name(&self) -> &str {
+        &self.counters.name
+    }
 }
 
 /// An endpoint that passed all checks.
@@ -260,12 +281,14 @@ impl Pusher {
             clock: Clock::start(),
             tail: Tail::default(),
             last_pos: AtomicI64::new(0),
-            mailboxes: RwLock::default(),
-            subscriptions: RwLock::default(),
+            known: RwLock::default(),
+            trials: AtomicUsize::new(0),
             wanted: Arc::default(),
             stopping: AtomicBool::new(false),
         });
         let checked = shared.check(endpoints)?;
+        // Before anybody else asks the store.
+        let begin = shared.begin();
         // One wake is as good as many.
         let (feed_wake, woken) = bounded(1);
         let feeding = Arc::clone(&shared);
@@ -274,7 +297,6 @@ impl Pusher {
             .spawn(move || feeding.feed(&woken))
             .map_err(EndpointError::Thread)?;
         let pusher = Self { shared, running: Mutex::default(), feed: Mutex::new(Some(feed)), feed_wake };
-        let begin = pusher.shared.begin();
         let mut running = pusher.running.lock();
         let started = checked.into_iter().try_for_each(|checked| {
             running.push(pusher.shared.run(checked, None, begin)?);
@@ -304,7 +326,7 @@ impl Pusher {
         } else if event_type == EventType::DeviceHeartbeat.as_str() {
             self.shared.wanted.heartbeat()
         } else {
-            self.shared.subscriptions.read().iter().any(|subscription| subscription.wants(event_type))
+            self.shared.known.read().iter().any(|known| known.subscription.wants(event_type))
         }
     }
 
@@ -315,7 +337,7 @@ impl Pusher {
 
     /// Counters of the endpoints that run.
     pub fn counters(&self) -> Vec<Arc<EndpointCounters>> {
-        self.running.lock().iter().map(|running| Arc::clone(&running.counters)).collect()
+        self.shared.known.read().iter().map(|known| Arc::clone(&known.counters)).collect()
     }
 
     /// Newest committed position, as far as the pusher was told or found. Backlog of an endpoint: this minus its cursor.
@@ -323,16 +345,34 @@ impl Pusher {
         self.shared.last_pos.load(Ordering::Acquire)
     }
 
-    /// Committed events behind the cursors of the endpoints that run, over all of them; `None` while these are being changed,
-    /// which may take as long as a delivery.
-    pub fn backlog(&self) -> Option<u64> {
-        let last_pos = self.last_pos();
-        let behind = |running: &Running| last_pos.saturating_sub(running.counters.cursor.load(Ordering::Relaxed));
-        Some(self.running.try_lock()?.iter().map(|running| u64::try_from(behind(running)).unwrap_or(0)).sum())
+    /// What is stored of an endpoint was changed by an operator's request to this instance: it is looked at now, and not within
+    /// seconds as by other instances. Never blocks.
+    pub fn changed(&self, endpoint: &str) {
+        if let Some(known) = self.shared.known(endpoint) {
+            known.mailbox.look();
+        }
     }
 
-    /// Takes over a new list of endpoints: stops what is gone or changed (within the deadline), starts what is new or changed,
-    /// and starts again what a 410 disabled. Blocks as long; equal endpoints are not disturbed.
+    /// Those of these types of events that an endpoint wants; `None`: there is no such endpoint.
+    pub fn types_wanted(&self, endpoint: &str, types: &[&'static str]) -> Option<Arc<[&'static str]>> {
+        let known = self.shared.known(endpoint)?;
+        Some(types.iter().copied().filter(|event_type| known.subscription.wants(event_type)).collect())
+    }
+
+    /// Whether there is such an endpoint.
+    pub fn knows(&self, endpoint: &str) -> bool {
+        self.shared.known(endpoint).is_some()
+    }
+
+    /// Committed events behind the cursors of the endpoints that run, over all of them.
+    pub fn backlog(&self) -> u64 {
+        let last_pos = self.last_pos();
+        let behind = |known: &Arc<Known>| last_pos.saturating_sub(known.counters.cursor.load(Ordering::Relaxed));
+        self.shared.known.read().iter().map(|known| u64::try_from(behind(known)).unwrap_or(0)).sum()
+    }
+
+    /// Takes over a new list of endpoints: stops what is gone or changed (within the deadline), starts what is new or changed.
+    /// Blocks as long; equal endpoints are not disturbed, and what is disabled stays so.
     ///
     /// # Errors
     /// See [`EndpointError`]; a list that is refused changes nothing. Where a thread cannot be started, the endpoints before it
@@ -341,11 +381,9 @@ impl Pusher {
         let checked = self.shared.check(endpoints)?;
         let begin = self.shared.begin();
         let mut running = self.running.lock();
-        let (kept, gone): (Vec<_>, Vec<_>) = running.drain(..).partition(|running| {
-            !running.counters.disabled.load(Ordering::Relaxed)
-                && checked.iter().any(|checked| checked.endpoint == running.endpoint)
-        });
-        let counters: Vec<_> = gone.iter().map(|gone| Arc::clone(&gone.counters)).collect();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            running.drain(..).partition(|running| checked.iter().any(|checked| checked.endpoint == running.endpoint));
+        let counters: Vec<_> = gone.iter().map(|gone| Arc::clone(&gone.known.counters)).collect();
         // The old dispatcher has to be gone before a new one takes its cursor.
         let stopped = self.shared.stop(gone, deadline);
         running.extend(kept);
@@ -376,12 +414,11 @@ impl Pusher {
         stopped
     }
 
-    /// Makes the running endpoints known to feed and shards.
+    /// Makes the running endpoints known to feed, shards and handlers.
     fn announce(&self, running: &[Running]) {
-        let wants = |event_type: EventType| running.iter().any(|one| one.subscription.wants(event_type.as_str()));
+        let wants = |event_type: EventType| running.iter().any(|one| one.known.subscription.wants(event_type.as_str()));
         self.shared.wanted.set(wants(EventType::DeviceHeartbeat), wants(EventType::ChargingProgress));
-        *self.shared.subscriptions.write() = running.iter().map(|running| running.subscription.clone()).collect();
-        *self.shared.mailboxes.write() = running.iter().map(|running| Arc::clone(&running.mailbox)).collect();
+        *self.shared.known.write() = running.iter().map(|running| Arc::clone(&running.known)).collect();
     }
 }
 
@@ -431,13 +468,15 @@ impl Shared {
     ) -> Result<Running, EndpointError> {
         let Checked { endpoint, subscription, receiver } = checked;
         let counters = counters.unwrap_or_else(|| Arc::new(EndpointCounters::new(&endpoint.name)));
+        // Until the store says so.
         counters.disabled.store(false, Ordering::Relaxed);
         let (mailbox, inbox) = Mailbox::new(self.settings.concurrency);
+        let receiver = Arc::new(receiver);
         let dispatcher = Dispatcher::new(
             Arc::clone(self),
             &endpoint.name,
             subscription.clone(),
-            Arc::new(receiver),
+            Arc::clone(&receiver),
             Arc::clone(&counters),
             (Arc::clone(&mailbox), inbox),
             begin,
@@ -447,13 +486,18 @@ impl Shared {
             .name("webhook-queue".to_owned())
             .spawn(move || end.send(dispatcher.run()))
             .map_err(EndpointError::Thread)?;
-        Ok(Running { endpoint, subscription, counters, mailbox, ended })
+        let known = Arc::new(Known { subscription, counters, mailbox, receiver, trial: AtomicBool::new(false) });
+        Ok(Running { endpoint, known, ended })
+    }
+
+    fn known(&self, endpoint: &str) -> Option<Arc<Known>> {
+        self.known.read().iter().find(|known| known.name() == endpoint).map(Arc::clone)
     }
 
     fn stop(&self, running: Vec<Running>, deadline: Duration) -> Stopped {
         let by_ms =
             self.clock.now().mono_ms.saturating_add(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX / 2));
-        running.iter().for_each(|running| running.mailbox.stop(by_ms));
+        running.iter().for_each(|running| running.known.mailbox.stop(by_ms));
         let until = clock::instant() + deadline + STOP_GRACE;
         running.iter().fold(Stopped::default(), |stopped, running| {
             let ended =
@@ -512,7 +556,7 @@ impl Shared {
     }
 
     fn wake_all(&self) {
-        self.mailboxes.read().iter().for_each(|mailbox| mailbox.wake());
+        self.known.read().iter().for_each(|known| known.mailbox.wake());
     }
 
     /// Runs a query and waits for its result, at most [`FEED_WAIT`].

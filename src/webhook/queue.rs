@@ -84,6 +84,8 @@ struct Entry {
     event: Arc<EventRecord>,
     attempts: u8,
     parked: bool,
+    /// Not to be tried before this (monotonic ms).
+    due: u64,
 }
 
 /// An attempt to make.
@@ -134,20 +136,30 @@ impl Queue {
         u32::try_from(self.limits.parked_max + self.limits.undone_max).unwrap_or(u32::MAX)
     }
 
-    /// Takes over parked rows, by position. `complete`: there are no others.
+    /// Takes over the stored parked rows, by position, in the place of those it has. `complete`: there are no others. Nothing may be
+    /// under way or undone, and all updates must be stored: then the rows are what it has, but for what others changed of them.
     pub(super) fn handle_parked(&mut self, rows: Vec<(ParkedDelivery, EventRecord)>, complete: bool, now: Now) {
+        debug_assert!(
+            self.is_settled() && !self.has_updates(),
+            "parked rows are taken over by a queue that is at rest"
+        );
+        self.lanes.clear();
+        self.ready.clear();
+        self.due.clear();
+        self.parked.clear();
         self.parked_beyond = !complete;
         for (row, event) in rows {
-            if self.parked.contains(&event.pos) {
-                continue;
-            }
             let wait_ms = u64::try_from(row.next_at.saturating_sub(now.unix_ms)).unwrap_or(0);
             let due = now.mono_ms.saturating_add(wait_ms);
             self.parked.insert(event.pos);
             let key: Arc<str> = Arc::from(event.key.as_str());
-            let entry = Entry { event: Arc::new(event), attempts: row.attempts, parked: true };
+            let mut entry = Entry { event: Arc::new(event), attempts: row.attempts, parked: true, due };
             match self.lanes.entry(Arc::clone(&key)) {
-                hash_map::Entry::Occupied(mut lane) => lane.get_mut().entries.push_back(entry),
+                hash_map::Entry::Occupied(mut lane) => {
+                    // One that was not tried waits for nothing but those before it.
+                    entry.due = if entry.attempts > 0 { due } else { 0 };
+                    lane.get_mut().entries.push_back(entry);
+                }
                 hash_map::Entry::Vacant(slot) => {
                     slot.insert(Lane { entries: VecDeque::from([entry]), state: LaneState::Waiting(due) });
                     self.due.insert((due, key));
@@ -159,6 +171,16 @@ impl Queue {
     /// Whether parked rows must be loaded again.
     pub(super) fn wants_parked(&self) -> bool {
         self.parked_beyond && self.parked.is_empty() && self.undone.is_empty()
+    }
+
+    /// Whether something that was read is neither delivered nor dead nor parked.
+    pub(super) fn has_undone(&self) -> bool {
+        !self.undone.is_empty()
+    }
+
+    /// Whether [`Queue::handle_parked`] may be called, once the updates are stored.
+    pub(super) fn is_settled(&self) -> bool {
+        self.undone.is_empty() && self.in_flight == 0
     }
 
     /// Events that may be read now.
@@ -179,7 +201,7 @@ impl Queue {
                 continue;
             }
             let key: Arc<str> = Arc::from(event.key.as_str());
-            let entry = Entry { event, attempts: 0, parked: false };
+            let entry = Entry { event, attempts: 0, parked: false, due: 0 };
             match self.lanes.entry(Arc::clone(&key)) {
                 hash_map::Entry::Occupied(mut slot) => {
                     let lane = slot.get_mut();
@@ -259,6 +281,7 @@ impl Queue {
                 if let Some(head) = lane.entries.front_mut() {
                     head.attempts = head.attempts.saturating_add(1);
                     head.parked = true;
+                    head.due = due;
                     self.undone.remove(&head.event.pos);
                     self.parked.insert(head.event.pos);
                     self.updates.push(DeliveryUpdate::Park(head.delivery(&self.endpoint, wall(now, due), reason)));
@@ -282,7 +305,7 @@ impl Queue {
                         self.updates.push(DeliveryUpdate::Unpark { endpoint, pos });
                     }
                 }
-                self.advance(key);
+                self.advance(key, now);
             }
             Step::Dead { reason } => {
                 if let Some(mut head) = lane.entries.pop_front() {
@@ -291,18 +314,32 @@ impl Queue {
                     self.parked.remove(&head.event.pos);
                     self.updates.push(DeliveryUpdate::Dead(head.delivery(&self.endpoint, now.unix_ms, reason)));
                 }
-                self.advance(key);
+                self.advance(key, now);
             }
         }
     }
 
-    /// The lane's head is gone: its next event may go at once.
-    fn advance(&mut self, key: &Arc<str>) {
-        if let hash_map::Entry::Occupied(mut slot) = self.lanes.entry(Arc::clone(key)) {
-            if slot.get().entries.is_empty() {
-                slot.remove();
-            } else {
-                slot.get_mut().state = LaneState::Ready;
+    /// The lane's head is gone: its next event may go at once, unless it was tried before and is not due again.
+    fn advance(&mut self, key: &Arc<str>, now: Now) {
+        let hash_map::Entry::Occupied(mut slot) = self.lanes.entry(Arc::clone(key)) else { return };
+        let lane = slot.get_mut();
+        match lane.entries.front().map(|head| head.due) {
+            None => drop(slot.remove()),
+            Some(due) if due > now.mono_ms => {
+                lane.state = LaneState::Waiting(due);
+                self.due.insert((due, Arc::clone(key)));
+                Self::park_behind(
+                    &self.endpoint,
+                    lane,
+                    due,
+                    now,
+                    &mut self.undone,
+                    &mut self.parked,
+                    &mut self.updates,
+                );
+            }
+            Some(_) => {
+                lane.state = LaneState::Ready;
                 self.ready.push_back(Arc::clone(key));
             }
         }
@@ -431,6 +468,7 @@ mod tests {
             DeliveryUpdate::Park(row) => format!("park {} {} {} {}", row.pos, row.attempts, row.next_at, row.reason),
             DeliveryUpdate::Unpark { pos, .. } => format!("unpark {pos}"),
             DeliveryUpdate::Dead(row) => format!("dead {} {} {}", row.pos, row.attempts, row.reason),
+            DeliveryUpdate::Disable { reason, .. } => format!("disable {reason}"),
         };
         updates.unwrap_or_default().iter().map(row).collect()
     }
@@ -504,6 +542,46 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_came_back_go_first_and_those_that_were_tried_keep_their_delay() {
+        let mut queue = queue(&[(5, "a"), (6, "a"), (7, "b")]);
+        assert_eq!(start(&mut queue, at(0)), [5, 7]);
+        assert!(queue.has_undone() && !queue.is_settled());
+        queue.handle_step(&"b".into(), Step::Delivered, at(1));
+        queue.handle_step(&"a".into(), park("http_503", 1_000), at(1));
+        assert!(queue.is_settled());
+        drop(queue.poll_updates());
+        let row = |pos, attempts, next_at| {
+            let (endpoint, key, reason) = ("e".to_owned(), "a".to_owned(), String::new());
+            let row = ParkedDelivery { endpoint, pos, key, attempts, next_at, reason };
+            (row, Arc::unwrap_or_clone(event(pos, "a")))
+        };
+        // Somebody let 2 and 3 be delivered again.
+        let rows = vec![row(2, 0, 1_000_000), row(3, 0, 1_000_000), row(5, 1, 1_001_001), row(6, 0, 1_001_001)];
+        queue.handle_parked(rows, true, at(10));
+        assert_eq!((queue.parked(), queue.cursor(), queue.has_updates()), (4, 7, false));
+        assert_eq!(start(&mut queue, at(10)), [2]);
+        queue.handle_step(&"a".into(), Step::Delivered, at(20));
+        assert_eq!(start(&mut queue, at(20)), [3]);
+        queue.handle_events(vec![event(8, "a")], 8, at(21));
+        queue.handle_step(&"a".into(), Step::Delivered, at(30));
+        assert_eq!(
+            rows_of(&mut queue),
+            ["unpark 2", "unpark 3", "park 8 0 1001001 behind", "cursor 8"],
+            "what came behind waits with it"
+        );
+        assert!(start(&mut queue, at(1_000)).is_empty());
+        for (pos, now_ms) in [(5, 1_001), (6, 1_002), (8, 1_003)] {
+            assert_eq!(start(&mut queue, at(now_ms)), [pos]);
+            queue.handle_step(&"a".into(), Step::Delivered, at(now_ms));
+        }
+        assert!(queue.lanes.is_empty());
+    }
+
+    fn rows_of(queue: &mut Queue) -> Vec<String> {
+        rows(queue.poll_updates())
+    }
+
+    #[test]
     fn full_queues_read_no_further() {
         let mut queue = Queue::resume("e", Limits { in_flight_max: 1, undone_max: 2, parked_max: 2 }, 0);
         assert_eq!(queue.room(), 2);
@@ -515,8 +593,15 @@ mod tests {
         assert_eq!(start(&mut queue, at(100)), [1]);
         queue.handle_step(&"a".into(), Step::Delivered, at(100));
         assert_eq!(queue.room(), 2);
-        queue.handle_parked(Vec::new(), false, at(100));
+        drop(queue.poll_updates());
+        let reason = "timeout".to_owned();
+        let row =
+            ParkedDelivery { endpoint: "e".to_owned(), pos: 2, key: "a".to_owned(), attempts: 0, next_at: 0, reason };
+        queue.handle_parked(vec![(row, Arc::unwrap_or_clone(event(2, "a")))], false, at(100));
         assert_eq!((queue.room(), queue.wants_parked()), (0, false), "more rows are parked than loaded");
+        assert_eq!(start(&mut queue, at(100)), [2]);
+        queue.handle_step(&"a".into(), Step::Delivered, at(100));
+        assert_eq!((queue.room(), queue.wants_parked()), (0, true), "now they can be");
     }
 
     proptest! {
@@ -564,7 +649,7 @@ mod tests {
                         DeliveryUpdate::Cursor { pos, .. } => {
                             prop_assert!((1..=pos).all(|done| accounted.contains(&done)), "cursor {}", pos);
                         }
-                        DeliveryUpdate::Unpark { .. } => {}
+                        DeliveryUpdate::Unpark { .. } | DeliveryUpdate::Disable { .. } => {}
                     }
                 }
             }

@@ -100,6 +100,25 @@ pub(super) enum Answer {
     None(Failure),
 }
 
+impl Answer {
+    /// The HTTP status, if one came.
+    pub(super) const fn status(self) -> Option<u16> {
+        match self {
+            Self::Status { code, .. } => Some(code),
+            Self::None(_) => None,
+        }
+    }
+
+    /// What is wrong with it; `None`: the receiver took what it was sent.
+    pub(super) const fn failure(self) -> Option<Failure> {
+        match self {
+            Self::Status { code: 200..=299, .. } => None,
+            Self::Status { code, .. } => Some(Failure::Status(code)),
+            Self::None(failure) => Some(failure),
+        }
+    }
+}
+
 /// What an answer means for the delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {

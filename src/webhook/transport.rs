@@ -43,6 +43,8 @@ pub(super) struct Receiver {
     secrets: Vec<String>,
     api_key: Option<HeaderValue>,
     agent: Agent,
+    /// For a whole attempt.
+    timeout: Duration,
     nonces: Nonces,
     clock: Clock,
 }
@@ -94,6 +96,7 @@ impl Receiver {
             path,
             secrets: endpoint.secrets.clone(),
             api_key,
+            timeout: settings.timeout,
             agent: Agent::with_parts(config, NotingConnector(DefaultConnector::new()), resolver),
             nonces: Nonces::new()?,
             clock,
@@ -111,6 +114,11 @@ impl Receiver {
             Ok(answer) => answer,
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// Sends one event once, on a connection of its own, in the time of an attempt or `within`, if that is shorter.
+    pub(super) fn post_within(&self, event: &EventRecord, within: Duration) -> Answer {
+        self.request(event, Reuse::Within(within.min(self.timeout))).unwrap_or_else(|error| self.failed(&error))
     }
 
     /// Ends all connections, those under way included.
@@ -190,9 +198,11 @@ impl Receiver {
         if let Some(key) = &self.api_key {
             request = request.header("X-Api-Key", key.clone());
         }
-        if let Reuse::No = reuse {
-            request = request.config().max_idle_age(Duration::ZERO).build();
-        }
+        request = match reuse {
+            Reuse::Allowed => request,
+            Reuse::No => request.config().max_idle_age(Duration::ZERO).build(),
+            Reuse::Within(time) => request.config().max_idle_age(Duration::ZERO).timeout_global(Some(time)).build(),
+        };
         request.send(body)
     }
 
@@ -205,6 +215,8 @@ impl Receiver {
 enum Reuse {
     Allowed,
     No,
+    /// No, and a time limit of its own.
+    Within(Duration),
 }
 
 thread_local! {

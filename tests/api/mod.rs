@@ -10,7 +10,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -53,7 +53,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const THIRD: &str = "/api/v1/third";
 /// The key that may do everything.
 /// Longer than any test.
-const KEPT: Retention = Retention { events: PATIENCE, commands: PATIENCE, answers: PATIENCE, command_log: PATIENCE };
+const KEPT: Retention = Retention {
+    events: PATIENCE,
+    commands: PATIENCE,
+    answers: PATIENCE,
+    command_log: PATIENCE,
+    delivery_log: PATIENCE,
+};
 pub(crate) const ALL: &str = "key-all";
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
@@ -156,15 +162,16 @@ impl Rig {
             metrics: Metrics::new(1),
             drain: Arc::new(Drain::new(Arc::clone(&health), Vec::new(), 0, |_| ())),
             health,
-            inquiries: Inquiries::start(Vec::new()).unwrap(),
-            magics: Magics::default(),
             auth,
             managed,
+            inquiries: Inquiries::start(Vec::new()).unwrap(),
+            magics: Magics::default(),
             whereabouts: Whereabouts::new(directory, ServerId::new("gateway-1"), mirror),
             cards: Arc::default(),
             store_timeout: PATIENCE,
             firmware_dir: dir.path().join("firmware"),
             retention: KEPT,
+            pusher: OnceLock::new(),
             start: now().0,
         });
         let mut config = GuardConfig::new((Ipv4Addr::LOCALHOST, 0).into());

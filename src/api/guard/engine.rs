@@ -809,6 +809,10 @@ impl Engine {
             client.request_id = self.make_request_id();
         }
         self.body.clear();
+        log::debug!(
+            request_id = client.request_id.as_str(), client_ip:% = client.ip, reason = reason.as_str(), status = error.status();
+            "request refused at the door"
+        );
         let answer = LocalAnswer::error_of(error, &mut self.body, &client.request_id, self.unix_ms);
         self.answer_from_body(key, client, &answer)
     }

@@ -140,6 +140,15 @@ impl Fields {
         self.array(name, length, "numbers in 0..=255", |item| item.as_u64().and_then(|byte| u8::try_from(byte).ok()))
     }
 
+    /// Positions of the event log.
+    pub(super) fn positions(
+        &mut self,
+        name: &str,
+        length: RangeInclusive<usize>,
+    ) -> Result<Option<Vec<i64>>, ApiError> {
+        self.array(name, length, "positions from 1", |item| item.as_i64().filter(|pos| *pos > 0))
+    }
+
     /// Texts.
     pub(super) fn texts(&mut self, name: &str, length: RangeInclusive<usize>) -> Result<Option<Vec<String>>, ApiError> {
         self.array(name, length, "texts", |item| item.as_str().map(str::to_owned))

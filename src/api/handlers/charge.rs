@@ -127,14 +127,14 @@ struct PeriodRequest {
 /// Creates an order. `device_id` is that of the path; without one, the body names it.
 pub(super) fn create(api: &Arc<Api>, device_id: Option<DeviceId>, request: &Request) -> Result<Next, ApiError> {
     let mut fields = Fields::of(request)?;
-    let device_id = match device_id {
-        Some(device_id) => device_id,
+    let (device_id, known) = match device_id {
+        Some(device_id) => (device_id, FIELDS.to_vec()),
         None => {
             let given = fields.device_id()?;
-            fields.required("device_id", given)?
+            (fields.required("device_id", given)?, [&["device_id"], &FIELDS[..]].concat())
         }
     };
-    let (port_no, spec, card_no) = read_charge(fields)?;
+    let (port_no, spec, card_no) = read_charge(fields, known)?;
     if card_no.is_some() && api.cards.mode != CardMode::Local {
         let message = "card_no is not supported: cards.mode is not local, so this gateway keeps no card accounts";
         return Err(ApiError::new(ErrorCode::NotSupported, message));
@@ -194,7 +194,7 @@ fn order(api: &Arc<Api>, wish: Wish, live: Option<Live>) -> Result<Next, ApiErro
 }
 
 /// Reads port and order out of the body.
-fn read_charge(mut fields: Fields) -> Result<(u16, ChargeSpec, Option<CardNo>), ApiError> {
+fn read_charge(mut fields: Fields, known: Vec<&str>) -> Result<(u16, ChargeSpec, Option<CardNo>), ApiError> {
     let card_no = fields.card_no()?;
     let port_no = fields.port_no()?;
     let port_no = fields.required("port_no", port_no)?;
@@ -230,7 +230,7 @@ fn read_charge(mut fields: Fields) -> Result<(u16, ChargeSpec, Option<CardNo>), 
     if let Some(foreign) = FIELDS_OF_A_MODE.iter().find(|name| fields.has(name)) {
         return Err(ApiError::invalid(format!("{foreign} does not belong to mode {word}")));
     }
-    fields.finish(&FIELDS)?;
+    fields.finish(&known)?;
     Ok((port_no, ChargeSpec { mode, paid_cent, stop_when_full }, card_no))
 }
 

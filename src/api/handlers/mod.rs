@@ -23,6 +23,7 @@ pub(super) mod cards;
 pub(super) mod charge;
 pub(super) mod commands;
 pub(super) mod connections;
+pub(super) mod deliveries;
 pub(super) mod devices;
 pub(super) mod drain;
 pub(super) mod events;
@@ -42,7 +43,7 @@ pub(super) mod webhooks;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -66,6 +67,7 @@ use crate::protocol::ap3000::Magics;
 use crate::shard::Inquiries;
 use crate::store::{Idempotency, Store};
 use crate::telemetry::{Health, Metrics};
+use crate::webhook::Pusher;
 use call::{Access, Call, Next, read};
 
 /// After a refusal for want of the store or of room in a queue, trying again makes sense this much later.
@@ -106,6 +108,8 @@ pub struct Api {
     pub retention: Retention,
     /// Sends all devices away, and takes them again.
     pub drain: Arc<Drain>,
+    /// Delivers events; set when it is started, which is after requests are taken.
+    pub pusher: OnceLock<Arc<Pusher>>,
     /// Asks the shards.
     pub inquiries: Arc<Inquiries>,
     /// Starts of AP3000 frames, for those that are shown in words.
@@ -170,12 +174,9 @@ impl Api {
             RouteId::DeviceStatus => {
                 let live = self.whereabouts.here(matched.device()?.parse().ok()?)?;
                 let attempt = Attempt::from_head(head);
-                // This thread cannot wait for what other instances know of a nonce or a rate.
-                if !self.auth.decides_alone(&attempt) {
-                    return None;
-                }
-                // Not before it is clear that the answer is given here: a nonce counts once.
-                let checked = self.auth.check(&attempt, matched.route.scope?, head.unix_ms);
+                // Not before it is clear that the answer is given here: a nonce counts once. And this thread cannot wait for what other
+                // instances know of a nonce or a rate.
+                let checked = self.auth.check_alone(&attempt, matched.route.scope?, head.unix_ms)?;
                 *caller = checked.caller;
                 let answer = match checked.outcome {
                     Ok(_) => LocalAnswer::success(head, body, &devices::Status::live(self, &live, head.unix_ms)),
@@ -294,6 +295,15 @@ impl Api {
             RouteId::LogLevel => Ok(log_level::show()),
             RouteId::LogLevelSet => log_level::set(request),
             RouteId::DrainSet => drain::set(request),
+            RouteId::DeadLetterList => deliveries::dead(self, name_of(matched)?, &matched.query),
+            RouteId::DeadLetterRedrive => deliveries::redrive(self, name_of(matched)?, request),
+            RouteId::DeadLetterPurge => deliveries::purge(self, name_of(matched)?, request),
+            RouteId::WebhookRedeliver => deliveries::redeliver(self, name_of(matched)?, request),
+            RouteId::WebhookDeliveries => deliveries::of_name(self, name_of(matched)?, &matched.query),
+            RouteId::EventDeliveries => deliveries::of_event(matched.id.unwrap_or_default(), &matched.query),
+            RouteId::WebhookTest => deliveries::test(self, name_of(matched)?, request),
+            RouteId::WebhookDisable => deliveries::disable(self, name_of(matched)?, request),
+            RouteId::WebhookEnable => deliveries::enable(self, name_of(matched)?, request),
             RouteId::Connections => connections::list(&matched.query),
             RouteId::ConnectionFrames => recorder::connection(&matched.name().unwrap_or_default()),
             RouteId::Recorder => Ok(recorder::device(device_of(matched)?)),
@@ -302,6 +312,12 @@ impl Api {
             RouteId::Disconnect => connections::disconnect(device_of(matched)?, request),
             RouteId::Overview => overview::read(&matched.query),
             RouteId::Console => Ok(pages::console(request)),
+            RouteId::OpenApi
+            | RouteId::Docs
+            | RouteId::DocsSlash
+            | RouteId::DocsStart
+            | RouteId::DocsBundle
+            | RouteId::DocsStyle => pages::docs(matched.route.id, request),
             RouteId::KeyList => keys::list(self, &matched.query),
             RouteId::KeyCreate => keys::create(self, request),
             RouteId::Key => Ok(keys::one(self, name_of(matched)?)),

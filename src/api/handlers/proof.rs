@@ -573,3 +573,56 @@ fn waiting(row: &WaitingDelivery, events: &[EventRecord], deliveries: &[LoggedDe
     let at = last.map_or(event.at, |last| last.at);
     Some(Entry { delivery: Some(object), ..Entry::new(at, "delivery", 10, title) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const KEPT: Retention = Retention { events: DAY, commands: DAY, answers: DAY, command_log: DAY, delivery_log: DAY };
+    const CREATED: i64 = 1_800_000_000_000;
+
+    fn order() -> Order {
+        let order_no = OrderNo::parse("THD6H0BG6NY8TR00").unwrap();
+        Order { request_id: Some("r".to_owned()), ..Order::pending(order_no, "40aace04".parse().unwrap(), 1, CREATED) }
+    }
+
+    fn logs(order: &Order, history: &OrderHistory, at: i64) -> Vec<&'static str> {
+        gaps(order, history, &[], &KEPT, at).into_iter().map(|gap| gap.log).collect()
+    }
+
+    #[test]
+    fn what_is_deleted_or_was_never_kept_is_said() {
+        let asked = RequestRecord {
+            wish: OrderWish::Create,
+            request_id: "r".to_owned(),
+            api_key: None,
+            idempotency_key: None,
+            client_ip: None,
+            instance: None,
+            at: CREATED,
+        };
+        let history = OrderHistory { requests: vec![asked], ..OrderHistory::default() };
+        let day = 86_400_000;
+        assert!(logs(&order(), &history, CREATED + day).is_empty());
+        let old = gaps(&order(), &history, &[], &KEPT, CREATED + day + 1);
+        assert_eq!(old.iter().map(|gap| gap.log).collect::<Vec<_>>(), ["commands", "frames", "events"]);
+        assert!(old.iter().all(|gap| gap.before == Some(Rfc3339(CREATED + 1))));
+        assert_eq!(logs(&order(), &OrderHistory::default(), CREATED), ["requests"]);
+        // A card's order was asked for by nobody.
+        assert!(logs(&Order { request_id: None, ..order() }, &OrderHistory::default(), CREATED).is_empty());
+        let settled = Order { settled_at: Some(CREATED), ..order() };
+        assert_eq!(logs(&settled, &history, CREATED), ["frames"], "its report is not in the log");
+    }
+
+    #[test]
+    fn frames_are_looked_for_until_a_day_behind_the_end() {
+        let pending = order();
+        assert_eq!(window(&pending), (CREATED - SLACK_MS, i64::MAX));
+        let status = crate::model::OrderStatus::Completed;
+        let ended = Order { status, end_time: Some(CREATED + 5), settled_at: Some(CREATED + 9), ..order() };
+        assert_eq!(window(&ended).1, CREATED + 9 + LATE_MS);
+        assert_eq!(window(&Order { device_end_pending: true, ..ended }).1, i64::MAX);
+    }
+}

@@ -4,9 +4,10 @@
 //! A secret that is made here is shown in the answer that made it; one that was given is not repeated. An endpoint begins with what is
 //! committed after it was made, whichever instance delivers to it.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::body::Fields;
@@ -18,8 +19,8 @@ use crate::api::message::Request;
 use crate::api::route::{Query, check_name};
 use crate::config::{ENDPOINT_URL, EVENTS, EventPattern, Rule, SENT_KEY, SIGNING_SECRET, Secret, WebhookEndpoint};
 use crate::store::payload::{self, EndpointObject, Origin, ShownEndpoint};
-use crate::store::{EndpointChange, Job, ManagedChange, ManagedJob, ManagedRecord, NewEndpoint};
-use crate::webhook::refused_address;
+use crate::store::{EndpointChange, Job, ManagedChange, ManagedJob, ManagedRecord, NewEndpoint, Reader};
+use crate::webhook::{EndpointState, Pusher, refused_address};
 
 /// Patterns of an endpoint; more than there are types say nothing new.
 const PATTERNS_MAX: usize = 64;
@@ -62,6 +63,21 @@ pub(crate) struct EndpointChangeRequest {
 pub(crate) struct EndpointRotateRequest {
     /// `whsec_` and base64, or any other text. Left out: one is made, and shown in the answer.
     secret: Option<String>,
+}
+
+/// An endpoint, and how it is doing.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StatedEndpoint)]
+pub(in crate::api) struct StatedEndpoint {
+    #[serde(flatten)]
+    object: EndpointObject,
+    /// `null`: it is not in force on this instance yet.
+    state: Option<EndpointState>,
+}
+
+fn states(pusher: Option<&Pusher>, reader: &mut dyn Reader) -> Result<HashMap<String, EndpointState>, ApiError> {
+    let states = pusher.map(|pusher| pusher.states(reader)).transpose()?;
+    Ok(states.into_iter().flatten().collect())
 }
 
 fn configured(endpoint: &WebhookEndpoint) -> EndpointObject {
@@ -130,25 +146,32 @@ fn make_secret() -> Result<Secret, ApiError> {
 /// A page of all endpoints, by name.
 pub(super) fn list(api: &Api, query: &Query<'_>) -> Result<Next, ApiError> {
     let page = query.page()?;
-    let of = api.managed.configured();
+    let (of, pusher) = (api.managed.configured(), api.pusher.get().cloned());
     Ok(reading(move |reader| {
         let stored = reader.webhook_endpoints()?;
         let stored = stored.iter().filter(|row| of.endpoint(&row.name).is_none()).map(EndpointObject::from);
         let mut all: Vec<EndpointObject> = of.endpoints.iter().map(configured).chain(stored).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(List::of_all(all, page))
+        let mut states = states(pusher.as_deref(), reader)?;
+        let stated = |object: EndpointObject| StatedEndpoint { state: states.remove(&object.name), object };
+        Ok(List::of_all(all.into_iter().map(stated).collect(), page))
     }))
 }
 
 /// One endpoint.
 pub(super) fn one(api: &Api, name: String) -> Next {
-    if let Some(endpoint) = api.managed.configured().endpoint(&name).map(configured) {
-        return Box::new(move |call| call.success(200, &endpoint));
-    }
+    let (of, pusher) = (api.managed.configured(), api.pusher.get().cloned());
     reading(move |reader| {
-        let found = reader.webhook_endpoints()?.into_iter().find(|row| row.name == name);
-        let missing = || ApiError::new(ErrorCode::NotFound, format!("there is no endpoint {name:?}"));
-        found.as_ref().map(EndpointObject::from).ok_or_else(missing)
+        let object = match of.endpoint(&name).map(configured) {
+            Some(object) => object,
+            None => {
+                let found = reader.webhook_endpoints()?.into_iter().find(|row| row.name == name);
+                let missing = || ApiError::new(ErrorCode::NotFound, format!("there is no endpoint {name:?}"));
+                found.as_ref().map(EndpointObject::from).ok_or_else(missing)?
+            }
+        };
+        let state = states(pusher.as_deref(), reader)?.remove(&name);
+        Ok(StatedEndpoint { object, state })
     })
 }
 

@@ -6,10 +6,15 @@
 //! ErrorCode, EventType, types' schemas ─────────────┘
 //! ```
 //!
+//! - [`page`] is `/openapi.json` and `/docs` as they are sent; [`errors`] is the page of error codes.
+//!
 //! A route without an arm in [`routes`] does not compile. What the document says is held against live answers by `tests/openapi.rs`.
 
+mod errors;
+mod events;
 mod form;
 mod operation;
+mod page;
 mod routes;
 mod schema;
 mod types;
@@ -20,6 +25,9 @@ use serde_json::{Map, Value, json};
 
 use super::error::ErrorCode;
 use super::route::ROUTES;
+pub use errors::reference as error_reference;
+pub use page::{File, file};
+
 use operation::Tag;
 use schema::{Role, Schemas, Shape};
 
@@ -50,6 +58,7 @@ fn build() -> (Value, Vec<String>) {
         paths.entry(route.pattern).or_default().insert(method, operation);
     }
     schemas.add(&Shape::of::<Rfc3339>(), Role::Told);
+    let webhooks = events::webhooks(&mut schemas);
     schemas.put("RequestId", request_id(), Role::Told);
     schemas.put("ErrorCode", error_code(), Role::Told);
     schemas.put("Error", error(), Role::Told);
@@ -68,6 +77,7 @@ fn build() -> (Value, Vec<String>) {
         "servers": [{"url": "/"}],
         "tags": tags,
         "paths": paths,
+        "webhooks": webhooks,
         "components": {
             "schemas": schemas.into_json(),
             "responses": responses,
@@ -82,7 +92,7 @@ fn build() -> (Value, Vec<String>) {
 /// What is true of the whole API, and the codes of its errors.
 fn description() -> String {
     let mut text = DESCRIPTION.to_owned();
-    text.push_str("\n\n## Errors\n\n| status | `error` | cause | what to do |\n|---|---|---|---|\n");
+    text.push_str("\n\n## Errors\n\nEach with the operations that answer it: `docs/api/errors.md`.\n\n| status | `error` | cause | what to do |\n|---|---|---|---|\n");
     for code in ErrorCode::ALL {
         text.push_str(&format!("| {} | `{}` | {} | {} |\n", code.status(), code.as_str(), code.cause(), code.remedy()));
     }
@@ -133,7 +143,7 @@ fn parameters() -> Value {
         let schema = json!({"type": "integer", "minimum": 1, "maximum": max, "default": default});
         json!({"name": name, "in": "query", "description": text, "schema": schema})
     };
-    json!({
+    let mut parameters = json!({
         "page": query("page", u32::MAX, 1, "The page, from 1."),
         "size": query("size", 200, 20, "Entries of a page."),
         "idempotency_key": idempotency(false),
@@ -144,7 +154,11 @@ fn parameters() -> Value {
             "description": "A name for this request, repeated in the answer and in the log. One of another form is replaced.",
             "schema": {"type": "string"},
         },
-    })
+    });
+    if let Some(parameters) = parameters.as_object_mut() {
+        parameters.extend(events::parameters());
+    }
+    parameters
 }
 
 fn headers() -> Value {
@@ -158,6 +172,9 @@ fn headers() -> Value {
         },
         "Retry-After": header("Seconds after which trying again makes sense.", number()),
         "Allow": header("The methods the path has.", json!({"type": "string"})),
+        "RateLimit-Limit": header("Requests that may come at once after a rest. Only for a key that has a rate, or where all keys have one.", number()),
+        "RateLimit-Remaining": header("Requests that are left of them now.", number()),
+        "RateLimit-Reset": header("Seconds until all of them are there again, if nothing more is asked.", number()),
         "Idempotency-Replayed": header("This is the answer of an earlier request with this key.", json!({"const": "true"})),
     })
 }

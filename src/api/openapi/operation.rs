@@ -9,7 +9,7 @@ use super::form::Form;
 use super::schema::{Role, Schemas, Shape};
 use crate::api::error::ErrorCode;
 use crate::api::message::{JSON, Method};
-use crate::api::route::Route;
+use crate::api::route::{BASE, Route};
 
 /// Groups of operations, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,7 @@ pub(super) struct Operation {
     text: &'static str,
     query: Vec<(&'static str, Form, &'static str)>,
     body: Option<Shape>,
+    body_required: bool,
     media_type: &'static str,
     examples: Vec<(&'static str, Value)>,
     needs_idempotency_key: bool,
@@ -83,6 +84,7 @@ impl Operation {
             text: "",
             query: Vec::new(),
             body: None,
+            body_required: true,
             media_type: JSON,
             examples: Vec::new(),
             needs_idempotency_key: false,
@@ -105,6 +107,11 @@ impl Operation {
     /// A JSON body, which must be there.
     pub(super) fn body<T: ToSchema>(self) -> Self {
         Self { body: Some(Shape::of::<T>()), ..self }
+    }
+
+    /// A JSON body, which may be left out.
+    pub(super) fn optional_body<T: ToSchema>(self) -> Self {
+        Self { body_required: false, ..self.body::<T>() }
     }
 
     /// A body that is taken as it is.
@@ -159,6 +166,11 @@ impl Operation {
         self.success(status, text, Data::Plain(Shape::of::<T>()))
     }
 
+    /// A JSON object of a format of its own.
+    pub(super) fn object(self, text: &'static str) -> Self {
+        self.success(200, text, Data::Plain(Shape::object()))
+    }
+
     /// An answer of another media type than JSON.
     pub(super) fn other(self, status: u16, text: &'static str, media_type: &'static str) -> Self {
         self.success(status, text, Data::Text(media_type))
@@ -182,7 +194,7 @@ impl Operation {
     }
 
     /// The codes the route can answer with: its own and those of every route like it.
-    fn all_errors(&self, route: &Route) -> Vec<ErrorCode> {
+    pub(super) fn codes(&self, route: &Route) -> Vec<ErrorCode> {
         use ErrorCode as E;
         let mut codes = vec![
             E::InvalidParameter,
@@ -236,7 +248,8 @@ impl Operation {
             if !examples.is_empty() {
                 content.insert("examples".into(), examples.into());
             }
-            operation.insert("requestBody".into(), json!({"required": true, "content": {self.media_type: content}}));
+            let body = json!({"required": self.body_required, "content": {self.media_type: content}});
+            operation.insert("requestBody".into(), body);
         }
         operation.insert("responses".into(), self.responses(route, schemas, responses).into());
         operation.into()
@@ -284,6 +297,9 @@ impl Operation {
         let repeats = route.scope.is_some() && route.method == Method::Post;
         for Success { status, text, data } in &self.successes {
             let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+            if route.scope.is_some() {
+                add_quota(&mut headers);
+            }
             if repeats {
                 headers["Idempotency-Replayed"] = json!({"$ref": "#/components/headers/Idempotency-Replayed"});
             }
@@ -299,7 +315,7 @@ impl Operation {
             }
             answers.insert(status.to_string(), answer);
         }
-        for (status, codes) in by_status(&self.all_errors(route)) {
+        for (status, codes) in by_status(&self.codes(route)) {
             let name = codes.iter().map(|code| code.as_str()).collect::<Vec<_>>().join(".");
             let name = if status == 431 { "HEAD_TOO_LARGE".to_owned() } else { name };
             let reference = json!({"$ref": format!("#/components/responses/{name}")});
@@ -315,6 +331,11 @@ impl Operation {
         }
         answers
     }
+}
+
+/// A path without what all of its kind begin with.
+pub(super) fn shown(pattern: &str) -> &str {
+    pattern.strip_prefix(BASE).unwrap_or(pattern)
 }
 
 /// `deviceList` of `RouteId::DeviceList`.
@@ -360,6 +381,7 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
     let text = |code: &ErrorCode| format!("`{}`: {} {}", code.as_str(), code.cause(), code.remedy());
     let description = codes.iter().map(text).collect::<Vec<_>>().join("\n\n");
     let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}});
+    add_quota(&mut headers);
     if codes.iter().any(|code| waits(*code)) {
         headers["Retry-After"] = json!({"$ref": "#/components/headers/Retry-After"});
     }
@@ -367,6 +389,13 @@ fn error_response(status: u16, codes: &[ErrorCode]) -> Value {
         headers["Allow"] = json!({"$ref": "#/components/headers/Allow"});
     }
     json!({"description": description, "headers": headers, "content": {JSON: {"schema": error_schema(status, codes)}}})
+}
+
+/// What callers with a rate are told in every answer.
+fn add_quota(headers: &mut Value) {
+    for name in ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"] {
+        headers[name] = json!({"$ref": format!("#/components/headers/{name}")});
+    }
 }
 
 /// Whether answers with this code may say when to try again.

@@ -9,8 +9,8 @@ use super::form::Form;
 use super::operation::{Operation, Tag};
 use crate::api::error::ErrorCode as E;
 use crate::api::handlers::{
-    cards, charge, commands, connections, devices, drain, events, instances, keys, log_level, orders, ota, overview,
-    proof, queue, recorder, sockets, webhooks,
+    cards, charge, commands, connections, deliveries, devices, drain, events, instances, keys, log_level, orders, ota,
+    overview, proof, queue, recorder, sockets, webhooks,
 };
 use crate::api::route::RouteId;
 use crate::model::{CardState, CommandState, DeviceId, OrderNo, OrderStatus, OtaState, Protocol};
@@ -177,9 +177,27 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("202 means that it is stored. It is written when the connection is free, or when the device comes back within `valid_seconds`. \
                 What the device says to it is read from the command.")
             .body::<commands::CommandRequest>()
+            .example("query_status", json!({"command": "query_status"}))
+            .example("reboot", json!({"command": "reboot"}))
+            .example("clear_storage", json!({"command": "clear_storage"}))
             .example("locate", json!({"command": "locate", "seconds": 10, "valid_seconds": 60}))
+            .example("play_voice", json!({"command": "play_voice", "segments": [1, 2], "interrupt": true}))
+            .example("modify_charge (time)", json!({"command": "modify_charge", "port_no": 1, "duration_seconds": 7200, "stop_when_full": true}))
+            .example("modify_charge (energy)", json!({"command": "modify_charge", "port_no": 1, "energy_wh": 1500}))
             .example("eeprom_read", json!({"command": "eeprom_read", "address": 0, "length": 16}))
+            .example("eeprom_write", json!({"command": "eeprom_write", "address": 0, "data": "cafe01"}))
+            .example("temporary_qr", json!({"command": "temporary_qr", "text": "https://pay.example/1"}))
+            .example("open_door", json!({"command": "open_door", "port_no": 1}))
+            .example("stop_keep_door", json!({"command": "stop_keep_door", "port_no": 1, "order_no": "THD6H0BG6Y60TR00"}))
+            .example("trigger_self_update", json!({"command": "trigger_self_update"}))
+            .example("host_reboot", json!({"command": "host_reboot"}))
+            .example("module_reboot", json!({"command": "module_reboot"}))
+            .example("clear_sub_device_update_data", json!({"command": "clear_sub_device_update_data"}))
+            .example("set_server_address", json!({"command": "set_server_address", "address": "gateway.example", "port": 7054, "module_type": 1, "second_socket": true}))
+            .example("set_fsk_params", json!({"command": "set_fsk_params", "frequency": 433, "sub_devices": ["40aace05"]}))
             .example("query_socket", json!({"command": "query_socket", "socket": 1}))
+            .example("set_voice", json!({"command": "set_voice", "socket": 254, "hole": 1, "buzzer": true, "voice": true,
+                "periods": [{"start_hour": 22, "start_minute": 0, "end_hour": 6, "end_minute": 30}]}))
             .accepted::<CommandObject<'_>>()
             .errors(&[E::NotSupported, E::DeviceNotFound, E::QueueOverloaded]),
         RouteId::CommandList => Operation::new(Tag::Commands, "Commands of a device, newest first")
@@ -319,6 +337,58 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .body::<log_level::LogLevelBody>()
             .example("debug", json!({"level": "debug"}))
             .ok::<log_level::LogLevelState>(),
+        RouteId::DeadLetterList => Operation::new(Tag::Webhooks, "Dead letters of an endpoint, by position")
+            .text("Events that an endpoint did not get: a final answer, or all attempts used up.")
+            .page::<deliveries::DeadLetter>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterRedrive => Operation::new(Tag::Webhooks, "Deliver dead letters again")
+            .text("With all their attempts. Among what is still to be delivered of a key, the order of positions holds.")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::DeadLetterPurge => Operation::new(Tag::Webhooks, "Delete dead letters")
+            .body::<deliveries::DeadLettersBody>()
+            .example("some", json!({"positions": [17, 23]}))
+            .example("all", json!({"all": true}))
+            .ok::<deliveries::Count>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookRedeliver => Operation::new(Tag::Webhooks, "Deliver a range of the event log again")
+            .text("Events that the endpoint wants, up to its cursor: what lies beyond comes anyway, and so does what is parked. A request looks at \
+                10,000 positions; `next_from_pos` goes on. While they are delivered, new events wait behind them.")
+            .body::<deliveries::RedeliverBody>()
+            .example("positions", json!({"from_pos": 1000, "to_pos": 2000}))
+            .example("times", json!({"from": "2026-11-23T00:00:00Z", "to": "2026-11-23T06:00:00Z"}))
+            .ok::<deliveries::Redelivered>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver to an endpoint, newest first")
+            .text("Kept for `retention.delivery_log`. `total` ends at 100,000.")
+            .query("outcome", Form::of::<deliveries::DeliveryOutcomeWord>(), "Only those that ended so.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::EventDeliveries => Operation::new(Tag::Webhooks, "Attempts to deliver an event, to all endpoints")
+            .text("`id` is the event's position in the log.")
+            .page::<deliveries::DeliveryObject>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookTest => Operation::new(Tag::Webhooks, "Send a test event to an endpoint now")
+            .text("A `webhook.test` event, signed and guarded like any other, also to an endpoint that is disabled. It is no part of the event log. \
+                One at a time.")
+            .ok::<crate::webhook::Tried>()
+            .errors(&[E::NotFound, E::QueueOverloaded]),
+        RouteId::WebhookDisable => Operation::new(Tag::Webhooks, "Send nothing more to an endpoint")
+            .text("Its events are kept behind its cursor, for as long as events are kept. Answers with how it is doing then.")
+            .optional_body::<deliveries::DisableBody>()
+            .example("reason", json!({"reason": "moves to another site"}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+        RouteId::WebhookEnable => Operation::new(Tag::Webhooks, "Go on sending to an endpoint")
+            .text("Behind its cursor, or without its backlog. Also what ends the state that a 410 of the receiver began.")
+            .optional_body::<deliveries::EnableBody>()
+            .example("behind the cursor", json!({"skip_backlog": false}))
+            .ok::<crate::webhook::EndpointState>()
+            .errors(&[E::NotFound]),
+
         RouteId::Instances => Operation::new(Tag::Operation, "Instances that share the store, by name")
             .text("The list of one that is alone is empty.")
             .array::<instances::Instance>(),
@@ -355,6 +425,20 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .text("It has everything in it and asks the API like everybody else.")
             .other(200, "The page.", "text/html; charset=utf-8")
             .empty(304, "The page of `If-None-Match` is the one."),
+
+        RouteId::OpenApi => Operation::new(Tag::Operation, "This document")
+            .object("OpenAPI 3.1.")
+            .empty(304, "The one of `If-None-Match` is the one."),
+        RouteId::Docs => Operation::new(Tag::Operation, "This document as a page")
+            .other(200, "The page.", "text/html; charset=utf-8")
+            .empty(304, "The page of `If-None-Match` is the one."),
+        RouteId::DocsSlash => Operation::new(Tag::Operation, "Leads to the page").empty(308, "It is at `/docs`."),
+        RouteId::DocsStart | RouteId::DocsBundle => Operation::new(Tag::Operation, "A script of the page")
+            .other(200, "The script.", "text/javascript; charset=utf-8")
+            .empty(304, "The one of `If-None-Match` is the one."),
+        RouteId::DocsStyle => Operation::new(Tag::Operation, "The style of the page")
+            .other(200, "The style.", "text/css; charset=utf-8")
+            .empty(304, "The one of `If-None-Match` is the one."),
 
         RouteId::Healthz => Operation::new(Tag::Health, "Whether every shard turns, for restarts")
             .plain::<Liveness>(200, "Every shard turns.")

@@ -105,6 +105,7 @@ impl Core {
             | Outcome::Params(_)
             | Outcome::Instance(_)
             | Outcome::Leased(_)
+            | Outcome::Endpoint(_)
             | Outcome::Managed(_)
             | Outcome::Done => {}
         }

@@ -1,59 +1,52 @@
-//! The command log: rows go in by the thousand, without waiting for the disk. What does not fit the queue, or comes while the
-//! server is away, is dropped and counted.
+//! The logs of commands and of deliveries: a statement per transaction, without waiting for the disk.
 
-use std::{sync::Arc, time::Duration};
+use super::link::Link;
+use crate::{
+    model::ServerId,
+    store::{
+        CommandLogRow, DeliveryLogRow, StoreError,
+        logs::{Log, Logs},
+    },
+};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+/// The tables of the logs, as the thread of the logs writes them.
+pub(super) struct LogTables {
+    pub(super) link: Link,
+    /// Who writes.
+    pub(super) instance: ServerId,
+}
 
-use super::{Shared, link::Link};
-use crate::store::{CommandLogRow, StoreError, counters::add, front::LogMessage};
-
-/// Rows per transaction.
-const ROWS_MAX: usize = 2000;
-const IDLE: Duration = Duration::from_millis(250);
-
-/// Writes until the queue is closed.
-pub(super) fn write(shared: &Arc<Shared>, link: &mut Link, queue: &Receiver<LogMessage>) {
-    let mut rows = Vec::new();
-    loop {
-        let mut next = match queue.recv_timeout(IDLE) {
-            Ok(message) => Some(message),
-            Err(RecvTimeoutError::Timeout) => {
-                link.look_after();
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        while let Some(message) = next.take() {
-            match message {
-                LogMessage::Rows(more) => rows.extend(more),
-                LogMessage::Prune { before, rows_max } => {
-                    if let Err(error) = prune(link, before, rows_max) {
-                        link.lose_if_lost();
-                        log::warn!("command log not pruned: {error}");
-                    }
-                }
-            }
-            if rows.len() < ROWS_MAX {
-                next = queue.try_recv().ok();
-            }
-        }
-        if rows.is_empty() {
-            continue;
-        }
-        match insert(link, &rows, shared.instance.as_str()) {
-            Ok(()) => add(&shared.counters.log_rows, rows.len() as u64),
-            Err(error) => {
-                link.lose_if_lost();
-                add(&shared.counters.log_dropped, rows.len() as u64);
-                log::warn!("{} command log rows dropped: {error}", rows.len());
-            }
-        }
-        rows.clear();
+impl LogTables {
+    /// Runs what needs a session, and forgets a session that did not survive it.
+    fn with_link<T>(&mut self, body: impl FnOnce(&mut Link, &str) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        body(&mut self.link, self.instance.as_str()).inspect_err(|_| self.link.lose_if_lost())
     }
 }
 
-fn insert(link: &mut Link, rows: &[CommandLogRow], instance: &str) -> Result<(), StoreError> {
+impl Logs for LogTables {
+    fn insert_commands(&mut self, rows: &[CommandLogRow]) -> Result<(), StoreError> {
+        self.with_link(|link, instance| insert_commands(link, rows, instance))
+    }
+
+    fn insert_deliveries(&mut self, rows: &[DeliveryLogRow]) -> Result<(), StoreError> {
+        self.with_link(|link, instance| insert_deliveries(link, rows, instance))
+    }
+
+    fn prune(&mut self, log: Log, before: i64, rows_max: u32) -> Result<usize, StoreError> {
+        self.with_link(|link, _| {
+            let session = link.session()?;
+            let statement = session.prepared(log.prune_sql())?;
+            let rows = session.call(|client| client.execute(&statement, &[&before, &i64::from(rows_max)]))?;
+            Ok(usize::try_from(rows).unwrap_or(usize::MAX))
+        })
+    }
+
+    fn look_after(&mut self) {
+        self.link.look_after();
+    }
+}
+
+fn insert_commands(link: &mut Link, rows: &[CommandLogRow], instance: &str) -> Result<(), StoreError> {
     let session = link.session()?;
     let statement = session.prepared(
         "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
@@ -73,10 +66,44 @@ fn insert(link: &mut Link, rows: &[CommandLogRow], instance: &str) -> Result<(),
     Ok(())
 }
 
-fn prune(link: &mut Link, before: i64, rows_max: u32) -> Result<(), StoreError> {
+fn insert_deliveries(link: &mut Link, rows: &[DeliveryLogRow], instance: &str) -> Result<(), StoreError> {
     let session = link.session()?;
-    let statement = session
-        .prepared("DELETE FROM cmd_log WHERE id IN (SELECT id FROM cmd_log WHERE at < $1 ORDER BY at LIMIT $2)")?;
-    session.call(|client| client.execute(&statement, &[&before, &i64::from(rows_max)]))?;
+    let statement = session.prepared(
+        "INSERT INTO delivery_log (at, endpoint, pos, event_id, event_type, key, attempt, status, took_ms, outcome, \
+         reason, instance) SELECT rows.*, $12::text FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], \
+         $5::text[], $6::text[], $7::smallint[], $8::smallint[], $9::integer[], $10::text[], $11::text[]) AS rows",
+    )?;
+    let at: Vec<i64> = rows.iter().map(|row| row.at).collect();
+    let endpoints: Vec<&str> = rows.iter().map(|row| &*row.endpoint).collect();
+    let positions: Vec<i64> = rows.iter().map(|row| row.pos).collect();
+    let event_ids: Vec<&str> = rows.iter().map(|row| row.event_id.as_str()).collect();
+    let event_types: Vec<&str> = rows.iter().map(|row| row.event_type.as_str()).collect();
+    let keys: Vec<&str> = rows.iter().map(|row| row.key.as_str()).collect();
+    let attempts: Vec<i16> = rows.iter().map(|row| i16::from(row.attempt)).collect();
+    // A status has three digits; what a receiver makes of it beside is no status.
+    let statuses: Vec<Option<i16>> =
+        rows.iter().map(|row| row.status.and_then(|status| i16::try_from(status).ok())).collect();
+    let took: Vec<i32> = rows.iter().map(|row| i32::try_from(row.took_ms).unwrap_or(i32::MAX)).collect();
+    let outcomes: Vec<&str> = rows.iter().map(|row| row.outcome.as_str()).collect();
+    let reasons: Vec<Option<&str>> = rows.iter().map(|row| row.reason.as_deref()).collect();
+    session.call(|client| {
+        client.execute(
+            &statement,
+            &[
+                &at,
+                &endpoints,
+                &positions,
+                &event_ids,
+                &event_types,
+                &keys,
+                &attempts,
+                &statuses,
+                &took,
+                &outcomes,
+                &reasons,
+                &instance,
+            ],
+        )
+    })?;
     Ok(())
 }

@@ -114,9 +114,8 @@ impl Lane {
         for job in jobs.drain(..) {
             if let Job::Prune(prune) = job {
                 // Lossy as its rows are: an hour later it is asked again.
-                let (before, rows_max) = (prune.log_before, prune.rows_max);
-                if self.log.try_send(LogMessage::Prune { before, rows_max }).is_err() {
-                    log::warn!("command log is not pruned this time: its queue is full");
+                if self.log.try_send(LogMessage::Prune(prune.into())).is_err() {
+                    log::warn!("the logs are not pruned this time: their queue is full");
                 }
             }
         }

@@ -5,7 +5,7 @@
 //!            │                              └──wake──▶ sequencer: positions of events ──▶ Notify
 //!            ├──▶ latest values ──▶ 1 thread, by the hundred
 //!            ├──▶ queries ──▶ reader threads
-//!            └──▶ command log, lossy ──▶ 1 thread, by the thousand
+//!            └──▶ logs, lossy ──▶ 1 thread, by the thousand
 //! ```
 //!
 //! Invariants:

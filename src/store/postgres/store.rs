@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use rustc_hash::FxHasher;
 
 use super::{
-    cmd_log,
+    cmd_log::LogTables,
     connect::{Connector, Role, Timeouts},
     lane::Lane,
     latest,
@@ -25,10 +25,11 @@ use crate::{
     gateway::card::CardRules,
     model::{OrderNumbers, ServerId},
     store::{
-        CommandLogRow, Job, Latest, Limits, Notify, OrderKey, OtaJob, ReadCall, Reply, Store, StoreCounters,
-        StoreError, StoreHealth,
+        CommandLogRow, DeliveryLogRow, Job, Latest, Limits, Notify, OrderKey, OtaJob, ReadCall, Reply, Store,
+        StoreCounters, StoreError, StoreHealth,
         delivery::{DELIVERIES_MAX, Delivery, guarded},
         front::Front,
+        logs,
         sql::{
             apply::{Rules, device_of},
             conn::{Conn, scalar},
@@ -236,8 +237,9 @@ impl PostgresStore {
             waiting: std::collections::VecDeque::new(),
         };
         threads.start("store-latest", move || writer.run())?;
-        let (log_shared, mut log_link) = (Arc::clone(&shared), link(Role::Lossy, "command log", 0)?);
-        threads.start("store-cmd-log", move || cmd_log::write(&log_shared, &mut log_link, &back.log))?;
+        let log_shared = Arc::clone(&shared);
+        let mut tables = LogTables { link: link(Role::Lossy, "logs", 0)?, instance: shared.instance.clone() };
+        threads.start("store-logs", move || logs::write(&mut tables, &back.log, &log_shared.counters))?;
         for mut link in readers {
             let calls = back.reads.clone();
             threads.start("store-reader", move || answer(&mut link, &calls))?;
@@ -340,6 +342,10 @@ impl Store for PostgresStore {
 
     fn append(&self, rows: Vec<CommandLogRow>) {
         self.front.append(rows);
+    }
+
+    fn append_deliveries(&self, rows: Vec<DeliveryLogRow>) {
+        self.front.append_deliveries(rows);
     }
 
     fn read(&self, call: ReadCall) -> Result<(), ReadCall> {

@@ -238,6 +238,7 @@ impl Tx<'_> {
             Job::Network(job) => self.network_once(job)?,
             Job::Instance(job) => Outcome::Instance(self.instance_job(job)?),
             Job::Lease(lease) => Outcome::Leased(self.lease(lease)?),
+            Job::Endpoint(job) => Outcome::Endpoint(self.endpoint_job(job)?),
             Job::Managed(job) => self.managed_once(job)?,
         })
     }
@@ -279,6 +280,7 @@ pub(in crate::store) fn device_of(job: &Job) -> Option<DeviceId> {
         | Job::Card(_)
         | Job::Instance(_)
         | Job::Lease(_)
+        | Job::Endpoint(_)
         | Job::Managed(_) => None,
     }
 }

@@ -15,8 +15,8 @@ use crate::{
 const DEVICES_MAX: u32 = 500;
 
 /// The clock that all instances share.
-const POSTGRES_NOW: &str = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)";
-const SQLITE_NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
+pub(super) const POSTGRES_NOW: &str = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)";
+pub(super) const SQLITE_NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
 
 impl Tx<'_> {
     pub(super) fn instance_job(&mut self, job: &InstanceJob) -> Result<InstanceOutcome, StoreError> {

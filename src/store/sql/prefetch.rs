@@ -90,6 +90,7 @@ impl Wanted {
                 | Job::Network(_)
                 | Job::Instance(_)
                 | Job::Lease(_)
+                | Job::Endpoint(_)
                 | Job::Managed(_) => {}
             }
         }

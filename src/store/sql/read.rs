@@ -3,6 +3,7 @@
 use super::{
     conn::{Arg, Conn, Row, Value, all, one, scalar},
     device::find_device,
+    endpoint,
     event::json,
     idempotency::earlier,
     ota, proof,
@@ -16,10 +17,10 @@ use crate::{
     gateway::network::NetworkList,
     model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
     store::{
-        ApiKeyRecord, CardFilter, CommandRecord, DeviceFilter, DeviceRecord, Earlier, EndpointRecord, EventRecord,
-        FirmwareKey, FrameFilter, FrameRecord, Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page,
-        ParamRecord, ParkedDelivery, PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader,
-        StoreError,
+        ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
+        EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, FrameFilter, FrameRecord,
+        Idempotency, InstanceRecord, OrderFilter, OrderHistory, OtaFilter, Page, ParamRecord, ParkedDelivery,
+        PortRecord, QUEUE_TOTAL_MAX, QueueCounts, QueueEntry, QueueFilter, Queued, Reader, StoreError,
     },
 };
 
@@ -84,36 +85,6 @@ impl SqlReader<'_> {
         let sql = format!("SELECT {columns} FROM {table}{} ORDER BY {order} LIMIT {size} OFFSET {offset}", filter.sql);
         let rows = all(self.conn, &sql, filter.values.as_slice(), read)?;
         Ok(Page { rows, total })
-    }
-
-    fn deliveries(
-        &self,
-        endpoint: &str,
-        state: &str,
-        limit: u32,
-    ) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        all(
-            self.conn,
-            concat!(
-                "SELECT ",
-                event_columns!(),
-                ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN logged_events e ON e.pos = d.pos \
-                 WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3"
-            ),
-            (endpoint, state, limit),
-            |row| {
-                let event = event(row)?;
-                let parked = ParkedDelivery {
-                    endpoint: endpoint.to_owned(),
-                    pos: event.pos,
-                    key: row.get(12)?,
-                    attempts: row.get(9)?,
-                    next_at: row.get(10)?,
-                    reason: row.get(11)?,
-                };
-                Ok((parked, event))
-            },
-        )
     }
 }
 
@@ -222,16 +193,43 @@ impl Reader for SqlReader<'_> {
         )
     }
 
-    fn delivery_cursor(&mut self, endpoint: &str) -> Result<Option<i64>, StoreError> {
-        scalar(self.conn, "SELECT pos FROM event_cursors WHERE endpoint = $1", [endpoint])
+    fn pos_at(&mut self, at: i64) -> Result<i64, StoreError> {
+        endpoint::pos_at(self.conn, at)
+    }
+
+    fn endpoint(&mut self, endpoint: &str) -> Result<Option<EndpointProgress>, StoreError> {
+        endpoint::progress(self.conn, endpoint)
+    }
+
+    fn standings(&mut self) -> Result<Vec<EndpointStanding>, StoreError> {
+        endpoint::standings(self.conn)
     }
 
     fn parked(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        self.deliveries(endpoint, "parked", limit)
+        endpoint::deliveries(self.conn, endpoint, "parked", limit, 0)
     }
 
-    fn dead_letters(&mut self, endpoint: &str, limit: u32) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
-        self.deliveries(endpoint, "dead", limit)
+    fn dead_letters(
+        &mut self,
+        endpoint: &str,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<(ParkedDelivery, EventRecord)>, StoreError> {
+        endpoint::dead_letters(self.conn, endpoint, page, size)
+    }
+
+    fn deliveries(
+        &mut self,
+        endpoint: &str,
+        outcome: Option<DeliveryOutcome>,
+        page: u32,
+        size: u32,
+    ) -> Result<Page<DeliveryLogRow>, StoreError> {
+        endpoint::log_of_endpoint(self.conn, endpoint, outcome, page, size)
+    }
+
+    fn deliveries_of_event(&mut self, pos: i64, page: u32, size: u32) -> Result<Page<DeliveryLogRow>, StoreError> {
+        endpoint::log_of_event(self.conn, pos, page, size)
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {

@@ -1,4 +1,4 @@
-//! What the store does for orders nobody owns, and for its own size: backstop, delivery progress, pruning.
+//! What the store does for orders nobody owns, and for its own size: backstop and pruning.
 
 use super::{
     apply::Tx,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     gateway::order::{Event, Verdict},
     model::{DeviceId, OrderNo, ServerId},
-    store::{Backstop, DeliveryUpdate, OrderOutcome, ParkedDelivery, Prune, StoreError},
+    store::{Backstop, OrderOutcome, Prune, StoreError},
 };
 
 /// Orders and commands looked at per rule and call: the backstop must not hold up the durable jobs behind it.
@@ -175,47 +175,6 @@ impl Tx<'_> {
             self.owners.insert(device_id, owner);
         }
         true
-    }
-
-    pub(super) fn deliver(&self, updates: &[DeliveryUpdate]) -> Result<(), StoreError> {
-        let mut judged: Option<(&str, bool)> = None;
-        for update in updates {
-            let endpoint = update.endpoint();
-            let elsewhere = match judged {
-                Some((judged, elsewhere)) if judged == endpoint => elsewhere,
-                _ => self.is_leased_elsewhere(endpoint)?,
-            };
-            judged = Some((endpoint, elsewhere));
-            if elsewhere {
-                continue;
-            }
-            match update {
-                DeliveryUpdate::Cursor { endpoint, pos } => run(
-                    self.conn,
-                    "INSERT INTO event_cursors (endpoint, pos) VALUES ($1, $2) \
-                     ON CONFLICT (endpoint) DO UPDATE SET pos = greatest(event_cursors.pos, excluded.pos)",
-                    (endpoint, pos),
-                )?,
-                DeliveryUpdate::Park(parked) => self.set_delivery("parked", parked)?,
-                DeliveryUpdate::Unpark { endpoint, pos } => run(
-                    self.conn,
-                    "DELETE FROM event_delivery WHERE endpoint = $1 AND pos = $2 AND state = 'parked'",
-                    (endpoint, pos),
-                )?,
-                DeliveryUpdate::Dead(parked) => self.set_delivery("dead", parked)?,
-            };
-        }
-        Ok(())
-    }
-
-    fn set_delivery(&self, state: &str, parked: &ParkedDelivery) -> Result<usize, StoreError> {
-        run(
-            self.conn,
-            "INSERT INTO event_delivery (endpoint, state, pos, key, attempts, next_at, reason) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (endpoint, pos) DO UPDATE SET state = excluded.state, \
-             attempts = excluded.attempts, next_at = excluded.next_at, reason = excluded.reason",
-            (&parked.endpoint, state, parked.pos, &parked.key, parked.attempts, parked.next_at, &parked.reason),
-        )
     }
 
     /// Deletes what is past its retention, and says whether there may be more. Orders and settlements stay: they are the money.

@@ -1,27 +1,19 @@
 //! The logs of commands and of deliveries: a file of their own, so that their volume never waits in front of a settlement. A crash
 //! may lose its last seconds; rows that do not fit the queue are dropped and counted.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
-use crossbeam::channel::Receiver;
 use rusqlite::Connection;
 
 use super::{db::BUSY_TIMEOUT, session::SqliteSession};
 use crate::{
     model::ServerId,
     store::{
-        CommandLogRow, StoreError,
-        counters::{StoreCounters, add},
-        front::LogMessage,
+        CommandLogRow, DeliveryLogRow, StoreError,
+        logs::{Log, Logs},
         sql::conn::{Conn, run, scalar},
     },
 };
-
-/// Rows per transaction.
-const ROWS_MAX: usize = 2000;
 
 /// What each version of the file adds to the one before.
 const STEPS: [&str; 2] = [
@@ -54,6 +46,7 @@ const STEPS: [&str; 2] = [
          instance   TEXT
      ) STRICT;
      CREATE INDEX delivery_log_endpoint ON delivery_log (endpoint, id DESC);
+     CREATE INDEX delivery_log_failed ON delivery_log (endpoint, outcome, id DESC) WHERE outcome <> 'delivered';
      CREATE INDEX delivery_log_pos ON delivery_log (pos);
      CREATE INDEX delivery_log_at ON delivery_log (at);",
 ];
@@ -95,70 +88,67 @@ pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
     Ok(session)
 }
 
-/// Writes until the queue is closed.
-pub(super) fn write(
-    session: &SqliteSession,
-    queue: &Receiver<LogMessage>,
-    counters: &Arc<StoreCounters>,
-    server_id: Option<&ServerId>,
-) {
-    let mut rows = Vec::new();
-    while let Ok(message) = queue.recv() {
-        let mut next = Some(message);
-        while let Some(message) = next.take() {
-            match message {
-                LogMessage::Rows(more) => rows.extend(more),
-                LogMessage::Prune { before, rows_max } => {
-                    if let Err(error) = prune(session, before, rows_max) {
-                        log::warn!("command log not pruned: {error}");
-                    }
-                }
-            }
-            if rows.len() < ROWS_MAX {
-                next = queue.try_recv().ok();
-            }
-        }
-        match insert(session, &rows, server_id) {
-            Ok(()) => add(&counters.log_rows, rows.len() as u64),
-            Err(error) => {
-                add(&counters.log_dropped, rows.len() as u64);
-                log::warn!("{} command log rows dropped: {error}", rows.len());
-            }
-        }
-        rows.clear();
-    }
+/// The file of the logs, as the thread of the logs writes it.
+pub(super) struct LogFile {
+    pub(super) session: SqliteSession,
+    /// Who writes.
+    pub(super) instance: Option<ServerId>,
 }
 
-fn insert(session: &SqliteSession, rows: &[CommandLogRow], server_id: Option<&ServerId>) -> Result<(), StoreError> {
-    if rows.is_empty() {
-        return Ok(());
+impl Logs for LogFile {
+    fn insert_commands(&mut self, rows: &[CommandLogRow]) -> Result<(), StoreError> {
+        let transaction = self.session.raw().unchecked_transaction()?;
+        let instance = self.instance.as_ref().map(ServerId::as_str);
+        for row in rows {
+            run(
+                Conn::Sqlite(&self.session),
+                "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                (
+                    row.at,
+                    row.device_id.to_string(),
+                    if row.up { "up" } else { "down" },
+                    row.command,
+                    row.msg_id,
+                    &row.raw,
+                    row.epoch,
+                    instance,
+                ),
+            )?;
+        }
+        Ok(transaction.commit()?)
     }
-    let transaction = session.raw().unchecked_transaction()?;
-    for row in rows {
-        run(
-            Conn::Sqlite(session),
-            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-            (
-                row.at,
-                row.device_id.to_string(),
-                if row.up { "up" } else { "down" },
-                row.command,
-                row.msg_id,
-                &row.raw,
-                row.epoch,
-                server_id.map(ServerId::as_str),
-            ),
-        )?;
-    }
-    Ok(transaction.commit()?)
-}
 
-fn prune(session: &SqliteSession, before: i64, rows_max: u32) -> Result<(), StoreError> {
-    run(
-        Conn::Sqlite(session),
-        "DELETE FROM cmd_log WHERE id IN (SELECT id FROM cmd_log WHERE at < $1 ORDER BY at LIMIT $2)",
-        (before, rows_max),
-    )?;
-    Ok(())
+    fn insert_deliveries(&mut self, rows: &[DeliveryLogRow]) -> Result<(), StoreError> {
+        let transaction = self.session.raw().unchecked_transaction()?;
+        let instance = self.instance.as_ref().map(ServerId::as_str);
+        for row in rows {
+            run(
+                Conn::Sqlite(&self.session),
+                "INSERT INTO delivery_log (at, endpoint, pos, event_id, event_type, key, attempt, status, took_ms, \
+                 outcome, reason, instance) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+                (
+                    row.at,
+                    &*row.endpoint,
+                    row.pos,
+                    &row.event_id,
+                    &row.event_type,
+                    &row.key,
+                    row.attempt,
+                    row.status,
+                    row.took_ms,
+                    row.outcome.as_str(),
+                    &row.reason,
+                    instance,
+                ),
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn prune(&mut self, log: Log, before: i64, rows_max: u32) -> Result<usize, StoreError> {
+        run(Conn::Sqlite(&self.session), log.prune_sql(), (before, rows_max))
+    }
+
+    fn look_after(&mut self) {}
 }

@@ -4,7 +4,7 @@
 //! shards, API ──▶ jobs (bounded) ──▶ writer thread ──▶ outcomes (bounded) ──▶ delivery thread ──▶ Reply, Notify
 //!            ├──▶ latest values ───────┘ (when no job waits)
 //!            ├──▶ queries (bounded) ──▶ 2 reader threads
-//!            └──▶ command log (bounded, lossy) ──▶ log thread, a file of its own
+//!            └──▶ logs (bounded, lossy) ──▶ log thread, a file of its own
 //! ```
 //!
 //! Invariants:

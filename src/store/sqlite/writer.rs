@@ -10,17 +10,18 @@ use std::{
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{
-    cmd_log,
+    cmd_log::{self, LogFile},
     db::{Db, open_reader},
 };
 use crate::{
     gateway::card::CardRules,
     model::{OrderNumbers, ServerId},
     store::{
-        CommandLogRow, Job, Latest, Notify, ReadCall, Reply, Store, StoreError, StoreHealth,
+        CommandLogRow, DeliveryLogRow, Job, Latest, Notify, ReadCall, Reply, Store, StoreError, StoreHealth,
         counters::{StoreCounters, add},
         delivery::{DELIVERIES_MAX, Delivery, guarded},
         front::{Front, LogMessage},
+        logs,
         sql::{Limits, conn::Conn, read::SqlReader},
         threads::{Running, Threads},
     },
@@ -146,10 +147,9 @@ impl SqliteStore {
                 delivery.hand_out(&*notify);
             }
         })?;
-        let (log_counters, server_id) = (Arc::clone(&counters), options.server_id);
-        threads.start("store-cmd-log", move || {
-            cmd_log::write(&log_db, &back.log, &log_counters, server_id.as_ref());
-        })?;
+        let log_counters = Arc::clone(&counters);
+        let mut log_file = LogFile { session: log_db, instance: options.server_id };
+        threads.start("store-logs", move || logs::write(&mut log_file, &back.log, &log_counters))?;
         for conn in readers {
             let calls = back.reads.clone();
             threads.start("store-reader", move || {
@@ -184,6 +184,10 @@ impl Store for SqliteStore {
 
     fn append(&self, rows: Vec<CommandLogRow>) {
         self.front.append(rows);
+    }
+
+    fn append_deliveries(&self, rows: Vec<DeliveryLogRow>) {
+        self.front.append_deliveries(rows);
     }
 
     fn read(&self, call: ReadCall) -> Result<(), ReadCall> {
@@ -290,9 +294,8 @@ impl Writer {
         for job in jobs.drain(..) {
             if let Job::Prune(prune) = job {
                 // Lossy as its rows are: an hour later it is asked again.
-                let (before, rows_max) = (prune.log_before, prune.rows_max);
-                if self.log.try_send(LogMessage::Prune { before, rows_max }).is_err() {
-                    log::warn!("command log is not pruned this time: its queue is full");
+                if self.log.try_send(LogMessage::Prune(prune.into())).is_err() {
+                    log::warn!("the logs are not pruned this time: their queue is full");
                 }
             }
         }

@@ -270,3 +270,192 @@ fn bkv_part(
 pub(super) const fn is_start(command: &OrderCommand) -> bool {
     matches!(command.record.body, CommandBody::Start { .. })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ChargeSpec, CommandState, OrderNo};
+    use crate::protocol::ap3000::body::{ChargeControl, ChargeControlReply, Settlement};
+    use crate::protocol::ap3000::encode::{self, Header};
+    use crate::protocol::ap3000::wire::Raw;
+    use crate::protocol::bkv::body::{ChargeEnd, EndBlock};
+    use crate::protocol::bkv::{HoleStatus, device, encode as bkv_encode};
+    use crate::store::CommandRecord;
+
+    fn order(device_id: &str) -> Order {
+        Order::pending(OrderNo::parse("THD6H0BG6NY8TR00").unwrap(), device_id.parse().unwrap(), 1, 1_000)
+    }
+
+    fn start(order: &Order, msg_id: u32) -> OrderCommand {
+        let spec = ChargeSpec { mode: ChargeMode::Full, paid_cent: None, stop_when_full: false };
+        let record = CommandRecord {
+            id: 42,
+            device_id: order.device_id,
+            order_no: Some(order.order_no),
+            body: CommandBody::Start { port_no: 1, spec, card: None },
+            state: CommandState::Acked.as_str().to_owned(),
+            attempts: 1,
+            reason: None,
+            result: None,
+            created_at: 1_000,
+            written_at: Some(1_001),
+            updated_at: 1_002,
+            not_after: 31_000,
+            request_id: None,
+        };
+        OrderCommand { record, msg_id, epoch: Some(1), maybe_written: false }
+    }
+
+    fn record(at: i64, up: bool, raw: Vec<u8>) -> FrameRecord {
+        FrameRecord { id: at, at, up, command: 0, msg_id: 0, raw, epoch: Some(1), instance: None }
+    }
+
+    fn ap3000(at: i64, up: bool, msg_id: u16, write: impl FnOnce(&mut Vec<u8>, &Header)) -> FrameRecord {
+        let DeviceId::Ap3000(phy_id) = order("40aace04").device_id else { panic!("an AP3000 id") };
+        let mut raw = Vec::new();
+        write(&mut raw, &Header { magic: *b"DNY", phy_id, msg_id });
+        record(at, up, raw)
+    }
+
+    fn control(at: i64, msg_id: u16, order_no: [u8; 16]) -> FrameRecord {
+        ap3000(at, false, msg_id, |raw, header| encode::charge_control(raw, header, &ChargeControl::stop(0, order_no)))
+    }
+
+    fn reply(at: i64, msg_id: u16, result: ChargeResult, order_no: [u8; 16]) -> FrameRecord {
+        let reply = ChargeControlReply { result, order_no: Some(Raw(order_no)), ..ChargeControlReply::default() };
+        ap3000(at, true, msg_id, |raw, header| encode::charge_control_reply(raw, header, &reply))
+    }
+
+    fn report(at: i64, msg_id: u16, order_no: [u8; 16]) -> FrameRecord {
+        let report = Settlement { start_mode: StartMode::ONLINE, order_no: Raw(order_no), ..Settlement::default() };
+        ap3000(at, true, msg_id, |raw, header| encode::settlement(raw, header, &report))
+    }
+
+    fn answer(at: i64, msg_id: u16) -> FrameRecord {
+        ap3000(at, false, msg_id, |raw, header| encode::result_reply(raw, header, 0x03, 0))
+    }
+
+    fn parts(order: &Order, commands: &[OrderCommand], frames: Vec<FrameRecord>) -> Vec<(i64, Part)> {
+        let told = of_order(order, commands, &[], frames);
+        told.into_iter().map(|told| (told.frame.at, told.part)).collect()
+    }
+
+    #[test]
+    fn an_ap3000_command_is_known_by_the_lower_half_of_its_id() {
+        let order = order("40aace04");
+        let (number, other) = (*order.order_no.as_bytes(), [9; 16]);
+        let commands = [start(&order, 0x0005_0007)];
+        let frames = vec![
+            control(1, 7, number),
+            control(2, 8, other),
+            reply(3, 8, ChargeResult::SUCCESS, other),
+            control(4, 7, number),
+            reply(5, 7, ChargeResult::SAME_STATE, number),
+            record(6, true, b"link".to_vec()),
+        ];
+        let write = |write| Part::Command { command: 0, write, same_bytes: true };
+        let done = Part::Reply { command: Some(0), ok: true, said: "ok", code: 2 };
+        assert_eq!(parts(&order, &commands, frames), [(1, write(1)), (4, write(2)), (5, done)]);
+    }
+
+    #[test]
+    fn a_refusal_says_what_the_device_said() {
+        let order = order("40aace04");
+        let number = *order.order_no.as_bytes();
+        let frames = vec![control(1, 7, number), reply(2, 7, ChargeResult::SAME_STATE, number)];
+        let [_, (_, Part::Reply { ok: false, said, code: 2, .. })] = parts(&order, &[start(&order, 7)], frames)[..]
+        else {
+            panic!("a start that was written once is not done before")
+        };
+        assert_eq!(said, ChargeResult::SAME_STATE.text());
+    }
+
+    #[test]
+    fn a_stop_without_a_row_is_known_by_the_orders_number() {
+        let order = order("40aace04");
+        let number = *order.order_no.as_bytes();
+        let frames = vec![control(1, 3, number), reply(2, 3, ChargeResult::SUCCESS, number), control(3, 4, [9; 16])];
+        let done = Part::Reply { command: None, ok: true, said: "ok", code: 0 };
+        assert_eq!(parts(&order, &[], frames), [(1, Part::OwnStop), (2, done)]);
+    }
+
+    #[test]
+    fn an_answer_belongs_to_the_last_report_with_its_id() {
+        let order = order("40aace04");
+        let (number, other) = (*order.order_no.as_bytes(), [9; 16]);
+        let frames = vec![
+            report(1, 5, number),
+            // Counted anew behind a restart of the device: the same id, another record.
+            report(2, 5, other),
+            answer(3, 5),
+            report(4, 6, number),
+            answer(5, 6),
+            answer(6, 6),
+        ];
+        let (first, again) = (Part::EndReport { again: false }, Part::EndReport { again: true });
+        assert_eq!(parts(&order, &[], frames), [(1, first), (4, again), (5, Part::EndAnswer)]);
+    }
+
+    #[test]
+    fn a_bkv_report_is_known_by_its_charge_and_its_answer_by_the_socket() {
+        let order = order("86100000000001");
+        let DeviceId::Gateway(gateway_id) = order.device_id else { panic!("a gateway") };
+        let end = |at, socket, business_no| {
+            let block = EndBlock {
+                socket,
+                fw: crate::protocol::Hex([1, 2]),
+                temp_c: 30,
+                rssi: 20,
+                hole: 0,
+                status: HoleStatus(0x90),
+                business_no,
+                power_dw: 0,
+                current_ma: 0,
+                energy_wh: 100,
+                charged_min: 10,
+            };
+            let mut raw = Vec::new();
+            device::charge_end(&mut raw, gateway_id, &ChargeEnd { block });
+            record(at, true, raw)
+        };
+        let ack = |at, socket| {
+            let mut raw = Vec::new();
+            bkv_encode::end_ack(&mut raw, gateway_id, 0x0C, socket, true);
+            record(at, false, raw)
+        };
+        let settlement = SettlementRecord {
+            id: 1,
+            order_no: Some(order.order_no),
+            port_no: 1,
+            business_no: Some(7),
+            duration_seconds: 600,
+            energy_wh: 100,
+            amount_cent: None,
+            raw: Vec::new(),
+            at: 1,
+        };
+        let stray = SettlementRecord { id: 2, order_no: None, business_no: Some(8), ..settlement.clone() };
+        let frames = vec![
+            end(1, 0, 7),
+            ack(2, 1),
+            ack(3, 0),
+            // Answered in two forms at once.
+            ack(3, 0),
+            end(4, 0, 8),
+            ack(5, 0),
+            end(6, 0, 7),
+        ];
+        let told = of_order(&order, &[], &[settlement, stray], frames);
+        let parts: Vec<_> = told.into_iter().map(|told| (told.frame.at, told.part)).collect();
+        let (first, again) = (Part::EndReport { again: false }, Part::EndReport { again: true });
+        assert_eq!(parts, [(1, first), (3, Part::EndAnswer), (3, Part::EndAnswer), (6, again)]);
+    }
+
+    #[test]
+    fn pushes_of_a_gateway_are_not_looked_at() {
+        let order = order("86100000000001");
+        let ids = |filter: &FrameFilter| (filter.commands.clone(), filter.msg_ids.clone());
+        let asked: Vec<_> = filters(&order, &[start(&order, 9)], (0, 1)).iter().map(ids).collect();
+        assert_eq!(asked, [(vec![CONTROL, NETWORK, PACKET], Some(vec![9])), (vec![CONTROL], Some(vec![0]))]);
+    }
+}

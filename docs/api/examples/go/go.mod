@@ -1,0 +1,3 @@
+module example.com/chargegate-client
+
+go 1.19
