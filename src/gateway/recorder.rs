@@ -139,8 +139,20 @@ impl Recorder {
         head[24..28].copy_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
         head[28..].copy_from_slice(&flags.to_le_bytes());
         *trail = Trail(self.head);
-        self.put(&head);
-        self.put(kept);
+        let len = HEAD_LEN + kept.len();
+        match self.ring.get_mut(self.place..self.place + len).and_then(|place| place.split_first_chunk_mut()) {
+            Some((head_place, raw_place)) => {
+                *head_place = head;
+                raw_place.copy_from_slice(kept);
+                self.place += len;
+                self.head += len as u64;
+            }
+            // Around the end of the ring.
+            None => {
+                self.put(&head);
+                self.put(kept);
+            }
+        }
     }
 
     fn put(&mut self, bytes: &[u8]) {
@@ -148,7 +160,7 @@ impl Recorder {
         let (until_end, rest) = bytes.split_at(first);
         self.ring[self.place..self.place + first].copy_from_slice(until_end);
         self.ring[..rest.len()].copy_from_slice(rest);
-        self.place = if rest.is_empty() && self.place + first < self.size { self.place + first } else { rest.len() };
+        self.place = if rest.is_empty() { self.place + first } else { rest.len() };
         self.head += bytes.len() as u64;
     }
 
