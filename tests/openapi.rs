@@ -396,6 +396,17 @@ fn answers_and_events_are_as_they_are_described() {
     let msg_id = charger.settle(&end);
     charger.expect(msg_id, 0x03, &[0]);
     gateway.order_becomes(&order_no, "completed");
+    charger.line.send(&[0; 8]);
+    let anomaly = until("noise is an anomaly", || {
+        let listed = described.get("/api/v1/admin/anomalies", &[], "?kind=noise", 200);
+        listed.data()["items"][0]["id"].as_str().map(str::to_owned)
+    });
+    described.get("/api/v1/admin/anomalies/{name}", &[&anomaly], "", 200);
+    let disconnect = "/api/v1/admin/devices/{device}/disconnect";
+    let closed = described.post(disconnect, &[CHARGER], &json!({}), 200);
+    let connection = closed.data()["connection"].as_str().expect("a name");
+    described.get("/api/v1/admin/connections/{name}/frames", &[connection], "", 200);
+    described.post(disconnect, &[CHARGER], &json!({}), 400);
     drop(charger);
     until("the device is told to be offline or busy", || {
         (described.get(&third("/devices/{device}/status"), &[CHARGER], "", 200).status == 200).then_some(())
