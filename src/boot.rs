@@ -455,6 +455,7 @@ impl Gateway {
             text += &format!("{what:<12} {}\n", address.addr);
         }
         text += &format!("{:<12} http://{http}/api/v1/third\n", "API");
+        text += &format!("{:<12} http://{http}/\n", "console");
         text += &format!("{:<12} http://{http}/healthz /readyz /metrics\n", "health");
         if let Some(key) = &self.made_key {
             text += &format!("{:<12} {key}   (send it as X-Api-Key)\n", "API key");

@@ -6,6 +6,14 @@ mod browser;
 #[macro_use]
 mod gateway;
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    thread,
+};
+
 use browser::{Browser, DOWN, ENTER, ESCAPE};
 use chargegate_loadtest::device::{Ap3000Device, Behaviour};
 use gateway::{Engine, Gateway, KEY, driven::Driven, until};
@@ -100,8 +108,13 @@ fn an_operator_starts_a_charge_watches_it_and_reads_what_happened() {
     browser.says(".head .badge", "charging");
     browser.says(".timeline", "order.created");
     browser.says(".timeline", "charging.started");
-    browser.click(".timeline li summary");
-    browser.says(".timeline li details", "order");
+    browser.says(".steps li.done:nth-child(4)", "Charging");
+    // Who asked for it, and the start as it was on the wire, in words and bytes.
+    browser.click(".timeline li[data-kind='request'] summary");
+    browser.says(".timeline li[data-kind='request'] dl", "tests");
+    browser.click(".timeline li[data-kind='frame'] summary");
+    browser.says(".timeline li[data-kind='frame'] .lines", "charge_control");
+    browser.says(".timeline li[data-kind='frame'] .hex", "44 4e 59");
     browser.press(".head", "Stop");
     browser.press("dialog", "Stop");
     browser.says(".head .badge", "stopped");
@@ -170,6 +183,160 @@ fn a_key_that_must_sign_signs_in_the_browser() {
     browser.press(".port[aria-label='Port 1']", "Stop");
     browser.press("dialog", "Stop the charge");
     browser.until("the charge ends", || browser.look(".port[aria-label='Port 1']:not([data-status='charging'])"));
+    nothing_to_complain_of(&browser);
+}
+
+/// A third party that answers every delivery with the status that the test sets.
+struct Moody {
+    server: Arc<tiny_http::Server>,
+    status: Arc<AtomicU16>,
+}
+
+impl Moody {
+    fn start(status: u16) -> Self {
+        let server = Arc::new(tiny_http::Server::http("127.0.0.1:0").expect("a port of the kernel's choosing"));
+        let status = Arc::new(AtomicU16::new(status));
+        let (listening, answered) = (Arc::clone(&server), Arc::clone(&status));
+        thread::spawn(move || {
+            for request in listening.incoming_requests() {
+                // A gateway that ended takes no answer.
+                drop(request.respond(tiny_http::Response::empty(answered.load(Ordering::Relaxed))));
+            }
+        });
+        Self { server, status }
+    }
+
+    fn endpoints(&self) -> String {
+        let addr = self.server.server_addr().to_ip().expect("a TCP address");
+        let events = ["order.created", "order.settled"];
+        json!([{"name": "shop", "url": format!("http://{addr}/"), "secret": "s", "events": events}]).to_string()
+    }
+}
+
+impl Drop for Moody {
+    fn drop(&mut self) {
+        self.server.unblock();
+    }
+}
+
+#[test]
+fn dead_letters_are_looked_at_and_driven_again() {
+    // 404 is final: nothing is tried again.
+    let shop = Moody::start(404);
+    let endpoints = shop.endpoints();
+    let variables =
+        [("CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true"), ("CHARGEGATE_WEBHOOK_ENDPOINTS", endpoints.as_str())];
+    let gateway = start(&variables);
+    let (id, _device) = charger(&gateway);
+    let charge = json!({"port_no": 1, "mode": "time", "duration_minutes": 1});
+    let order_no = gateway.charge(&id, &charge);
+    gateway.order_becomes(&order_no, "completed");
+
+    let browser = console(&gateway);
+    sign_in(&browser, KEY);
+    go(&browser, "#/webhooks", "Webhooks");
+    browser.says("tbody tr", "shop");
+    browser.keys(&["j", ENTER]);
+    browser.says("#main h1", "shop");
+    browser.says("tbody", &order_no);
+    browser.says("tbody", "http_404");
+    browser.until("both events are dead", || {
+        (browser.run("return document.querySelectorAll('tbody tr').length") == 2).then_some(())
+    });
+
+    // One by choice, the other as the rest.
+    shop.status.store(204, Ordering::Relaxed);
+    browser.click("tbody tr:last-child input");
+    browser.press("#main", "Redrive 1");
+    browser.says("#toasts", "1 dead letter will be delivered again");
+    browser.until("one is left", || {
+        (browser.run("return document.querySelectorAll('tbody tr').length") == 1).then_some(())
+    });
+    browser.press("#main", "Redrive all");
+    browser.says("[role='tabpanel']", "No dead letters.");
+    browser.press("#main", "Deliveries");
+    browser.says("tbody", "delivered");
+    browser.says("tbody", "http_404");
+
+    browser.press("#main", "Send a test event");
+    browser.says("#toasts", "took the test event");
+    browser.press("#main", "Disable");
+    browser.press("dialog", "Disable");
+    browser.says(".head .badge", "disabled");
+    browser.press("#main", "Enable");
+    browser.press("dialog", "Enable");
+    browser.says(".head .badge", "delivering");
+    nothing_to_complain_of(&browser);
+}
+
+#[test]
+fn a_device_is_looked_into_by_its_frames_and_sent_away() {
+    let gateway = start(&[]);
+    let (id, _device) = charger(&gateway);
+    let browser = console(&gateway);
+    sign_in(&browser, KEY);
+    go(&browser, &format!("#/devices/{id}"), &id);
+    browser.press("#main", "Frames");
+    browser.says(".frames", "AP3000");
+    browser.click(".frames li:first-child summary");
+    browser.says(".frames .hex", "44 4e 59");
+    let connected_at = gateway.get(&format!("devices/{id}")).data()["connected_at"].clone();
+    browser.press("#main", "Disconnect");
+    browser.press("dialog", "Disconnect");
+    browser.says("#toasts", "The connection is closed");
+    until("it came back", || {
+        let device = gateway.get(&format!("devices/{id}")).data().clone();
+        (device["online"] == true && device["connected_at"] != connected_at).then_some(())
+    });
+
+    // A parameter is wanted, told and kept.
+    browser.press("#main", "Parameters");
+    browser.press("#main", "Read from the device");
+    browser.says("[role='tabpanel'] tbody", "as reported");
+    nothing_to_complain_of(&browser);
+}
+
+#[test]
+fn an_instance_is_drained_and_takes_devices_again() {
+    let gateway = start(&[]);
+    let (id, _device) = charger(&gateway);
+    let browser = console(&gateway);
+    sign_in(&browser, KEY);
+    browser.says(".head .badge", "ready");
+    browser.press(".head", "Drain");
+    // Nothing happens without a second word.
+    browser.press("dialog", "Cancel");
+    assert_eq!(gateway.request("GET", "/api/v1/admin/drain", Some(KEY), None).data()["draining"], false);
+    browser.press(".head", "Drain");
+    browser.press("dialog", "Drain");
+    browser.says(".head .badge", "draining");
+    assert_eq!(browser.text_of("[role='switch']"), "Take devices again");
+    browser.press(".head", "Take devices again");
+    browser.press("dialog", "Take devices");
+    browser.says(".head .badge", "ready");
+    gateway.knows_port(&id, 1);
+    nothing_to_complain_of(&browser);
+}
+
+#[test]
+fn keys_are_made_shown_once_and_deleted() {
+    let gateway = start(&[]);
+    let browser = console(&gateway);
+    sign_in(&browser, KEY);
+    go(&browser, "#/keys", "Keys");
+    browser.says("tbody", "configuration");
+    browser.press(".head", "New key");
+    browser.fill("dialog [name='name']", "billing");
+    browser.press("dialog", "Create");
+    let key = browser.text_of("dialog .secret");
+    assert_eq!(gateway.request("GET", "/api/v1/third/devices", Some(&key), None).status, 200);
+    browser.press("dialog", "Done");
+    browser.until("the new key is listed", || browser.text_of("tbody").contains("billing").then_some(()));
+    assert!(!browser.text().contains(&key));
+    browser.press("tbody", "Delete");
+    browser.press("dialog", "Delete");
+    browser.until("it is gone", || (!browser.text_of("tbody").contains("billing")).then_some(()));
+    gateway.request("GET", "/api/v1/third/devices", Some(&key), None).refused(401, "UNAUTHORIZED");
     nothing_to_complain_of(&browser);
 }
 
@@ -300,7 +467,8 @@ fn it_fits_a_phone_and_reads_in_the_dark() {
             go(&browser, route, heading);
             browser.says("#pulse", if phone { "" } else { "Live" });
             browser.until("the view has looked", || browser.look("#pulse[data-state='live']"));
-            let too_wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
+            let too_wide = browser
+                .run("return Math.max(0, document.documentElement.scrollWidth - document.documentElement.clientWidth)");
             assert_eq!(too_wide, 0, "{route} at {width} wide");
             assert_eq!(browser.run(PALE_TEXTS), none, "{route} in the {scheme}");
             assert_eq!(browser.run(NAMELESS), none, "{route}");

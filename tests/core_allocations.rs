@@ -11,7 +11,9 @@ use std::{
 
 use chargegate::{
     gateway::{
-        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId, directory::Directory,
+        ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId,
+        directory::Directory,
+        inquiry::{Answer, Inquiry, Question, RECALLED_MAX, Reply},
     },
     model::Protocol,
     store::{Bound, Job, Outcome},
@@ -50,9 +52,12 @@ struct Gateway {
 
 impl Gateway {
     fn new() -> Self {
+        Self::with(CoreConfig::new(ShardId(0)))
+    }
+
+    fn with(config: CoreConfig) -> Self {
         let limits = Arc::new(ConnectionLimits::new(10, 10));
         let metrics = Metrics::new(1).claim_shard(0).unwrap();
-        let config = CoreConfig::new(ShardId(0));
         let mut core = Core::new(config, Arc::new(Directory::default()), limits, metrics);
         let now = Now { mono_ms: 1, unix_ms: 1_767_225_600_000 };
         let conn = core.accept(now, IpAddr::V4(Ipv4Addr::LOCALHOST), Listener::Devices).unwrap();
@@ -127,6 +132,29 @@ fn an_ap3000_heartbeat_allocates_nothing() {
 fn a_bkv_heartbeat_allocates_nothing() {
     let heartbeat = vector("bkv.jsonl", "heartbeat_up");
     assert_eq!(Gateway::new().allocations_of(&heartbeat), 0);
+}
+
+/// Both ways, and around the end of the ring: a recorder of 64 KiB is full after a few hundred heartbeats.
+#[test]
+fn recording_allocates_nothing() {
+    for (file, name) in [("ap3000.jsonl", "21_heartbeat_up_vendor"), ("bkv.jsonl", "heartbeat_up")] {
+        let heartbeat = vector(file, name);
+        let mut gateway = Gateway::with(CoreConfig { recorder_bytes: 64 * 1024, ..CoreConfig::new(ShardId(0)) });
+        let total: usize = (0..20).map(|_| gateway.allocations_of(&heartbeat)).sum();
+        assert_eq!(total, 0, "{name}");
+        let (told, answer) = std::sync::mpsc::channel();
+        let reply = Reply::new(move |answer| told.send(answer).unwrap());
+        let question = Question::RecallConnection(gateway.conn);
+        let inquiry = Message::Inquiry(Box::new(Inquiry { question, reply }));
+        gateway.core.message(gateway.now, inquiry, &mut gateway.effects);
+        for (reply, answer) in gateway.effects.answers.drain(..) {
+            reply.send(answer);
+        }
+        let Ok(Answer::Recalled(recalled)) = answer.recv() else { panic!("{name}") };
+        assert_eq!(recalled.frames.len(), RECALLED_MAX, "{name}");
+        let ups = recalled.frames.iter().filter(|frame| frame.raw[..] == heartbeat[..]).count();
+        assert_eq!(ups, RECALLED_MAX / 2, "{name}: each with its reply");
+    }
 }
 
 #[test]

@@ -6,10 +6,12 @@ mod cluster;
 mod gateway;
 mod services;
 
+use std::fs;
+
 use cluster::{Cluster, Options};
 use gateway::{
     Answer, Engine, Gateway, KEY,
-    receiver::{Delivery, Receiver},
+    receiver::{Delivery, Receiver, SECRET},
     until,
     wire::Ap3000,
 };
@@ -153,6 +155,61 @@ fn an_endpoint_gets_what_comes_after_it_signed_by_the_secret_that_was_shown() {
     for secret in [&first, &second, &again] {
         assert!(!log.contains(secret.as_str()), "no secret is logged");
     }
+}
+
+#[test]
+fn a_reload_of_the_configuration_stands_beside_what_the_api_made() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("chargegate.toml");
+    let write = |keys: &[(&str, &str)], endpoints: &[(&str, &Receiver)]| {
+        let mut text = String::new();
+        for (name, key) in keys {
+            text += &format!("[[api.keys]]\nname = '{name}'\nkey = '{key}'\n");
+        }
+        for (name, receiver) in endpoints {
+            let url = receiver.url();
+            text += &format!("[[webhook.endpoints]]\nname = '{name}'\nurl = '{url}'\nsecret = '{SECRET}'\n");
+        }
+        fs::write(&file, text).expect("written");
+    };
+    write(&[("root", KEY)], &[]);
+    let variables = [
+        ("CHARGEGATE_API_KEYS", ""),
+        ("CHARGEGATE_CONFIG", file.to_str().expect("UTF-8")),
+        ("CHARGEGATE_WEBHOOK_ALLOW_PRIVATE_TARGETS", "true"),
+    ];
+    let gateway = Gateway::start(Engine::Mio, &variables).expect("mio runs everywhere");
+    let becomes = |key: &str, status: u16| {
+        until(&format!("the key's answer is {status}"), || (uses(&gateway, key, "devices") == status).then_some(()));
+    };
+    let made = text(&done(&gateway.post(KEYS, &json!({"name": "billing"})), 201)["key"]);
+    let (of_file, of_store) = (Receiver::start(), Receiver::start());
+    let body = json!({"name": "erp", "url": of_store.url(), "secret": SECRET});
+    done(&gateway.post(WEBHOOKS, &body), 201);
+
+    let before = pusher_reloads(&gateway);
+    write(&[("root", KEY), ("second", "second-key")], &[("crm", &of_file)]);
+    gateway.signal(libc::SIGHUP);
+    becomes("second-key", 200);
+    assert_eq!(uses(&gateway, &made, "devices"), 200);
+    pusher_follows(&gateway, before);
+    Ap3000::online(gateway.devices, "40000001", 1);
+    for receiver in [&of_file, &of_store] {
+        delivered(receiver, "device.registered", "40000001").iter().for_each(|delivery| drop(delivery.verified()));
+    }
+
+    // The file takes the name, and lets go of it.
+    write(&[("root", KEY), ("billing", "billing-of-the-file")], &[]);
+    gateway.signal(libc::SIGHUP);
+    becomes("billing-of-the-file", 200);
+    assert_eq!(uses(&gateway, &made, "devices"), 401);
+    assert_eq!(gateway.metric("chargegate_managed_left_out{why=\"shadowed\"}"), 1);
+    gateway.request("DELETE", &format!("{KEYS}/billing"), Some(KEY), None).refused(409, "READ_ONLY");
+    write(&[("root", KEY)], &[]);
+    gateway.signal(libc::SIGHUP);
+    becomes(&made, 200);
+    assert_eq!(uses(&gateway, "billing-of-the-file", "devices"), 401);
+    assert_eq!(gateway.metric("chargegate_managed_left_out{why=\"shadowed\"}"), 0);
 }
 
 #[test]

@@ -1,16 +1,23 @@
 //! `decode`: what stands in captured bytes, in words or as JSON.
+//!
+//! Bytes are hex text, read as one stream, or a dump: the JSON of `/admin/recorder`, `/admin/anomalies` or one of its entries, with
+//! or without the envelope. Of a dump each frame is explained for itself, with the time and the direction it says.
 
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use chargegate::protocol::Direction;
 use chargegate::protocol::ap3000::Magics;
-use chargegate::protocol::explain::findings;
+use chargegate::protocol::explain::{Finding, findings};
+use chargegate::protocol::{Direction, Hex};
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::{ConfigFile, EXIT_USAGE, print};
+use dump::Dump;
+
+mod dump;
 
 #[derive(Args, Debug)]
 pub(super) struct Decode {
@@ -19,7 +26,7 @@ pub(super) struct Decode {
     /// Print one JSON object per item and line
     #[arg(long)]
     json: bool,
-    /// File with hex text, "-" for standard input
+    /// File with hex text, or with the JSON that /admin/recorder or /admin/anomalies answers; "-" for standard input
     #[arg(long = "file", value_name = "PATH", required_unless_present = "hex", conflicts_with = "hex")]
     path: Option<PathBuf>,
     /// First bytes of AP3000 frames, may be repeated [default: ap3000.magics of the configuration]
@@ -66,6 +73,12 @@ impl Decode {
                 Err(error) => return usage(&format_args!("cannot read {}: {error}", path.display())),
             },
         };
+        if self.path.is_some() && Dump::is_one(&text) {
+            return match Dump::read(&text) {
+                Ok(dump) => self.show_dump(&dump, &magics),
+                Err(error) => usage(&error),
+            };
+        }
         let bytes = match parse(&text) {
             Ok(bytes) => bytes,
             Err(error) => return usage(&error),
@@ -83,6 +96,29 @@ impl Decode {
         })
     }
 
+    fn show_dump(&self, dump: &Dump, magics: &Magics) -> ExitCode {
+        print(|out| {
+            for (index, frame) in dump.frames.iter().enumerate() {
+                // The dump knows better than the option.
+                let direction = frame.direction.or(self.direction.map(Direction::from));
+                let mut findings = findings(&frame.raw, magics, direction);
+                if self.json {
+                    findings.try_for_each(|finding| {
+                        serde_json::to_writer(&mut *out, &Dumped { recorded: frame, finding })?;
+                        writeln!(out)
+                    })?;
+                    continue;
+                }
+                let gap = if index == 0 { "" } else { "\n" };
+                writeln!(out, "{gap}{frame}\n  {}", Hex(&frame.raw))?;
+                findings.try_for_each(|finding| {
+                    finding.to_string().lines().try_for_each(|line| writeln!(out, "  {line}"))
+                })?;
+            }
+            Ok(())
+        })
+    }
+
     fn magics(&self) -> Result<Magics, ExitCode> {
         let magics = if self.magic.is_empty() {
             Magics::new(&self.file.clone().load()?.ap3000.magics.0)
@@ -94,6 +130,14 @@ impl Decode {
             ExitCode::from(EXIT_USAGE)
         })
     }
+}
+
+/// One object of `--json` of a dump: what the dump says of a frame, and what stands in it.
+#[derive(Serialize)]
+struct Dumped<'a> {
+    recorded: &'a dump::Frame,
+    #[serde(flatten)]
+    finding: Finding<'a>,
 }
 
 fn read(path: &Path) -> io::Result<String> {

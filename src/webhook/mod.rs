@@ -287,6 +287,8 @@ impl Pusher {
             stopping: AtomicBool::new(false),
         });
         let checked = shared.check(endpoints)?;
+        // Before anybody else asks the store.
+        let begin = shared.begin();
         // One wake is as good as many.
         let (feed_wake, woken) = bounded(1);
         let feeding = Arc::clone(&shared);
@@ -295,7 +297,6 @@ impl Pusher {
             .spawn(move || feeding.feed(&woken))
             .map_err(EndpointError::Thread)?;
         let pusher = Self { shared, running: Mutex::default(), feed: Mutex::new(Some(feed)), feed_wake };
-        let begin = pusher.shared.begin();
         let mut running = pusher.running.lock();
         let started = checked.into_iter().try_for_each(|checked| {
             running.push(pusher.shared.run(checked, None, begin)?);

@@ -1,7 +1,10 @@
 //! A third party's end of the webhooks: takes every delivery and remembers it, in the order of arrival.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
 };
 
@@ -70,13 +73,15 @@ fn hex(bytes: &[u8]) -> String {
 pub(crate) struct Receiver {
     server: Arc<Server>,
     deliveries: Arc<Mutex<Vec<Delivery>>>,
+    status: Arc<AtomicU16>,
 }
 
 impl Receiver {
     pub(crate) fn start() -> Self {
         let server = Arc::new(Server::http("127.0.0.1:0").expect("a port of the kernel's choosing"));
         let deliveries = Arc::new(Mutex::new(Vec::new()));
-        let (listening, taken) = (Arc::clone(&server), Arc::clone(&deliveries));
+        let status = Arc::new(AtomicU16::new(204));
+        let (listening, taken, said) = (Arc::clone(&server), Arc::clone(&deliveries), Arc::clone(&status));
         thread::spawn(move || {
             for mut request in listening.incoming_requests() {
                 let mut body = Vec::new();
@@ -91,10 +96,15 @@ impl Receiver {
                 let (method, target) = (request.method().to_string(), request.url().to_owned());
                 taken.lock().expect("no test holds it in a panic").push(Delivery { method, target, headers, body });
                 // A gateway that was killed takes no answer.
-                drop(request.respond(Response::empty(204)));
+                drop(request.respond(Response::empty(said.load(Ordering::SeqCst))));
             }
         });
-        Self { server, deliveries }
+        Self { server, deliveries, status }
+    }
+
+    /// What it answers from now on; 204 at first.
+    pub(crate) fn answer(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
     }
 
     /// Where it takes deliveries.

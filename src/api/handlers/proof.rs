@@ -580,7 +580,7 @@ mod tests {
     use std::time::Duration;
 
     const DAY: Duration = Duration::from_secs(86_400);
-    const KEPT: Retention = Retention { events: DAY, commands: DAY, answers: DAY, command_log: DAY };
+    const KEPT: Retention = Retention { events: DAY, commands: DAY, answers: DAY, command_log: DAY, delivery_log: DAY };
     const CREATED: i64 = 1_800_000_000_000;
 
     fn order() -> Order {

@@ -166,6 +166,11 @@ impl Operation {
         self.success(status, text, Data::Plain(Shape::of::<T>()))
     }
 
+    /// A JSON object of a format of its own.
+    pub(super) fn object(self, text: &'static str) -> Self {
+        self.success(200, text, Data::Plain(Shape::object()))
+    }
+
     /// An answer of another media type than JSON.
     pub(super) fn other(self, status: u16, text: &'static str, media_type: &'static str) -> Self {
         self.success(status, text, Data::Text(media_type))

@@ -427,7 +427,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
             .empty(304, "The page of `If-None-Match` is the one."),
 
         RouteId::OpenApi => Operation::new(Tag::Operation, "This document")
-            .other(200, "OpenAPI 3.1.", "application/json")
+            .object("OpenAPI 3.1.")
             .empty(304, "The one of `If-None-Match` is the one."),
         RouteId::Docs => Operation::new(Tag::Operation, "This document as a page")
             .other(200, "The page.", "text/html; charset=utf-8")

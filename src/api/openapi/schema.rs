@@ -55,6 +55,11 @@ impl Shape {
         Self { schema: json!({"type": "string", "format": "binary"}), parts: Vec::new() }
     }
 
+    /// An object of a format of its own.
+    pub(super) fn object() -> Self {
+        Self { schema: json!({"type": "object"}), parts: Vec::new() }
+    }
+
     /// Lets it be something else as well.
     pub(super) fn either(&mut self, other: Value) {
         let schema = self.schema.take();

@@ -165,6 +165,7 @@ function tabs(label, panels) {
     },
   }, title));
   const panel = h('div', { role: 'tabpanel', id: `${id}-panel` });
+  const wrong = h('p', { class: 'note', hidden: true });
   const actions = h('div', { class: 'actions' });
   let chosen = -1;
   function choose(n) {
@@ -175,18 +176,39 @@ function tabs(label, panels) {
       attr(one, 'tabindex', index === n ? 0 : -1);
     });
     attr(panel, 'aria-labelledby', buttons[n].id);
+    panel.hidden = false;
+    wrong.hidden = true;
     panel.replaceChildren(panels[n][2].node);
     actions.replaceChildren(...(panels[n][2].actions ?? []));
     again();
   }
-  const node = h('section', { class: 'card' }, h('header', null, h('div', { class: 'segments', role: 'tablist', 'aria-label': label }, buttons), actions), panel);
+  const node = h('section', { class: 'card' }, h('header', null, h('div', { class: 'segments', role: 'tablist', 'aria-label': label }, buttons), actions), panel, wrong);
   choose(0);
-  return { node, poll: (signal) => panels[chosen][2].poll(signal) };
+  return {
+    node,
+    async poll(signal) {
+      const asked = chosen;
+      try {
+        await panels[asked][2].poll(signal);
+        wrong.hidden = true;
+        panel.hidden = false;
+      } catch (error) {
+        // What a panel cannot have is the panel's matter; what stands above goes on.
+        if (!(error instanceof Refused) || [401, 429].includes(error.status) || error.status >= 500) throw error;
+        if (asked !== chosen) return;
+        say(wrong, `${error.message}.`);
+        wrong.hidden = false;
+        panel.hidden = true;
+      }
+    },
+  };
 }
 
 route(/^\/devices\/([^/]+)$/, 'devices', ([id]) => {
   const path = `${THIRD}/devices/${id}`;
   let device = null;
+  let link = null;
+  let turns = 0;
   const state = badge();
   const name = h('span', { class: 'sub' });
   const score = h('b');
@@ -229,6 +251,7 @@ route(/^\/devices\/([^/]+)$/, 'devices', ([id]) => {
       ['Instance', device.instance], ['Signal', device.signal], ['Firmware', device.firmware], ['Module', device.module_version],
       ['ICCID', device.iccid], ['IMEI', device.imei], ['Printed number', device.printed_no], ['Name', device.name],
       ['Extensions', device.extensions ? 'allowed' : null],
+      ['Peer', link?.peer], ['Received', link && `${number(link.bytes_in)} bytes`, link && `${number(link.garbage_bytes)} of them no frame`], ['Sent', link && `${number(link.bytes_out)} bytes`],
     ].filter(([, value]) => value != null && value !== '');
     keyed(list, rows.flatMap(([title, value, long]) => [{ key: `${title}?`, title }, { key: title, value, long }]), (row) => row.key, (row) => {
       const cell = h(row.title ? 'dt' : 'dd');
@@ -247,6 +270,9 @@ route(/^\/devices\/([^/]+)$/, 'devices', ([id]) => {
     async poll(signal) {
       device = await get(path, signal);
       show();
+      if (session.may.admin && turns++ % 3 === 0) {
+        link = (await getIfThere('connections', `${ADMIN}/connections${query({ device_id: id, size: 1 })}`, signal))?.items[0] ?? null;
+      }
       await below.poll(signal);
     },
     gone(error) {
@@ -452,39 +478,68 @@ function paramsPanel(path, id) {
   };
 }
 
+/** A frame in words, with its bytes folded. */
+function frameNode(frame) {
+  const [first, ...rest] = frame.explained?.length ? frame.explained : [hex(frame.raw)];
+  const up = frame.direction === 'up';
+  return h('li', null, h('time', { datetime: frame.at, title: frame.at }, clock(frame.at, true)),
+    h('span', { class: `badge ${frame.skipped ? 'amber' : up ? 'green' : 'blue'} bare` }, up ? 'device' : 'gateway'),
+    h('div', { class: 'explained' }, h('div', { class: 'lines' }, frame.skipped && 'Skipped: ', first),
+      h('details', null, h('summary', null, `${count(frame.bytes ?? frame.raw.length / 2, 'byte')}${frame.truncated ? ', cut' : ''}`),
+        rest.length > 0 && h('div', { class: 'lines' }, rest.join('\n')), h('div', { class: 'hex' }, hex(frame.raw)))));
+}
+
 function framesPanel(id) {
   const list = h('ol', { class: 'frames' });
   const none = h('p', { class: 'note', hidden: true });
-  let seen = 0;
   const keys = new WeakMap();
   return {
     node: h('div', null, list, none),
-    actions: [h('a', { class: 'btn small', hidden: true })],
     async poll(signal) {
       const told = await getIfThere('recorder', `${ADMIN}/recorder/${id}`, signal);
       none.hidden = Boolean(told?.frames.length);
       say(none, told ? 'No frame of it is in the recorder.' : 'Recorded frames are not available on this gateway.');
       const times = new Map();
-      const frames = (told?.frames ?? []).toSorted((a, b) => Date.parse(b.at) - Date.parse(a.at)).slice(0, 60);
-      for (const frame of frames) {
-        // Two equal frames of one millisecond are two frames.
+      // Oldest first, as they are told: of one millisecond the later one is the later one.
+      for (const frame of told?.frames ?? []) {
         const key = `${frame.at} ${frame.direction} ${frame.raw}`;
         times.set(key, (times.get(key) ?? 0) + 1);
         keys.set(frame, `${key} ${times.get(key)}`);
       }
-      keyed(list, frames, (frame) => keys.get(frame), (frame) => {
-        const at = timeNode((value) => clock(value, true));
-        at.set(frame.at);
-        seen += 1;
-        const [first, ...rest] = frame.explained?.length ? frame.explained : [hex(frame.raw)];
-        return {
-          node: h('li', null, at.node, h('span', { class: `badge ${frame.direction === 'up' ? 'green' : 'blue'} bare` }, frame.direction === 'up' ? 'device' : 'gateway'),
-            h('div', { class: 'explained' }, h('div', { class: 'lines' }, first),
-              h('details', null, h('summary', null, `${count(frame.bytes ?? frame.raw.length / 2, 'byte')}${frame.truncated ? ', cut' : ''}`),
-                rest.length > 0 && h('div', { class: 'lines' }, rest.join('\n')), h('div', { class: 'hex' }, hex(frame.raw))))),
-          update() {},
-        };
-      });
+      keyed(list, (told?.frames ?? []).toReversed(), (frame) => keys.get(frame), (frame) => ({ node: frameNode(frame), update() {} }));
     },
   };
 }
+
+// ---- An anomaly, with the frames around it
+
+route(/^\/anomalies\/([^/]+)$/, 'overview', ([id]) => {
+  const list = h('div');
+  const frames = h('ol', { class: 'frames' });
+  const gone = h('p', { class: 'note', hidden: true });
+  const title = h('h1', null, 'Anomaly');
+  const who = h('span', { class: 'sub' });
+  const body = h('div', { class: 'two' },
+    h('section', { class: 'card' }, h('header', null, h('h2', null, 'Frames around it')), frames),
+    h('section', { class: 'card' }, h('header', null, h('h2', null, 'What')), h('div', { class: 'body' }, list)));
+  let shown = '';
+  return {
+    title: 'Anomaly',
+    node: h('div', null, h('p', { class: 'crumb' }, h('a', { href: '#/overview' }, 'Overview')), h('div', { class: 'head' }, title, who), gone, body),
+    async poll(signal) {
+      const one = await get(`${ADMIN}/anomalies/${encodeURIComponent(id)}`, signal);
+      const text = JSON.stringify(one);
+      if (text === shown) return;
+      shown = text;
+      say(title, spaced(one.kind));
+      who.replaceChildren(one.device_id ? h('a', { class: 'link mono', href: `#/devices/${one.device_id}` }, one.device_id) : one.peer ?? '');
+      list.replaceChildren(facts(one, ['frames', 'kind']));
+      frames.replaceChildren(...one.frames.map(frameNode));
+    },
+    gone(error) {
+      say(gone, error.message);
+      gone.hidden = false;
+      body.hidden = true;
+    },
+  };
+});

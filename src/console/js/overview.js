@@ -25,7 +25,7 @@ route(/^\/(?:overview)?$/, 'overview', () => {
   let draining = false;
   const drain = h('button', { class: 'btn', type: 'button', role: 'switch', 'aria-checked': 'false', hidden: true, onclick: () => toDrain() }, 'Drain');
   const instances = table([['Instance'], ['State'], ['Version', 'less'], ['Up', 'num'], ['Heard', 'num'], ['Connections', 'num']], { label: 'Instances', empty: 'This instance is alone: it shares its store with nobody.' });
-  const odd = table([['When'], ['Device'], ['Kind'], ['Detail', 'wide']], { label: 'Anomalies', empty: 'Nothing odd was seen.' });
+  const odd = table([['When'], ['Device or peer'], ['Kind'], ['Times', 'num'], ['Detail', 'wide less']], { label: 'Anomalies', empty: 'Nothing odd was seen.' });
   const wrong = h('p', { class: 'note', hidden: true });
   const node = h('div', null,
     h('div', { class: 'head' }, h('h1', null, 'Overview'), state.node, h('div', { class: 'actions' }, drain)),
@@ -83,7 +83,7 @@ route(/^\/(?:overview)?$/, 'overview', () => {
   async function rest(signal) {
     const [list, anomalies] = await Promise.all([
       getIfThere('instances', `${ADMIN}/instances`, signal),
-      getIfThere('anomalies', `${ADMIN}/anomalies`, signal),
+      getIfThere('anomalies', `${ADMIN}/anomalies?size=20`, signal),
     ]);
     // Who may ask for instances may ask for the drain, too, and a gateway that has none says so when it is asked.
     drain.hidden = missing.has('drain');
@@ -107,14 +107,16 @@ route(/^\/(?:overview)?$/, 'overview', () => {
       instances.say('Instances are not available on this gateway.');
     }
     if (anomalies === undefined) return odd.say('Anomalies are not available on this gateway.');
-    const items = Array.isArray(anomalies) ? anomalies : anomalies.items ?? anomalies.anomalies ?? [];
-    odd.set(items.slice(0, 50), (one) => one.id, (one) => {
-      const at = timeNode();
+    odd.set(anomalies.items, (one) => one.id, (one) => {
+      const [at, times] = [timeNode(), h('td', { class: 'num' })];
+      const href = `#/anomalies/${one.id}`;
       return {
-        node: rowNode(one.device_id ? `#/devices/${one.device_id}` : '#/overview', [h('td', null, at.node),
-          h('td', { class: 'mono' }, one.device_id ? h('a', { href: `#/devices/${one.device_id}` }, one.device_id) : '–'),
-          h('td', null, spaced(one.kind)), h('td', { class: 'wide', title: one.detail }, one.detail)]),
-        update: (row) => at.set(row.at),
+        node: rowNode(href, [h('td', null, h('a', { href }, at.node)), h('td', { class: 'mono' }, one.device_id ?? one.peer ?? '–'),
+          h('td', null, spaced(one.kind)), times, h('td', { class: 'wide less muted', title: one.detail }, one.detail)]),
+        update(row) {
+          at.set(row.last_at ?? row.at);
+          say(times, number(row.count ?? 1));
+        },
       };
     });
     return undefined;

@@ -185,8 +185,6 @@ function pager(go) {
   };
 }
 
-const notHere = (what) => h('p', { class: 'note' }, `${what} are not available on this gateway.`);
-
 // ---- Routes and polling
 
 /** Views: a pattern of the hash's path, and what makes `{title, node, poll}` of its parts and query. */
