@@ -10,11 +10,12 @@ use chargegate::{
     gateway::order::{Event, Verdict},
     model::{CommandState, DeviceId, Order, OrderNo, OrderStatus, ServerId},
     store::{
-        CommandLogRow, CommandUpdate, Created, DeliveryUpdate, FrameFilter, FrameRecord, Idempotency, Job, NewOrder,
-        OrderHistory, OrderJob, OrderWish, Outcome, ParkedDelivery, RequestRecord, Requester, SettlementKey,
+        CommandLogRow, CommandUpdate, Created, DeliveryLogRow, DeliveryOutcome, DeliveryUpdate, FrameFilter,
+        FrameRecord, Idempotency, Job, NewOrder, OrderHistory, OrderJob, OrderWish, Outcome, ParkedDelivery,
+        RequestRecord, Requester, SettlementKey,
     },
 };
-use store::{Bench, ON_POSTGRES, T0, ap, ap_settlement, bkv, bkv_settlement, order_job, until};
+use store::{Bench, T0, ap, ap_settlement, bkv, bkv_settlement, order_job, until};
 
 const ALWAYS: (i64, i64) = (i64::MIN, i64::MAX);
 
@@ -269,20 +270,20 @@ fn charging_bkv(bench: &Bench, business_no: u16, at: i64) -> Order {
     order
 }
 
-/// Writes an attempt into the log of deliveries.
-fn log_delivery(bench: &Bench, endpoint: &str, pos: i64, attempt: i64, status: Option<i64>, at: i64) {
-    let outcome = if status == Some(200) { "delivered" } else { "retry" };
-    let status = status.map_or("NULL".to_owned(), |status| status.to_string());
-    let sql = format!(
-        "INSERT INTO delivery_log (at, endpoint, pos, event_id, event_type, key, attempt, status, took_ms, outcome, reason) \
-         VALUES ({at}, '{endpoint}', {pos}, 'id-{pos}', 'order.created', 'key', {attempt}, {status}, 12, '{outcome}', NULL)"
-    );
-    if ON_POSTGRES {
-        bench.client().batch_execute(&sql).unwrap();
-    } else {
-        let log = rusqlite::Connection::open(bench.dir.path().join("chargegate-cmd_log.db")).unwrap();
-        log.busy_timeout(store::PATIENCE).unwrap();
-        log.execute_batch(&sql).unwrap();
+fn attempt(endpoint: &str, pos: i64, attempt: u8, status: Option<u16>, at: i64) -> DeliveryLogRow {
+    DeliveryLogRow {
+        at,
+        endpoint: endpoint.into(),
+        pos,
+        event_id: format!("id-{pos}"),
+        event_type: "order.created".to_owned(),
+        key: "key".to_owned(),
+        attempt,
+        status,
+        took_ms: 12,
+        outcome: if status == Some(200) { DeliveryOutcome::Delivered } else { DeliveryOutcome::Retry },
+        reason: None,
+        instance: None,
     }
 }
 
@@ -294,10 +295,12 @@ fn deliveries_of_an_orders_events_are_found() {
     let (other, _) = bench.created(ap(1), 2, None, T0);
     let pos_of = |order: &Order| bench.events(order.order_no)[0].pos;
     let (pos, other_pos) = (pos_of(&order), pos_of(&other));
-    log_delivery(&bench, "shop", pos, 1, None, T0 + 1);
-    log_delivery(&bench, "till", pos, 1, Some(200), T0 + 2);
-    log_delivery(&bench, "shop", other_pos, 1, Some(200), T0 + 3);
-    log_delivery(&bench, "shop", pos, 2, Some(500), T0 + 4);
+    bench.store.append_deliveries(vec![
+        attempt("shop", pos, 1, None, T0 + 1),
+        attempt("till", pos, 1, Some(200), T0 + 2),
+        attempt("shop", other_pos, 1, Some(200), T0 + 3),
+        attempt("shop", pos, 2, Some(500), T0 + 4),
+    ]);
     let parked = |pos, endpoint: &str| ParkedDelivery {
         endpoint: endpoint.to_owned(),
         pos,
@@ -311,11 +314,13 @@ fn deliveries_of_an_orders_events_are_found() {
         DeliveryUpdate::Dead(parked(pos, "gone")),
         DeliveryUpdate::Park(parked(other_pos, "shop")),
     ]));
+    until("the log is written", || history(&bench, &order).deliveries.len() == 3);
     let history = history(&bench, &order);
     let attempts: Vec<_> =
-        history.deliveries.iter().map(|row| (row.endpoint.as_str(), row.attempt, row.status, row.at - T0)).collect();
+        history.deliveries.iter().map(|row| (&*row.endpoint, row.attempt, row.status, row.at - T0)).collect();
     assert_eq!(attempts, [("shop", 1, None, 1), ("till", 1, Some(200), 2), ("shop", 2, Some(500), 4)]);
-    assert_eq!((history.deliveries[1].took_ms, history.deliveries[1].outcome.as_str()), (12, "delivered"));
+    assert_eq!((history.deliveries[1].took_ms, history.deliveries[1].outcome), (12, DeliveryOutcome::Delivered));
+    assert_eq!(history.deliveries[1].instance, Some(ServerId::new("test")));
     let waiting: Vec<_> = history.waiting.iter().map(|row| (row.endpoint.as_str(), row.dead, row.attempts)).collect();
     assert_eq!(waiting, [("gone", true, 2), ("shop", false, 2)]);
     assert_eq!(history.events.len(), 1);

@@ -61,8 +61,7 @@ pub use managed::{
 };
 pub use ota::{FirmwareKey, NewFirmware, NewOtaTask, OtaFilter, OtaJob, OtaOutcome, OtaStep, OtaUpdate};
 pub use proof::{
-    FrameFilter, FrameRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord,
-    WaitingDelivery,
+    FrameFilter, FrameRecord, OrderCommand, OrderHistory, OrderWish, RequestRecord, SettlementRecord, WaitingDelivery,
 };
 pub use records::{
     CardFilter, CommandLogRow, CommandRecord, DeviceFilter, DeviceRecord, EventRecord, Latest, OrderFilter, Page,

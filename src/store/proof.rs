@@ -2,7 +2,7 @@
 //!
 //! Rows as they are stored, nothing joined: which frame belongs to which order is for whoever knows the protocols.
 
-use super::{CommandRecord, EventRecord};
+use super::{CommandRecord, DeliveryLogRow, EventRecord};
 use crate::model::{DeviceId, OrderNo, ServerId};
 
 /// What a request wanted of an order.
@@ -91,7 +91,7 @@ pub struct OrderHistory {
     /// In their sequence.
     pub events: Vec<EventRecord>,
     /// Of these events, at most [`OrderHistory::ROWS_MAX`].
-    pub deliveries: Vec<LoggedDelivery>,
+    pub deliveries: Vec<DeliveryLogRow>,
     /// Endpoints that these events wait for or were given up for, at most [`OrderHistory::ROWS_MAX`].
     pub waiting: Vec<WaitingDelivery>,
 }
@@ -143,33 +143,6 @@ pub struct SettlementRecord {
     pub raw: Vec<u8>,
     /// Unix ms of its receipt.
     pub at: i64,
-}
-
-/// An attempt to deliver an event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoggedDelivery {
-    /// Unix ms of its end.
-    pub at: i64,
-    /// Endpoint name.
-    pub endpoint: String,
-    /// The event's position.
-    pub pos: i64,
-    /// Stable over retries.
-    pub event_id: String,
-    /// The event's type.
-    pub event_type: String,
-    /// From 1.
-    pub attempt: u32,
-    /// HTTP status; `None`: there was no answer.
-    pub status: Option<u16>,
-    /// How long it took, ms.
-    pub took_ms: u64,
-    /// `delivered`, `retry` or `dead`.
-    pub outcome: String,
-    /// Why it was not delivered.
-    pub reason: Option<String>,
-    /// The instance that sent it.
-    pub instance: Option<ServerId>,
 }
 
 /// An event that an endpoint does not have yet, or will not get.

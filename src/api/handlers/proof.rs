@@ -24,8 +24,8 @@ use crate::protocol::explain::explained;
 use crate::protocol::{Direction, Hex};
 use crate::store::payload::OrderObject;
 use crate::store::{
-    EventRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, Reader, RequestRecord, SettlementRecord,
-    WaitingDelivery,
+    DeliveryLogRow, DeliveryOutcome, EventRecord, OrderCommand, OrderHistory, OrderWish, Reader, RequestRecord,
+    SettlementRecord, WaitingDelivery,
 };
 use crate::time::Rfc3339;
 use wire::{Part, Told};
@@ -235,9 +235,9 @@ struct DeliveryObject {
     attempt: u32,
     /// HTTP status; null: no answer.
     status: Option<u16>,
-    latency_ms: Option<u64>,
+    latency_ms: Option<u32>,
     /// `delivered`, `retry` or `dead`; `parked`: the next attempt is still to come.
-    outcome: String,
+    outcome: &'static str,
     reason: Option<String>,
     /// Of `parked`: not before this.
     next_at: Option<Rfc3339>,
@@ -309,10 +309,9 @@ fn summary(order: &Order, history: &OrderHistory, told: &[Told]) -> Summary {
     let first = |which: &dyn Fn(&&Told) -> bool| told.iter().find(which).map(|told| told.frame.at);
     let event = |wanted: EventType| history.events.iter().find(|event| event.event_type == wanted.as_str());
     let requested = history.requests.iter().find(|request| request.wish == OrderWish::Create).map(|request| request.at);
-    let delivered = history
-        .deliveries
-        .iter()
-        .find(|delivery| delivery.event_type == EventType::OrderSettled.as_str() && delivery.outcome == "delivered");
+    let delivered = history.deliveries.iter().find(|delivery| {
+        delivery.event_type == EventType::OrderSettled.as_str() && delivery.outcome == DeliveryOutcome::Delivered
+    });
     let starts = history.commands.iter().filter(|command| wire::is_start(command));
     // Frames may be gone, or lost; the row counts too, but learns of a second write with the answer.
     let counted = starts.map(|start| u32::from(start.record.attempts)).sum();
@@ -343,6 +342,7 @@ fn gaps(order: &Order, history: &OrderHistory, told: &[Told], retention: &Retent
     kept_from("commands", "commands that came to an end", retention.commands);
     let frames_cut = kept_from("frames", "frames", retention.command_log);
     kept_from("events", "events", retention.events);
+    kept_from("deliveries", "attempts to deliver events", retention.delivery_log);
     if order.request_id.is_some() && !history.requests.iter().any(|request| request.wish == OrderWish::Create) {
         let text = "the request that made the order was not kept: requests are since a newer version".to_owned();
         gaps.push(Gap { log: "requests", before: None, text });
@@ -518,23 +518,23 @@ fn event(record: EventRecord) -> Result<Entry, ApiError> {
     Ok(Entry { event: Some(EventObject::try_from(record)?), ..Entry::new(at, "event", 7, title) })
 }
 
-fn delivery(row: LoggedDelivery) -> Entry {
+fn delivery(row: DeliveryLogRow) -> Entry {
     let status = row.status.map(|status| status.to_string());
-    let what = status.or_else(|| row.reason.clone()).unwrap_or_else(|| row.outcome.clone());
-    let then = match row.outcome.as_str() {
-        "retry" => ", to be tried again",
-        "dead" => ", given up",
-        _ => "",
+    let what = status.or_else(|| row.reason.clone()).unwrap_or_else(|| row.outcome.as_str().to_owned());
+    let then = match row.outcome {
+        DeliveryOutcome::Retry => ", to be tried again",
+        DeliveryOutcome::Dead => ", given up",
+        DeliveryOutcome::Delivered => "",
     };
     let title = format!("webhook {}: {what} in {} ms for {}{then}", row.endpoint, row.took_ms, row.event_type);
     let object = DeliveryObject {
-        endpoint: row.endpoint,
+        endpoint: row.endpoint.to_string(),
         pos: row.pos,
         event_type: row.event_type,
-        attempt: row.attempt,
+        attempt: row.attempt.into(),
         status: row.status,
         latency_ms: Some(row.took_ms),
-        outcome: row.outcome,
+        outcome: row.outcome.as_str(),
         reason: row.reason,
         next_at: None,
         instance: row.instance,
@@ -543,11 +543,11 @@ fn delivery(row: LoggedDelivery) -> Entry {
 }
 
 /// What an endpoint does not have, at the time of the last attempt; `None`: the attempts say it already.
-fn waiting(row: &WaitingDelivery, events: &[EventRecord], deliveries: &[LoggedDelivery]) -> Option<Entry> {
+fn waiting(row: &WaitingDelivery, events: &[EventRecord], deliveries: &[DeliveryLogRow]) -> Option<Entry> {
     let event = events.iter().find(|event| event.pos == row.pos)?;
-    let of_it = |delivery: &&LoggedDelivery| delivery.pos == row.pos && delivery.endpoint == row.endpoint;
+    let of_it = |delivery: &&DeliveryLogRow| delivery.pos == row.pos && *delivery.endpoint == *row.endpoint;
     let last = deliveries.iter().rfind(of_it);
-    if row.dead && last.is_some_and(|last| last.outcome == "dead") {
+    if row.dead && last.is_some_and(|last| last.outcome == DeliveryOutcome::Dead) {
         return None;
     }
     let (outcome, what) = if row.dead {
@@ -565,7 +565,7 @@ fn waiting(row: &WaitingDelivery, events: &[EventRecord], deliveries: &[LoggedDe
         attempt: row.attempts,
         status: None,
         latency_ms: None,
-        outcome: outcome.to_owned(),
+        outcome,
         reason: Some(row.reason.clone()),
         next_at: (!row.dead).then_some(Rfc3339(row.next_at)),
         instance: None,
@@ -607,7 +607,7 @@ mod tests {
         let day = 86_400_000;
         assert!(logs(&order(), &history, CREATED + day).is_empty());
         let old = gaps(&order(), &history, &[], &KEPT, CREATED + day + 1);
-        assert_eq!(old.iter().map(|gap| gap.log).collect::<Vec<_>>(), ["commands", "frames", "events"]);
+        assert_eq!(old.iter().map(|gap| gap.log).collect::<Vec<_>>(), ["commands", "frames", "events", "deliveries"]);
         assert!(old.iter().all(|gap| gap.before == Some(Rfc3339(CREATED + 1))));
         assert_eq!(logs(&order(), &OrderHistory::default(), CREATED), ["requests"]);
         // A card's order was asked for by nobody.

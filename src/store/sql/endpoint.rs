@@ -18,6 +18,14 @@ use crate::{
     },
 };
 
+/// Columns in the order [`log_row`] reads them.
+macro_rules! log_columns {
+    () => {
+        "at, endpoint, pos, event_id, event_type, key, attempt, status, took_ms, outcome, reason, instance"
+    };
+}
+pub(super) use log_columns;
+
 /// Entries of the delivery log are counted up to here: an operator who pages deeper wants a filter, and the reader is everybody's.
 const LOG_TOTAL_MAX: u32 = 100_000;
 
@@ -349,26 +357,28 @@ fn log_page(
         format!("SELECT count(*) FROM (SELECT 1 FROM delivery_log WHERE {condition} LIMIT {LOG_TOTAL_MAX}) counted");
     let total = scalar::<u64>(conn, &count, values.as_slice())?.unwrap_or(0);
     let sql = format!(
-        "SELECT at, endpoint, pos, event_id, event_type, key, attempt, status, took_ms, outcome, reason, instance \
-         FROM delivery_log WHERE {condition} ORDER BY {order} LIMIT {size} OFFSET {}",
+        "SELECT {} FROM delivery_log WHERE {condition} ORDER BY {order} LIMIT {size} OFFSET {}",
+        log_columns!(),
         offset(page, size)
     );
-    let rows = all(conn, &sql, values.as_slice(), |row| {
-        let outcome = row.text(9)?;
-        Ok(DeliveryLogRow {
-            at: row.get(0)?,
-            endpoint: row.text(1)?.into(),
-            pos: row.get(2)?,
-            event_id: row.get(3)?,
-            event_type: row.get(4)?,
-            key: row.get(5)?,
-            attempt: row.get(6)?,
-            status: row.get(7)?,
-            took_ms: row.get(8)?,
-            outcome: DeliveryOutcome::from_word(outcome).ok_or_else(|| row.corrupt(9, outcome))?,
-            reason: row.get(10)?,
-            instance: row.text_or_null(11)?.map(ServerId::new),
-        })
-    })?;
+    let rows = all(conn, &sql, values.as_slice(), log_row)?;
     Ok(Page { rows, total })
+}
+
+pub(super) fn log_row(row: &Row<'_>) -> Result<DeliveryLogRow, StoreError> {
+    let outcome = row.text(9)?;
+    Ok(DeliveryLogRow {
+        at: row.get(0)?,
+        endpoint: row.text(1)?.into(),
+        pos: row.get(2)?,
+        event_id: row.get(3)?,
+        event_type: row.get(4)?,
+        key: row.get(5)?,
+        attempt: row.get(6)?,
+        status: row.get(7)?,
+        took_ms: row.get(8)?,
+        outcome: DeliveryOutcome::from_word(outcome).ok_or_else(|| row.corrupt(9, outcome))?,
+        reason: row.get(10)?,
+        instance: row.text_or_null(11)?.map(ServerId::new),
+    })
 }

@@ -5,6 +5,7 @@
 
 use super::{
     conn::{Conn, Row, all},
+    endpoint::{log_columns, log_row},
     event::json,
     row::{order_no_or_none, server_id},
     rows::{command_row, command_row_columns, request_columns},
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     model::{DeviceId, Order, OrderNo, Origin},
     store::{
-        EventRecord, FrameFilter, FrameRecord, LoggedDelivery, OrderCommand, OrderHistory, OrderWish, RequestRecord,
+        DeliveryLogRow, EventRecord, FrameFilter, FrameRecord, OrderCommand, OrderHistory, OrderWish, RequestRecord,
         SettlementRecord, StoreError, WaitingDelivery,
     },
 };
@@ -199,28 +200,17 @@ fn orphans(conn: Conn<'_>, order: &Order, (from, to): (i64, i64)) -> Result<Vec<
 }
 
 /// Attempts to deliver these events, oldest first.
-fn deliveries(conn: Conn<'_>, positions: &str) -> Result<Vec<LoggedDelivery>, StoreError> {
+fn deliveries(conn: Conn<'_>, positions: &str) -> Result<Vec<DeliveryLogRow>, StoreError> {
     all(
         conn,
-        "SELECT at, endpoint, pos, event_id, event_type, attempt, status, took_ms, outcome, reason, instance \
-         FROM delivery_log WHERE pos IN (SELECT CAST(value AS bigint) FROM json_array_elements_text($1::json)) \
-         ORDER BY at, id LIMIT $2",
+        concat!(
+            "SELECT ",
+            log_columns!(),
+            " FROM delivery_log WHERE pos IN (SELECT CAST(value AS bigint) FROM json_array_elements_text($1::json)) \
+             ORDER BY at, id LIMIT $2"
+        ),
         (positions, ROWS_MAX),
-        |row| {
-            Ok(LoggedDelivery {
-                at: row.get(0)?,
-                endpoint: row.get(1)?,
-                pos: row.get(2)?,
-                event_id: row.get(3)?,
-                event_type: row.get(4)?,
-                attempt: row.get(5)?,
-                status: row.get(6)?,
-                took_ms: row.get(7)?,
-                outcome: row.get(8)?,
-                reason: row.get(9)?,
-                instance: server_id(row, 10)?,
-            })
-        },
+        log_row,
     )
 }
 
