@@ -312,8 +312,8 @@ static TREE: LazyLock<Node> = LazyLock::new(|| {
 /// never asked.
 #[derive(Default)]
 struct Node {
-    literals: Vec<(&'static str, Node)>,
-    parameter: Option<(Parameter, Box<Node>)>,
+    literals: Vec<(&'static str, Self)>,
+    parameter: Option<(Parameter, Box<Self>)>,
     /// The routes that end here, one for each method.
     routes: Vec<&'static Route>,
 }

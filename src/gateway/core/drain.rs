@@ -41,7 +41,7 @@ impl Drain {
                 Some(true) => self.owing.push_back(key),
             }
         }
-        let until = *self.patient_until.get_or_insert(now_ms.saturating_add(self.pace.patience_ms));
+        let until = *self.patient_until.get_or_insert_with(|| now_ms.saturating_add(self.pace.patience_ms));
         for _ in 0..self.owing.len().min(LOOKS_MAX) {
             let key = self.owing.pop_front()?;
             match owes(key) {
