@@ -543,7 +543,8 @@ mod tests {
 
     #[test]
     fn rows_that_came_back_go_first_and_those_that_were_tried_keep_their_delay() {
-        let mut queue = queue(&[(5, "a"), (6, "a"), (7, "b")]);
+        let mut queue = Queue::resume("e", LIMITS, 4);
+        queue.handle_events(vec![event(5, "a"), event(6, "a"), event(7, "b")], 7, at(0));
         assert_eq!(start(&mut queue, at(0)), [5, 7]);
         assert!(queue.has_undone() && !queue.is_settled());
         queue.handle_step(&"b".into(), Step::Delivered, at(1));
