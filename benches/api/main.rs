@@ -124,8 +124,8 @@ fn run(args: &Args, scenario: Scenario) {
     }
     let gateway = Gateway::start(Engine::Mio, &variables).expect("epoll is everywhere");
     let interrupt = AtomicBool::new(false);
+    let plan = plan(gateway.devices, devices);
     thread::scope(|scope| {
-        let plan = plan(gateway.devices, devices);
         let simulated = scope.spawn(|| run_with(&plan, Extras::default(), &interrupt, |_, _| {}));
         until("the devices are online", || {
             (gateway.metric("chargegate_devices_online") >= u64::from(devices)).then_some(())
