@@ -404,8 +404,7 @@ fn each_kind_is_listed_with_frames() {
         gateway.message(Message::Outcome(Outcome::Settled(Box::new(settled))));
         let newest = &gateway.anomalies()[0];
         assert_eq!((newest.kind, newest.device_id), (kind, Some(device(CHARGER))));
-        let raws: Vec<_> = newest.frames.iter().map(|frame| frame.raw.to_vec()).collect();
-        assert!(raws.contains(&settlement_of_charger()), "{kind:?}");
+        assert!(newest.frames.iter().any(|frame| *frame.raw == *settlement_of_charger()), "{kind:?}");
     }
 
     // A gateway that sends what servers send.
@@ -424,7 +423,7 @@ fn each_kind_is_listed_with_frames() {
     gateway.deliver(noisy, b"DNY");
     gateway.deliver(noisy, &[0; 4_000]);
     let newest: Vec<_> = gateway.anomalies().into_iter().take(2).collect();
-    assert_eq!(newest.iter().map(|anomaly| anomaly.kind).collect::<Vec<_>>()[0], AnomalyKind::GarbageClosed);
+    assert_eq!(newest.first().map(|anomaly| anomaly.kind), Some(AnomalyKind::GarbageClosed));
     for anomaly in &newest {
         assert_eq!((anomaly.device_id, anomaly.peer), (None, Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)))));
         let frame = anomaly.frames.last().unwrap();
