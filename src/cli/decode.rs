@@ -100,7 +100,7 @@ impl Decode {
         print(|out| {
             for (index, frame) in dump.frames.iter().enumerate() {
                 // The dump knows better than the option.
-                let direction = frame.direction.or(self.direction.map(Direction::from));
+                let direction = frame.direction.or_else(|| self.direction.map(Direction::from));
                 let mut findings = findings(&frame.raw, magics, direction);
                 if self.json {
                     findings.try_for_each(|finding| {
