@@ -384,7 +384,7 @@ fn answers_and_events_are_as_they_are_described() {
     let end = Ap3000End {
         port: 1,
         order_no: number,
-        start_mode: chargegate::protocol::ap3000::body::StartMode::ONLINE,
+        start_mode: chargegate::protocol::ap3000::codes::StartMode::ONLINE,
         reason: 1,
         duration_s: 5_000,
         energy: 123,
