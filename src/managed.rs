@@ -37,7 +37,7 @@ use crate::{
     telemetry::{Counter, Exposition, MetricSource},
     webhook::{Endpoint, Pusher},
 };
-use merge::{Merged, Rows, Why, merge};
+use merge::{LeftOut, Merged, Rows, Why, merge};
 
 /// A change elsewhere whose note was lost is in force after this long.
 const POLL: Duration = Duration::from_secs(2);
@@ -189,7 +189,8 @@ impl Managed {
             changed: Condvar::new(),
             counters: Arc::default(),
         });
-        let mut follower = Follower { shared: Arc::clone(&shared), rows: Rows::default(), failing: None };
+        let mut follower =
+            Follower { shared: Arc::clone(&shared), rows: Rows::default(), failing: None, left_out: Vec::new() };
         if let Some(rows) = shared.read(None).map_err(ReadFailed::into_error)? {
             follower.rows = rows;
         }
@@ -374,6 +375,8 @@ struct Follower {
     rows: Rows,
     /// Of the last look.
     failing: Option<Failure>,
+    /// Rows that were not in force last; each is logged once.
+    left_out: Vec<LeftOut>,
 }
 
 impl Follower {
@@ -436,11 +439,11 @@ impl Follower {
         }
     }
 
-    fn apply(&self) {
-        let shared = &self.shared;
+    fn apply(&mut self) {
+        let shared = Arc::clone(&self.shared);
         let configured = Arc::clone(&shared.configured.read());
         let Merged { keys, endpoints, stored, left_out } = merge(&configured, &self.rows);
-        for left in &left_out {
+        for left in left_out.iter().filter(|left| !self.left_out.contains(left)) {
             let (what, name) = (left.what, left.name.as_str());
             match left.why {
                 Why::Shadowed => {
@@ -462,6 +465,7 @@ impl Follower {
         counters.endpoints.store(endpoints.len(), Relaxed);
         counters.revision.store(self.rows.revision, Relaxed);
         counters.reloads.inc();
+        self.left_out = left_out;
         shared.auth.reload(keys);
         let mut wanted = shared.wanted.lock();
         (wanted.endpoints, wanted.stored) = (endpoints, stored);

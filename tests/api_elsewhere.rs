@@ -184,6 +184,24 @@ fn without_the_mirror_only_what_is_here_is_served() {
 }
 
 #[test]
+fn frames_of_a_device_elsewhere_are_there() {
+    let two = Two::start(&services::redis().database());
+    two.connect_there(device(1), &[PortStatus::Idle]);
+    for (method, path) in
+        [("GET", "/api/v1/admin/recorder/00000000000001"), ("POST", "/api/v1/admin/devices/00000000000001/disconnect")]
+    {
+        let refused = two.here.send(method, path, Some(api::ALL), None);
+        let message = refused.error(404, "NOT_FOUND");
+        assert_eq!(message, "device 00000000000001 is connected to instance gateway-2: ask that one");
+        assert_eq!(refused.json()["data"], json!({"instance": "gateway-2"}));
+    }
+    // Nobody has this one, and nobody has heard of it.
+    two.here.send("GET", "/api/v1/admin/recorder/00000000000002", Some(api::ALL), None).error(404, "NOT_FOUND");
+    let disconnect = "/api/v1/admin/devices/00000000000002/disconnect";
+    two.here.send("POST", disconnect, Some(api::ALL), None).error(400, "DEVICE_OFFLINE");
+}
+
+#[test]
 fn an_operator_sees_the_instances() {
     let rig = Rig::new([api::key("reader", [chargegate::config::Scope::Read])]);
     let join = InstanceJob::Join { server: ServerId::new("gateway-1"), version: "1.2".to_owned() };

@@ -470,16 +470,19 @@ fn devices_are_shown_live_and_from_the_store() {
     };
     let (stored, live) = (ap(1).to_string(), bkv(2).to_string());
     assert_eq!(ids(""), [live.as_str(), stored.as_str()]);
+    let by_id = format!("?search={}", &live[..13]);
     for (query, id) in [
         ("?online=true", &live),
         ("?online=false", &stored),
         ("?protocol=bkv", &live),
         ("?printed_no=42&online=false", &stored),
+        ("?search=42", &stored),
+        (by_id.as_str(), &live),
     ] {
         assert_eq!(ids(query), std::slice::from_ref(id), "{query}");
     }
     assert!(ids("?protocol=gn").is_empty());
-    for query in ["online=1", "protocol=x", "printed_no=-1", "size=201", "page=0", "colour=red"] {
+    for query in ["online=1", "protocol=x", "printed_no=-1", "size=201", "page=0", "colour=red", "search="] {
         rig.get(&format!("/devices?{query}")).error(400, "INVALID_PARAMETER");
     }
 }

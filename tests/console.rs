@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicU16, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use browser::{Browser, DOWN, ENTER, ESCAPE};
@@ -73,7 +74,7 @@ fn nothing_to_complain_of(browser: &Browser) {
 #[test]
 fn an_operator_starts_a_charge_watches_it_and_reads_what_happened() {
     let gateway = start(&[]);
-    let (id, _device) = charger(&gateway);
+    let (id, device) = charger(&gateway);
     let browser = console(&gateway);
     sign_in(&browser, KEY);
     browser.says(".charts", "Connections");
@@ -94,6 +95,8 @@ fn an_operator_starts_a_charge_watches_it_and_reads_what_happened() {
     browser.find(".port[aria-label='Port 2'][data-status='charging']");
     let order_no = browser.text_of(".port[aria-label='Port 2'] footer a");
     assert_eq!(gateway.order(&order_no)["device_id"], id);
+    // Ten minutes of the charge, at once; a third of it.
+    device.pass(Duration::from_secs(60));
     browser.until("power flows and energy is counted", || {
         let text = browser.text_of(".port[aria-label='Port 2']");
         (!text.contains("\n0 W") && !text.contains("\n0 Wh") && !text.contains("\n0 A")).then_some(())
@@ -467,7 +470,8 @@ fn it_fits_a_phone_and_reads_in_the_dark() {
             go(&browser, route, heading);
             browser.says("#pulse", if phone { "" } else { "Live" });
             browser.until("the view has looked", || browser.look("#pulse[data-state='live']"));
-            let too_wide = browser.run("return Math.max(0, document.documentElement.scrollWidth - document.documentElement.clientWidth)");
+            let too_wide = browser
+                .run("return Math.max(0, document.documentElement.scrollWidth - document.documentElement.clientWidth)");
             assert_eq!(too_wide, 0, "{route} at {width} wide");
             assert_eq!(browser.run(PALE_TEXTS), none, "{route} in the {scheme}");
             assert_eq!(browser.run(NAMELESS), none, "{route}");

@@ -69,9 +69,11 @@ fn dead_letters_are_listed_and_redriven_and_ranges_delivered_again() {
     receiver.answer(500);
     let _device = Ap3000::online(gateway.devices, FIRST, 2);
     gateway.knows_port(FIRST, 1);
-    let state = caught_up(&gateway);
-    let of_device = positions(&gateway, FIRST);
-    assert_eq!((state["dead"].as_u64(), &state["breaker"]), (Some(of_device.len() as u64), &json!("closed")));
+    let (state, of_device) = until("all are dead letters", || {
+        let (state, of_device) = (caught_up(&gateway), positions(&gateway, FIRST));
+        (of_device.len() >= 2 && state["dead"].as_u64() == Some(of_device.len() as u64)).then_some((state, of_device))
+    });
+    assert_eq!((&state["breaker"], &state["last_pos"]), (&json!("closed"), &state["cursor"]));
 
     let dead = get(&gateway, &format!("{WEBHOOK}/dead?size=200"));
     assert_eq!(dead["total"].as_u64(), Some(of_device.len() as u64));

@@ -3,10 +3,12 @@
 //!
 //! Schemas are read strictly here: a field that is not described is an error, though clients have to let one pass.
 
+mod browser;
 mod gateway;
 
 use std::collections::BTreeSet;
 
+use browser::Browser;
 use chargegate::api::{error::ErrorCode, message::Method, openapi, route::ROUTES};
 use gateway::{
     Answer, Engine, Gateway, KEY, until,
@@ -30,7 +32,8 @@ struct Described {
 
 impl Described {
     fn start() -> Option<Self> {
-        let gateway = Gateway::start(Engine::Mio, &[("CHARGEGATE_CARDS_MODE", "local")])?;
+        let variables = [("CHARGEGATE_CARDS_MODE", "local"), ("CHARGEGATE_QUEUE_PER_DEVICE_MAX", "1024")];
+        let gateway = Gateway::start(Engine::Mio, &variables)?;
         let document = openapi::document();
         let mut components = document["components"].clone();
         for schema in components["schemas"].as_object_mut().expect("there are schemas").values_mut() {
@@ -166,7 +169,7 @@ fn every_route_and_every_error_code_is_in_the_document() {
         operations(&document).filter_map(|(.., operation)| operation["operationId"].as_str()).collect();
     assert_eq!(ids.len(), ROUTES.len(), "each has a name of its own");
 
-    let text = document["info"]["description"].as_str().expect("a text");
+    let text = document["components"]["schemas"]["ErrorCode"]["description"].as_str().expect("a text");
     let words = document["components"]["schemas"]["ErrorCode"]["enum"].as_array().expect("words");
     assert_eq!(words.len(), ErrorCode::ALL.len());
     for code in ErrorCode::ALL {
@@ -360,7 +363,8 @@ fn answers_and_events_are_as_they_are_described() {
     charger.answer(msg_id, 0, 1, number);
     charger.report_charging(1, number, 300, 2);
     gateway.order_becomes(&order_no, "charging");
-    for route in ROUTES.iter().filter(|route| route.method == Method::Get) {
+    // The client goes where `/docs/` leads.
+    for route in ROUTES.iter().filter(|route| route.method == Method::Get && route.pattern != "/docs/") {
         for (device, card, order) in [(CHARGER, CARD, order_no.as_str()), (YARD, "none0000", "THD0000000000000")] {
             let value = |name: &str| match name {
                 "{device}" => device,
@@ -392,6 +396,17 @@ fn answers_and_events_are_as_they_are_described() {
     let msg_id = charger.settle(&end);
     charger.expect(msg_id, 0x03, &[0]);
     gateway.order_becomes(&order_no, "completed");
+    charger.line.send(&[0; 8]);
+    let anomaly = until("noise is an anomaly", || {
+        let listed = described.get("/api/v1/admin/anomalies", &[], "?kind=noise", 200);
+        listed.data()["items"][0]["id"].as_str().map(str::to_owned)
+    });
+    described.get("/api/v1/admin/anomalies/{name}", &[&anomaly], "", 200);
+    let disconnect = "/api/v1/admin/devices/{device}/disconnect";
+    let closed = described.post(disconnect, &[CHARGER], &json!({}), 200);
+    let connection = closed.data()["connection"].as_str().expect("a name");
+    described.get("/api/v1/admin/connections/{name}/frames", &[connection], "", 200);
+    described.post(disconnect, &[CHARGER], &json!({}), 400);
     drop(charger);
     until("the device is told to be offline or busy", || {
         (described.get(&third("/devices/{device}/status"), &[CHARGER], "", 200).status == 200).then_some(())
@@ -420,7 +435,7 @@ fn answers_and_events_are_as_they_are_described() {
     described.ask("DELETE", &third("/devices/{device}/sockets/{id}"), &[YARD, "1"], "", None);
     described.ask("DELETE", &third("/devices/{device}/sockets/{id}"), &[YARD, "7"], "", None);
 
-    let image = gateway.upload(&third("/firmware?name=charger&version=2.07&device_type=0x21"), Some(KEY), &[7; 1_000]);
+    let image = gateway.upload(&third("/firmware?name=charger&version=2.07&device_type=0x04"), Some(KEY), &[7; 1_000]);
     described.check_answer("POST", &third("/firmware"), &image);
     assert_eq!(image.status, 201, "{}", image.text);
     let update = json!({"firmware": image.data()["firmware_id"], "method": "e0"});
@@ -509,4 +524,23 @@ fn document_and_page_are_served_without_a_key() {
     for path in ["/docs/swagger-ui.css.map", "/docs/index.html", "/docs/../data"] {
         assert_eq!(gateway.request("GET", path, None, None).status, 404, "{path}");
     }
+}
+
+#[test]
+fn the_page_shows_every_operation_and_asks_no_other_host() {
+    let Some(described) = Described::start() else { return };
+    let browser = Browser::start();
+    browser.open(&format!("http://{}/docs/", described.gateway.http));
+    let webhooks = described.document["webhooks"].as_object().expect("there are webhooks").len();
+    let operations = operations(&described.document).count() + webhooks;
+    browser.until("every operation is there", || {
+        let shown = browser.run("return document.querySelectorAll('.opblock').length");
+        (shown == operations).then_some(())
+    });
+    assert!(browser.text().contains("/api/v1/third/devices/{device}/charge"));
+    let asked = browser.run("return performance.getEntriesByType('resource').map((one) => new URL(one.name)).filter((url) => url.protocol !== 'data:').map((url) => url.host)");
+    for host in asked.as_array().expect("a list") {
+        assert_eq!(host, &json!(described.gateway.http.to_string()), "{asked}");
+    }
+    assert_eq!(browser.complaints(), Vec::<String>::new());
 }

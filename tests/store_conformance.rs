@@ -1319,6 +1319,13 @@ fn lists_filter_and_page() {
     let except = DeviceFilter { except: Some(vec![ap(1), ap(3)]), ..DeviceFilter::default() };
     assert_eq!(devices(except), [bkv(1), ap(2)]);
     assert!(devices(DeviceFilter { among: Some(Vec::new()), ..DeviceFilter::default() }).is_empty());
+    let found = |search: &str| devices(DeviceFilter { search: Some(search.to_owned()), ..DeviceFilter::default() });
+    let id = ap(2).to_string();
+    assert_eq!((found(&id), found(&id[..id.len() - 1]).contains(&ap(2))), (vec![ap(2)], true));
+    assert_eq!(found(&bkv(1).to_string().to_uppercase()), [bkv(1)]);
+    for nothing in ["%", "_", "\\", "no such name"] {
+        assert_eq!(found(nothing), [], "{nothing}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use chargegate::{
     gateway::ShardId,
     model::{Command, Order, ServerId},
     store::{
-        Bind, Job, Notify, Outcome, Queued, Reply, Store,
+        Bind, DeliveryChange, EndpointJob, EndpointOutcome, Job, Notify, Outcome, Queued, Reply, Store,
         postgres::{self, PostgresStore},
     },
     webhook::{Endpoint, Pusher, Settings},
@@ -182,4 +182,18 @@ fn one_instance_delivers_and_another_goes_on_behind_it() {
     third.register(300..310);
     eventually("a dead one's lease is taken over", || receiver.has(300..310));
     assert_eq!(receiver.keys.lock().len(), 309);
+
+    // An operator may ask another instance than the one that delivers.
+    let asked = Instance::start(&url, "d", receiver.port);
+    let change =
+        DeliveryChange::Redeliver { from_pos: 1, to_pos: 10, event_types: ["device.registered"].into(), rows_max: 100 };
+    let (told, answer) = std::sync::mpsc::channel();
+    let reply = Reply::Call(Box::new(move |outcome| drop(told.send(outcome))));
+    let job = EndpointJob { endpoint: "e".to_owned(), change, at: 0 };
+    assert!(asked.store.submit(Job::Endpoint(job), reply).is_ok());
+    let done = answer.recv_timeout(PATIENCE).expect("it is answered");
+    assert!(matches!(done, Outcome::Endpoint(EndpointOutcome { changed: 10, more_behind: None })), "{done:?}");
+    asked.pusher.changed("e");
+    eventually("who delivers finds it", || receiver.keys.lock().len() == 319);
+    assert_eq!(owner(&mut client), "c");
 }

@@ -134,7 +134,7 @@ error_codes! {
         "This `Idempotency-Key` was used for the same path with another body.",
         "Use a new key for a new request, and the first body for a repetition.";
     RateLimited = "RATE_LIMITED", 429,
-        "The requests of this key, or of all keys together, come faster than the configuration allows; or this address failed to authenticate too often.",
+        "The requests of this key, or of all keys together, come faster than the configuration allows; or this address failed to authenticate too often; or the documentation is asked for too often.",
         "Wait for the seconds in `Retry-After`.";
     Internal = "INTERNAL", 500,
         "The gateway is at fault. Its log tells more under the `request_id` of the answer.",

@@ -139,8 +139,20 @@ impl Recorder {
         head[24..28].copy_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
         head[28..].copy_from_slice(&flags.to_le_bytes());
         *trail = Trail(self.head);
-        self.put(&head);
-        self.put(kept);
+        let len = HEAD_LEN + kept.len();
+        match self.ring.get_mut(self.place..self.place + len).and_then(|place| place.split_first_chunk_mut()) {
+            Some((head_place, raw_place)) => {
+                *head_place = head;
+                raw_place.copy_from_slice(kept);
+                self.place += len;
+                self.head += len as u64;
+            }
+            // Around the end of the ring.
+            None => {
+                self.put(&head);
+                self.put(kept);
+            }
+        }
     }
 
     fn put(&mut self, bytes: &[u8]) {
@@ -148,7 +160,7 @@ impl Recorder {
         let (until_end, rest) = bytes.split_at(first);
         self.ring[self.place..self.place + first].copy_from_slice(until_end);
         self.ring[..rest.len()].copy_from_slice(rest);
-        self.place = if rest.is_empty() && self.place + first < self.size { self.place + first } else { rest.len() };
+        self.place = if rest.is_empty() { self.place + first } else { rest.len() };
         self.head += bytes.len() as u64;
     }
 
@@ -251,8 +263,8 @@ impl Record<'_> {
         Some(bytes)
     }
 
-    /// A copy of it.
-    pub fn to_owned(&self) -> Recorded {
+    /// A copy of it, as it is given out.
+    pub fn recorded(&self) -> Recorded {
         let mut raw = vec![0; self.kept].into_boxed_slice();
         self.recorder.copy(self.offset + HEAD_LEN as u64, &mut raw);
         Recorded { conn: self.conn, label: self.label, length: self.length, raw }
@@ -274,7 +286,7 @@ mod tests {
     }
 
     fn raws(recorder: &Recorder, conn: ConnId, trail: Trail) -> Vec<Vec<u8>> {
-        recorder.records(conn, trail).map(|record| record.to_owned().raw.to_vec()).collect()
+        recorder.records(conn, trail).map(|record| record.recorded().raw.to_vec()).collect()
     }
 
     #[test]
@@ -286,7 +298,7 @@ mod tests {
         recorder.record(mine, &mut trail, label(1), b"one");
         recorder.record(other, &mut other_trail, label(2), b"other");
         recorder.record(mine, &mut trail, down, b"");
-        let found: Vec<Recorded> = recorder.records(mine, trail).map(|record| record.to_owned()).collect();
+        let found: Vec<Recorded> = recorder.records(mine, trail).map(|record| record.recorded()).collect();
         let recorded = |label, raw: &[u8]| Recorded { conn: mine, label, length: raw.len() as u32, raw: raw.into() };
         assert_eq!(found, [recorded(down, b""), recorded(label(1), b"one")]);
         assert_eq!(raws(&recorder, other, other_trail), [b"other"]);
@@ -299,7 +311,7 @@ mod tests {
         let mut trail = Trail::default();
         for len in [FRAME_KEPT_MAX - 1, FRAME_KEPT_MAX, FRAME_KEPT_MAX + 1, 70_000] {
             recorder.record(conn(0, 1), &mut trail, label(0), &vec![9; len]);
-            let last = recorder.records(conn(0, 1), trail).next().unwrap().to_owned();
+            let last = recorder.records(conn(0, 1), trail).next().unwrap().recorded();
             assert_eq!((last.length as usize, last.raw.len()), (len, len.min(FRAME_KEPT_MAX)));
         }
     }

@@ -1,4 +1,5 @@
-//! How an endpoint is doing, as operators see it: from memory where this instance delivers, else from the store.
+//! How an endpoint is doing, as operators see it. How far it is, what waits and what is dead come from the store, on whichever instance:
+//! as stored they belong together, and are a moment old. What only who delivers knows comes from memory, where that is this instance.
 
 use std::sync::atomic::Ordering;
 
@@ -76,12 +77,7 @@ impl Known {
         let here = counters.delivering.load(Ordering::Relaxed);
         let owner = record.and_then(|record| record.owner.clone());
         let disabled = record.and_then(|record| record.progress.disabled.as_ref());
-        let cursor = if here {
-            // Ahead of what is stored by what is on its way there.
-            Some(counters.cursor.load(Ordering::Relaxed))
-        } else {
-            record.map(|record| record.progress.cursor)
-        };
+        let cursor = record.map(|record| record.progress.cursor);
         let state = match (disabled, here) {
             (Some(_), _) => Delivering::Disabled,
             (None, true) => Delivering::Delivering,

@@ -52,28 +52,42 @@ impl fmt::Display for Refused {
 #[derive(Clone, Debug)]
 pub(crate) struct Element(String);
 
+/// A driver and its port; `None` if it ended before it named one.
+fn driver() -> Option<(Child, u16)> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("chromedriver is installed; scripts/install-services does it");
+    let stdout = driver.stdout.take().expect("it is piped");
+    let (sender, ports) = mpsc::channel();
+    thread::spawn(move || {
+        // Read to the end, so that it never waits for a reader.
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let port = line.split("on port ").nth(1).and_then(|rest| rest.trim_end_matches('.').parse::<u16>().ok());
+            if let Some(port) = port.filter(|port| *port != 0) {
+                sender.send(port).ok();
+            }
+        }
+    });
+    match ports.recv_timeout(PATIENCE) {
+        Ok(port) => Some((driver, port)),
+        Err(_) => {
+            // It may have ended already.
+            drop(driver.kill());
+            drop(driver.wait());
+            None
+        }
+    }
+}
+
 impl Browser {
     /// Starts a driver on a port of the kernel's choosing, and a browser.
     pub(crate) fn start() -> Self {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromedriver is installed; scripts/install-services does it");
-        let stdout = driver.stdout.take().expect("it is piped");
-        let (sender, ports) = mpsc::channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let port =
-                    line.split("on port ").nth(1).and_then(|rest| rest.trim_end_matches('.').parse::<u16>().ok());
-                if let Some(port) = port.filter(|port| *port != 0) {
-                    sender.send(port).ok();
-                }
-            }
-        });
-        let port = ports.recv_timeout(PATIENCE).expect("the driver names its port");
+        // The port is found before it is taken: another driver may be faster.
+        let (driver, port) = (0..5).find_map(|_| driver()).expect("the driver names its port");
         let profile = tempfile::tempdir().expect("a temporary directory");
         let config = ureq::Agent::config_builder().timeout_global(Some(2 * PATIENCE)).http_status_as_error(false);
         let mut browser = Self {

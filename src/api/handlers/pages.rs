@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 
 use super::call::Next;
 use super::{RETRY_AFTER_S, now};
-use crate::api::error::ApiError;
+use crate::api::error::{ApiError, ErrorCode};
 use crate::api::message::{Request, Response};
 use crate::api::openapi;
 use crate::api::rate::{Bucket, Rate};
@@ -32,13 +32,14 @@ pub(super) fn console(request: &Request) -> Next {
 /// A file of the documentation, or 304 for who has it already.
 ///
 /// # Errors
-/// `NOT_READY` where long ones are asked for too often; `NOT_FOUND` for a route that has none.
+/// `RATE_LIMITED` where long ones are asked for too often.
 pub(super) fn docs(route: RouteId, request: &Request) -> Result<Next, ApiError> {
     let response = match openapi::file(route) {
         Some(file) => {
             let (status, body) = content(request, &file.etag, &file.bytes);
             if body.len() > SMALL && !one_more(&mut LONG_LEFT.lock()) {
-                return Err(ApiError::not_ready("the documentation is asked for too often", RETRY_AFTER_S));
+                let error = ApiError::new(ErrorCode::RateLimited, "the documentation is asked for too often");
+                return Err(error.with_retry_after(RETRY_AFTER_S));
             }
             Response { status, content_type: file.content_type, headers: headers(&file.etag, file.policy), body }
         }

@@ -12,6 +12,7 @@ use crate::api::message::JSON;
 use crate::model::{CommandState, DeviceId, EventType, OrderNo, PortStatus, Protocol};
 use crate::store::payload::{CardSwiped, OrderEvent, OtaObject, TransactionObject};
 use crate::time::Rfc3339;
+use crate::webhook::TEST_EVENT;
 
 macro_rules! described {
     ($($(#[$attribute:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident: $type:ty,)* })*) => { $(
@@ -157,19 +158,45 @@ pub(super) fn webhooks(schemas: &mut Schemas) -> Value {
             "required": ["nonce"],
         });
         let body = json!({"allOf": [event, of_this_type]});
-        (kind.as_str().to_owned(), json!({"post": operation(kind, &body)}))
+        (kind.as_str().to_owned(), json!({"post": operation(kind.as_str(), DELIVERY, &body)}))
     });
-    webhooks.collect::<Map<_, _>>().into()
+    let test = (TEST_EVENT.to_owned(), json!({"post": operation(TEST_EVENT, TEST, &test_body())}));
+    webhooks.chain([test]).collect::<Map<_, _>>().into()
 }
 
-fn operation(kind: EventType, body: &Value) -> Value {
+const DELIVERY: &str = "Delivered at least once, those of one order, device or card in the order of `pos`. Check one of the two signatures \
+    before anything else, and recognise repetitions by `event_id`.";
+const TEST: &str =
+    "Sent once when an operator asks for it, signed like any other. It is in no log, and nobody subscribes to it.";
+
+/// The test event: no event of the log, so it has neither position nor key.
+fn test_body() -> Value {
+    let properties = json!({
+        "event_id": {"type": "string"},
+        "event_type": {"const": TEST_EVENT},
+        "device_phy_id": {"type": "null"},
+        "order_no": {"type": "null"},
+        "sequence_no": {"const": 0},
+        "pos": {"const": 0},
+        "timestamp": {"$ref": "#/components/schemas/Time"},
+        "nonce": {"type": "string"},
+        "data": {
+            "type": "object",
+            "properties": {"endpoint": {"type": "string", "description": "Its name."}},
+            "required": ["endpoint"],
+        },
+    });
+    let required: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
+    json!({"type": "object", "required": required, "properties": properties})
+}
+
+fn operation(kind: &str, text: &str, body: &Value) -> Value {
     let header = |name: &str| json!({"$ref": format!("#/components/parameters/{name}")});
     json!({
-        "operationId": format!("on_{}", kind.as_str().replace('.', "_")),
+        "operationId": format!("on_{}", kind.replace('.', "_")),
         "tags": ["Webhooks"],
-        "summary": kind.as_str(),
-        "description": "Delivered at least once, those of one order, device or card in the order of `pos`. Check one of the two signatures \
-            before anything else, and recognise repetitions by `event_id`.",
+        "summary": kind,
+        "description": text,
         "security": [],
         "parameters": HEADERS.iter().map(|(name, ..)| header(name)).collect::<Vec<_>>(),
         "requestBody": {"required": true, "content": {JSON: {"schema": body}}},

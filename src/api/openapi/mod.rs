@@ -37,7 +37,8 @@ const DESCRIPTION: &str = "\
 Charging devices (AP3000, BKV, GN) for third-party systems.
 
 Every answer but those of the health paths has one envelope: `code` 0 and `data` for a success, the HTTP status as `code` and a word \
-in `error` for a failure. Branch on status and `error`; `message` is for people. Times are RFC 3339 in UTC with milliseconds, money is \
+in `error` for a failure. Branch on status and `error`; `message` is for people. What each code means and what to do about it stands \
+with the answers of each operation, and for all of them with the schema `ErrorCode`. Times are RFC 3339 in UTC with milliseconds, money is \
 integer cents, energy integer Wh, power tenths of a watt (`_dw`), voltage tenths of a volt (`_dv`), current mA.
 
 Query keys and body fields that are not described are refused, and so is one given twice; `null` in a body counts as left out. HEAD \
@@ -71,7 +72,7 @@ fn build() -> (Value, Vec<String>) {
         "info": {
             "title": "chargegate",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": description(),
+            "description": DESCRIPTION,
             "license": {"name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT"},
         },
         "servers": [{"url": "/"}],
@@ -89,19 +90,13 @@ fn build() -> (Value, Vec<String>) {
     (document, conflicts)
 }
 
-/// What is true of the whole API, and the codes of its errors.
-fn description() -> String {
-    let mut text = DESCRIPTION.to_owned();
-    text.push_str("\n\n## Errors\n\nEach with the operations that answer it: `docs/api/errors.md`.\n\n| status | `error` | cause | what to do |\n|---|---|---|---|\n");
+fn error_code() -> Value {
+    let words: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+    let mut text = "What went wrong. A code never changes its meaning.\n\n| status | code | cause | what to do |\n|---|---|---|---|\n".to_owned();
     for code in ErrorCode::ALL {
         text.push_str(&format!("| {} | `{}` | {} | {} |\n", code.status(), code.as_str(), code.cause(), code.remedy()));
     }
-    text
-}
-
-fn error_code() -> Value {
-    let words: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
-    json!({"type": "string", "enum": words, "description": "What went wrong. A code never changes its meaning."})
+    json!({"type": "string", "enum": words, "description": text})
 }
 
 fn error() -> Value {

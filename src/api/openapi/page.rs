@@ -20,8 +20,8 @@ use crate::api::route::RouteId;
 const HTML: &str = include_str!("docs.html");
 const START: &str = include_str!("docs.js");
 
-/// Swagger UI makes elements with style attributes, and pictures out of `data:`; else it needs nothing but this origin.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+/// Swagger UI makes pictures out of `data:`; else it needs nothing but this origin.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// A file of the documentation.

@@ -428,6 +428,7 @@ pub(super) fn operation(route: RouteId) -> Operation {
 
         RouteId::OpenApi => Operation::new(Tag::Operation, "This document")
             .object("OpenAPI 3.1.")
+            .errors(&[E::RateLimited])
             .empty(304, "The one of `If-None-Match` is the one."),
         RouteId::Docs => Operation::new(Tag::Operation, "This document as a page")
             .other(200, "The page.", "text/html; charset=utf-8")
@@ -435,9 +436,11 @@ pub(super) fn operation(route: RouteId) -> Operation {
         RouteId::DocsSlash => Operation::new(Tag::Operation, "Leads to the page").empty(308, "It is at `/docs`."),
         RouteId::DocsStart | RouteId::DocsBundle => Operation::new(Tag::Operation, "A script of the page")
             .other(200, "The script.", "text/javascript; charset=utf-8")
+            .errors(&[E::RateLimited])
             .empty(304, "The one of `If-None-Match` is the one."),
         RouteId::DocsStyle => Operation::new(Tag::Operation, "The style of the page")
             .other(200, "The style.", "text/css; charset=utf-8")
+            .errors(&[E::RateLimited])
             .empty(304, "The one of `If-None-Match` is the one."),
 
         RouteId::Healthz => Operation::new(Tag::Health, "Whether every shard turns, for restarts")

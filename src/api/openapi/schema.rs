@@ -121,7 +121,9 @@ fn walk(schema: &mut Value, role: Role) {
             if fields.get("default").is_some_and(Value::is_null) {
                 fields.remove("default");
             }
-            if let Some(Value::String(text)) = fields.get_mut("description") {
+            if let Some(Value::String(text)) = fields.get_mut("description")
+                && !text.contains("\n|")
+            {
                 *text = plain(text);
             }
             if let Some(Value::Object(properties)) = fields.get_mut("properties") {

@@ -73,7 +73,8 @@ function chart({ title, lines, unit = '', full = false }) {
       span = Math.min(SPAN_MS, Math.max(SPAN_MS_MIN, Math.ceil(age / 60_000) * 60_000));
       let top = 0;
       for (const p of points) for (const line of lines) top = Math.max(top, line.of(p) ?? 0);
-      const scale = ceiling(top);
+      // So that a line at its highest is not the frame.
+      const scale = ceiling(top * 1.05);
       say(max, number(scale));
       lines.forEach((line, n) => {
         const d = drawn(points, line.of, end, span, scale);

@@ -7,7 +7,7 @@ route(/^\/help$/, 'help', () => {
     poll: null,
     node: h('div', null,
       h('div', { class: 'head' }, h('h1', null, 'Help')),
-      h('div', { class: 'stack' },
+      h('div', { class: 'two even' },
         h('section', { class: 'card' }, h('header', null, h('h2', null, 'Keyboard')), h('div', { class: 'body' }, rows([
           [['/'], 'Search devices and orders; arrows choose, Enter opens'],
           [['g', 'h'], 'Overview'], [['g', 'd'], 'Devices'], [['g', 'o'], 'Orders'], [['g', 'w'], 'Webhooks'], ...(session.may.admin ? [[['g', 'k'], 'Keys']] : []),

@@ -24,15 +24,16 @@ route(/^\/(?:overview)?$/, 'overview', () => {
     h('dl', { class: 'facts' }, h('dt', null, 'Name'), h('dd', null, name), h('dt', null, 'Version'), version, h('dt', null, 'Up'), up, h('dt', null, 'Stage'), stage, h('dt', null, 'Its clock'), sampled));
   let draining = false;
   const drain = h('button', { class: 'btn', type: 'button', role: 'switch', 'aria-checked': 'false', hidden: true, onclick: () => toDrain() }, 'Drain');
-  const instances = table([['Instance'], ['State'], ['Version', 'less'], ['Up', 'num'], ['Heard', 'num'], ['Connections', 'num']], { label: 'Instances', empty: 'This instance is alone: it shares its store with nobody.' });
+  const instances = table([['Instance'], ['State'], ['Version', 'less'], ['Up', 'num'], ['Heard', 'num'], ['Connections', 'num']], { label: 'Instances' });
+  const others = h('section', { class: 'card', hidden: true }, h('header', null, h('h2', null, 'Instances')), instances.node);
   const odd = table([['When'], ['Device or peer'], ['Kind'], ['Times', 'num'], ['Detail', 'wide less']], { label: 'Anomalies', empty: 'Nothing odd was seen.' });
   const wrong = h('p', { class: 'note', hidden: true });
   const node = h('div', null,
     h('div', { class: 'head' }, h('h1', null, 'Overview'), state.node, h('div', { class: 'actions' }, drain)),
     wrong,
     h('div', { class: 'charts' }, charts.map((one) => one.node), self),
-    session.may.admin && h('div', { class: 'two even' },
-      h('section', { class: 'card' }, h('header', null, h('h2', null, 'Instances')), instances.node),
+    session.may.admin && h('div', { class: 'stack' },
+      others,
       h('section', { class: 'card' }, h('header', null, h('h2', null, 'Anomalies')), odd.node)));
 
   let series = [];
@@ -87,6 +88,8 @@ route(/^\/(?:overview)?$/, 'overview', () => {
     ]);
     // Who may ask for instances may ask for the drain, too, and a gateway that has none says so when it is asked.
     drain.hidden = missing.has('drain');
+    // One that is alone is not listed, and needs no list.
+    others.hidden = list?.length === 0;
     if (list) {
       instances.set(list, (one) => one.server_id, () => {
         const [id, what, versionCell, age, heard, open] = [h('td', { class: 'mono' }), badge(), h('td', { class: 'less' }), h('td', { class: 'num' }), h('td', { class: 'num' }), h('td', { class: 'num' })];

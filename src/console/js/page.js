@@ -223,6 +223,7 @@ function open() {
     const main = document.getElementById('main');
     main.replaceChildren(view.node);
     scrollTo(0, 0);
+    main.focus({ preventScroll: true });
     return undefined;
   }
   location.replace('#/overview');
@@ -297,8 +298,11 @@ function pulse(state, text) {
 
 function frame() {
   const link = (section, text, href = `#/${section}`) => h('a', { href, 'data-section': section }, icon(section), h('span', null, text));
+  // In a tab of its own: leaving this page signs out.
+  const elsewhere = (href, text) => h('a', { class: 'link', href, target: '_blank', rel: 'noopener' }, text);
   const field = searchField();
-  app.replaceChildren(h('div', { class: 'shell' },
+  const skip = h('button', { class: 'btn skip', type: 'button', onclick: () => document.getElementById('main').focus() }, 'Skip to the view');
+  app.replaceChildren(skip, h('div', { class: 'shell' },
     h('div', { class: 'side' },
       h('a', { class: 'brand', href: '#/overview' }, logo(), 'chargegate'),
       h('nav', { class: 'nav', 'aria-label': 'Views' },
@@ -306,7 +310,7 @@ function frame() {
         session.may.admin && link('keys', 'Keys'), link('help', 'Help')),
       h('div', { class: 'foot' },
         h('span', null, `May ${['read', 'control', 'admin'].filter((scope) => session.may[scope]).join(', ')}`),
-        h('span', null, h('a', { class: 'link', href: '/docs' }, 'API'), ' · ', h('a', { class: 'link', href: '/metrics' }, 'Metrics')))),
+        h('span', null, elsewhere('/docs', 'API'), ' · ', elsewhere('/metrics', 'Metrics')))),
     h('div', { class: 'grow' },
       h('header', { class: 'top' },
         field,

@@ -97,13 +97,16 @@ async function signIn(key, secretText) {
     if (!crypto.subtle) throw new Error(UNSAFE);
     as.secret = await secretKey(secretText);
   }
-  const tries = async (path) => {
+  const tries = async (path, left = 3) => {
     try {
       await ask('GET', path, { as });
       return null;
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      return error;
+      // A key of few requests per second is asked once a second.
+      if (error.status !== 429 || left === 0) return error;
+      await new Promise((later) => { setTimeout(later, 1_000 * (error.retryAfter || 1)); });
+      return tries(path, left - 1);
     }
   };
   let no = await tries(`${THIRD}/devices?size=1`);

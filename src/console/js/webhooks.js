@@ -94,9 +94,8 @@ const shownOnce = (title, secrets) => dialog({
 
 route(/^\/webhooks\/([^/]+)$/, 'webhooks', ([name]) => {
   const state = badge();
-  const breaker = badge();
   const url = h('span', { class: 'sub cut' });
-  const list = h('dl', { class: 'facts' });
+  const list = h('dl', { class: 'stats' });
   const toggle = h('button', { class: 'btn', type: 'button', disabled: true, onclick: () => switchEndpoint(name, toggle.dataset.to === 'on') }, 'Disable');
   const rest = tabs('Of this endpoint', [['dead', 'Dead letters', deadPanel(name)], ['deliveries', 'Deliveries', deliveriesPanel(name)]]);
   const gone = h('p', { class: 'note', hidden: true });
@@ -111,20 +110,19 @@ route(/^\/webhooks\/([^/]+)$/, 'webhooks', ([name]) => {
       const one = await get(webhookPath(name), signal);
       const now = one.state ?? {};
       state.set(now.state ?? 'unknown');
-      breaker.set(breakerWords[now.breaker] ?? 'unknown', COLOURS[now.breaker]);
       say(url, one.url);
       const off = now.state === 'disabled';
       toggle.disabled = false;
       attr(toggle, 'data-to', off ? 'on' : 'off');
       say(toggle, off ? 'Enable' : 'Disable');
       const rows = [
-        ['Breaker', breakerWords[now.breaker] ?? '–'], ['Backlog', count(now.backlog ?? 0, 'event')], ['In flight', number(now.in_flight)], ['Parked', number(now.parked)], ['Dead letters', number(now.dead)],
+        ['Breaker', breakerWords[now.breaker] ?? '–'], ['Backlog', number(now.backlog)], ['In flight', number(now.in_flight)], ['Parked', number(now.parked)], ['Dead letters', number(now.dead)],
         ['Cursor', `${number(now.cursor)} of ${number(now.last_pos)}`], ['Delivered by', now.instance], ['Disabled', now.disabled_at && `${moment(now.disabled_at)}: ${now.disabled_reason ?? 'by an operator'}`],
-        ['Events', (one.events ?? []).join(', ')], ['Secrets', one.secrets], ['From', one.source === 'config' ? 'the configuration file' : 'this gateway\'s store'],
+        ['Events', (one.events ?? []).join(', ')], ['Secrets', one.secrets], ['From', one.source === 'config' ? 'configuration' : 'store'],
       ].filter(([, value]) => value != null && value !== '');
-      keyed(list, rows.flatMap(([title, value]) => [{ key: `${title}?`, text: title }, { key: title, text: value }]), (row) => row.key, (row) => {
-        const cell = h(row.key.endsWith('?') ? 'dt' : 'dd');
-        return { node: cell, update: (to) => say(cell, to.text) };
+      keyed(list, rows, ([title]) => title, ([title]) => {
+        const cell = h('dd');
+        return { node: h('div', null, h('dt', null, title), cell), update: ([, value]) => say(cell, value) };
       });
       await rest.poll(signal);
     },

@@ -151,7 +151,7 @@ impl Core {
                 _ => false,
             };
             if !foreign {
-                frames.push(record.to_owned());
+                frames.push(record.recorded());
             }
         }
     }
