@@ -139,7 +139,7 @@ fn run(args: &Args, scenario: Scenario) {
         let target = |path: &str| format!("/api/v1/third{path}");
         let meant = if scenario == Scenario::Orders { 202 } else { 200 };
         let mut places = (1..=u16::from(PORTS)).flat_map(|port_no| (0..devices).map(move |index| (index, port_no)));
-        let next: Box<dyn FnMut(&mut Vec<u8>) -> bool> = match scenario {
+        let next: Requests<'_> = match scenario {
             Scenario::Status => fixed(&target(&format!("/devices/{one}/status"))),
             Scenario::Lists => fixed(&target("/devices")),
             Scenario::Orders => Box::new(move |request| {
@@ -175,7 +175,7 @@ fn plan(connect: SocketAddr, devices: u32) -> Plan {
     }
 }
 
-fn fixed(target: &str) -> Box<dyn FnMut(&mut Vec<u8>) -> bool> {
+fn fixed(target: &str) -> Requests<'static> {
     let mut fixed = Vec::new();
     write_request(&mut fixed, "GET", target, "");
     Box::new(move |request| {
@@ -202,12 +202,14 @@ struct Client {
     since: Instant,
 }
 
+/// Writes the next request; `false`: there is none left.
+type Requests<'a> = Box<dyn FnMut(&mut Vec<u8>) -> bool + 'a>;
+
 /// Keep-alive clients, each with one request under way.
 struct Clients<'a> {
     poll: Poll,
     clients: Vec<Client>,
-    /// Writes the next request; `false`: there is none left.
-    next: Box<dyn FnMut(&mut Vec<u8>) -> bool + 'a>,
+    next: Requests<'a>,
     exhausted: bool,
 }
 
@@ -219,7 +221,7 @@ struct Measured {
 }
 
 impl<'a> Clients<'a> {
-    fn new(to: SocketAddr, count: usize, next: Box<dyn FnMut(&mut Vec<u8>) -> bool + 'a>) -> Self {
+    fn new(to: SocketAddr, count: usize, next: Requests<'a>) -> Self {
         let poll = Poll::new().expect("epoll is everywhere");
         let clients = (0..count).map(|index| {
             let stream = std::net::TcpStream::connect(to).expect("the gateway listens");
@@ -274,6 +276,7 @@ impl<'a> Clients<'a> {
         self.send(index);
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a non-blocking write whose count is kept")]
     fn send(&mut self, index: usize) {
         let client = &mut self.clients[index];
         while client.sent < client.request.len() {

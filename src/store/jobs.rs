@@ -86,7 +86,7 @@ pub struct NetworkJob {
     pub at: i64,
     /// Request that made it.
     pub request_id: String,
-    /// As [`NewOrder::idempotency`]; the answer is [`payload::network_accepted`].
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::network_accepted`](super::payload::network_accepted).
     pub idempotency: Option<Idempotency>,
 }
 
@@ -156,7 +156,7 @@ pub struct Settings {
     pub at: i64,
     /// Request that made it.
     pub request_id: String,
-    /// As [`NewOrder::idempotency`]; the answer is [`payload::settings`].
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::settings`](super::payload::settings).
     pub idempotency: Option<Idempotency>,
 }
 
@@ -247,7 +247,7 @@ pub struct CardJob {
     pub at: i64,
     /// Request that caused it.
     pub request_id: String,
-    /// As [`NewOrder::idempotency`]; the answer is [`payload::card_answer`].
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::card_answer`](super::payload::card_answer).
     pub idempotency: Option<Idempotency>,
 }
 
@@ -321,7 +321,7 @@ pub struct NewCall {
     pub not_after: i64,
     /// Request that made it.
     pub request_id: String,
-    /// As [`NewOrder::idempotency`]; the answer is [`payload::command_accepted`].
+    /// As [`NewOrder::idempotency`]; the answer is [`payload::command_accepted`](super::payload::command_accepted).
     pub idempotency: Option<Idempotency>,
 }
 
@@ -521,7 +521,7 @@ pub struct NewOrder {
     pub requester: Requester,
     /// The card that pays: its price is held in the same transaction, or nothing is created.
     pub card_no: Option<CardNo>,
-    /// Answers it from the store where it was answered before; the answer is [`payload::accepted`].
+    /// Answers it from the store where it was answered before; the answer is [`payload::accepted`](super::payload::accepted).
     pub idempotency: Option<Idempotency>,
 }
 
