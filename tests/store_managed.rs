@@ -39,16 +39,20 @@ fn endpoint_of(outcome: ManagedOutcome) -> EndpointRecord {
 }
 
 fn new_key(name: &str, number: u8, scopes: &[&str]) -> ManagedChange {
-    ManagedChange::CreateKey(NewApiKey {
+    ManagedChange::CreateKey(api_key(name, [number; 32], scopes))
+}
+
+fn api_key(name: &str, key_sha256: [u8; 32], scopes: &[&str]) -> NewApiKey {
+    NewApiKey {
         name: name.to_owned(),
-        key_sha256: [number; 32],
+        key_sha256,
         scopes: texts(scopes),
         require_hmac: false,
         hmac_secret: None,
         ip_allow: Vec::new(),
         rate_per_s: 0,
         burst: 0,
-    })
+    }
 }
 
 fn new_endpoint(name: &str) -> ManagedChange {
@@ -321,8 +325,7 @@ fn there_are_not_more_than_a_thousand() {
         .map(|number| {
             let mut key_sha256 = [0; 32];
             key_sha256[..4].copy_from_slice(&number.to_be_bytes());
-            let ManagedChange::CreateKey(new) = new_key(&format!("key {number}"), 0, &[]) else { unreachable!() };
-            let change = ManagedChange::CreateKey(NewApiKey { key_sha256, ..new });
+            let change = ManagedChange::CreateKey(api_key(&format!("key {number}"), key_sha256, &[]));
             bench.submit(Job::Managed(Box::new(job(change, T0))))
         })
         .collect();
