@@ -113,7 +113,7 @@ fn print(contestants: &[Contestant], figures: &Figures, idle: &BTreeMap<(usize, 
             of(|figure| figure.cost.user_us),
             of(|figure| figure.cost.system_us),
             of(|figure| figure.cost.total_us),
-            median(against_bare(figures, connections, window, index)),
+            median(against_bare(figures, connections, window, index, |cost| cost.total_us)),
             of(|figure| figure.per_second),
             if to_go.is_empty() { String::new() } else { format!("{:.2}", median(to_go)) },
         );
@@ -128,10 +128,16 @@ fn print(contestants: &[Contestant], figures: &Figures, idle: &BTreeMap<(usize, 
     }
 }
 
-/// CPU per message over that of the bare loop, round by round.
-fn against_bare(figures: &Figures, connections: usize, window: usize, index: usize) -> Vec<f64> {
+/// CPU per message, or a part of it, over all that of the bare loop, round by round.
+fn against_bare(
+    figures: &Figures,
+    connections: usize,
+    window: usize,
+    index: usize,
+    part: fn(&Cost) -> f64,
+) -> Vec<f64> {
     let (own, bare) = (&figures[&(connections, window, index)], &figures[&(connections, window, 0)]);
-    own.iter().zip(bare).map(|(own, bare)| own.cost.total_us / bare.cost.total_us).collect()
+    own.iter().zip(bare).map(|(own, bare)| part(&own.cost) / bare.cost.total_us).collect()
 }
 
 /// Throughput over that of the server in Go, round by round; nothing without it.
@@ -160,8 +166,12 @@ fn leave(contestants: &[Contestant], figures: &Figures, idle: &BTreeMap<(usize, 
                 record(&format!("{row}/shard_us"), "µs", cost.shard_us);
             }
         }
-        let ratios = against_bare(figures, connections, window, index);
+        let ratios = against_bare(figures, connections, window, index, |cost| cost.total_us);
         ratios.into_iter().for_each(|ratio| record(&format!("{row}/ratio"), "×", ratio));
+        if contestant.gateway {
+            let ratios = against_bare(figures, connections, window, index, |cost| cost.shard_us);
+            ratios.into_iter().for_each(|ratio| record(&format!("{row}/shard_ratio"), "×", ratio));
+        }
         let to_go = against_go(contestants, figures, connections, window, index);
         to_go.into_iter().for_each(|ratio| record(&format!("{row}/to_go"), "×", ratio));
     }

@@ -85,6 +85,8 @@ pub(crate) fn gateway(port: u16, engine: &str, data: PathBuf) -> Command {
         .env("CHARGEGATE_DATA_DIR", data)
         .env("CHARGEGATE_DEVICE_LISTEN", format!("127.0.0.1:{port}"))
         .env("CHARGEGATE_HTTP_LISTEN", "127.0.0.1:0")
+        // The lines of a start are nobody's here.
+        .env("CHARGEGATE_LOG_LEVEL", "error")
         .env("CHARGEGATE_SHARD_COUNT", "1")
         .env("CHARGEGATE_SHARD_ENGINE", engine);
     command

@@ -19,7 +19,7 @@ use crate::{
     support::record,
 };
 
-const MESSAGES: usize = 50_000;
+const MESSAGES: usize = 10_000;
 /// Until strace has taken hold of every thread.
 const ATTACH_TRIES: u32 = 200;
 const ATTACH_TRY: Duration = Duration::from_millis(10);

@@ -38,6 +38,9 @@ struct Args {
     /// Write the ratios of this run there.
     #[arg(long)]
     accept: bool,
+    /// Print every row, not the goals.
+    #[arg(long)]
+    all: bool,
     /// Fail if a goal has no figure.
     #[arg(long)]
     strict: bool,
@@ -61,7 +64,7 @@ fn main() -> anyhow::Result<()> {
     // What the machine was when it was measured, not what it is now.
     let about = fs::read_to_string(dir.join("machine.txt")).unwrap_or_default();
     let report = Report::new(&about, &rows, &baseline);
-    println!("{}", report.text());
+    println!("{}", if args.all { report.rows() } else { report.text() });
     fs::write(dir.join("figures.md"), report.markdown())?;
     let plots = plot::all(&rows);
     for plot in &plots {

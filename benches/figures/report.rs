@@ -31,6 +31,11 @@ impl<'a> Report<'a> {
         format!("{}\n{}\n{}\n{}", self.about, padded(&self.goals()), self.verdict(), self.moved())
     }
 
+    /// For a terminal: whatever was measured.
+    pub(crate) fn rows(&self) -> String {
+        format!("{}\n{}", self.about, padded(&self.everything()))
+    }
+
     /// The goals, what moved, and everything else that was measured.
     pub(crate) fn markdown(&self) -> String {
         let about: String = self.about.lines().map(|line| format!("- {line}\n")).collect();
