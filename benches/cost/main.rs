@@ -17,9 +17,10 @@
 //! from the scheduler's own nanosecond counts; its split into user and system time comes from the coarser `utime` and `stime`.
 //!
 //! ```sh
-//! scripts/bench-peers                                        # builds the servers in Go and on tokio; without them, they are
-//! left out cargo bench --bench cost                                   # heartbeats: the gateway on both engines, and the peers
-//! cargo bench --bench cost -- --quick                        # one size, few rounds cargo bench --bench cost -- growth start
+//! scripts/bench-peers                                        # builds the servers in Go and on tokio, left out otherwise
+//! cargo bench --bench cost                                   # heartbeats: the gateway on both engines, and the peers
+//! cargo bench --bench cost -- --quick                        # one size, few rounds
+//! cargo bench --bench cost -- growth start
 //! cargo bench --bench cost -- --server 'other=./echo {port}' # another server beside them
 //! ```
 
