@@ -3,6 +3,7 @@
 //! - [`device`] the devices: state machines without I/O, which tests also drive in virtual time.
 //! - [`engine`] their sockets: many devices on one thread.
 //! - [`fleet`] which devices there are, and which ports are free; [`api`] charges those ports by REST.
+//! - [`http`] the connections it does that on.
 //! - [`report`] counters, latencies, the progress line and the summary.
 //! - [`run`] puts it together for a [`Plan`](run::Plan).
 //!
@@ -12,5 +13,6 @@ pub mod api;
 pub mod device;
 pub mod engine;
 pub mod fleet;
+pub mod http;
 pub mod report;
 pub mod run;
