@@ -147,6 +147,7 @@ pub(super) struct Device {
     epoch: i64,
     /// Newest epoch the store told; `None` while it is asked for the next.
     known_epoch: Option<i64>,
+    /// When its bind is submitted again, monotonic ms; the last of all times: once there is room.
     bind_at: Option<u64>,
     streak: u32,
     bound_at: u64,

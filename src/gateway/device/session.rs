@@ -20,6 +20,8 @@ use crate::{
 
 /// Beyond two heartbeats, a device that shares its socket is offline after this.
 const BEAT_GRACE_MS: i64 = 30_000;
+/// In place of the time of the next try: the bind waits for room among the shard's jobs, which asks for it.
+const BIND_WAITS: u64 = u64::MAX;
 
 impl Device {
     /// A connection carries the device from now on; the store is asked for its epoch.
@@ -113,6 +115,11 @@ impl Device {
     }
 
     pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
+        if !cx.has_bind_room() {
+            let waits = self.bind_at == Some(BIND_WAITS) || self.key.is_some_and(|key| cx.bind_later(key));
+            self.bind_at = Some(if waits { BIND_WAITS } else { cx.now.mono_ms + BIND_RETRY_MS });
+            return;
+        }
         let printed_no = if let DeviceId::Ap3000(phy_id) = self.id { Some(phy_id.printed_number()) } else { None };
         let bind = Bind {
             device_id: self.id,
@@ -124,6 +131,14 @@ impl Device {
         };
         let submitted = cx.job(Job::Bind(bind));
         self.bind_at = if submitted { None } else { Some(cx.now.mono_ms + BIND_RETRY_MS) };
+    }
+
+    /// There is room for a bind that waits.
+    pub(in crate::gateway) fn bind_on(&mut self, cx: &mut Cx<'_>) {
+        // Its connection may have gone since, or its bind have gone in with a newer one.
+        if self.bind_at == Some(BIND_WAITS) {
+            self.submit_bind(cx);
+        }
     }
 
     /// The connection is gone.
