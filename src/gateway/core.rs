@@ -237,7 +237,7 @@ pub(super) struct Shared {
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
     /// Devices whose bind waits for room, first come first served. Some may have gone since.
-    binds_waiting: VecDeque<Key>,
+    binds_waiting: VecDeque<DeviceId>,
     pub(super) ota: OtaShare,
     recorder: Recorder,
     anomalies: Anomalies,
@@ -279,11 +279,11 @@ impl Cx<'_> {
         self.shared.jobs < BINDS_MAX
     }
 
-    /// The device of `key` is asked for its bind when others are answered; false: too many wait for that.
-    pub(super) fn bind_later(&mut self, key: Key) -> bool {
+    /// The device is asked for its bind when others are answered; false: too many wait for that.
+    pub(super) fn bind_later(&mut self, device_id: DeviceId) -> bool {
         let has_room = self.shared.binds_waiting.len() < BINDS_WAITING_MAX;
         if has_room {
-            self.shared.binds_waiting.push_back(key);
+            self.shared.binds_waiting.push_back(device_id);
         }
         has_room
     }
@@ -512,6 +512,7 @@ impl Core {
     /// A limit is reached: close it at once.
     pub fn accept(&mut self, now: Now, peer: IpAddr, listener: Listener) -> Result<ConnId, AcceptRefused> {
         self.gate.accepted();
+        let peer = peer.to_canonical();
         let accepted = self.limits.enter(peer).inspect_err(|refused| {
             let reason = match refused {
                 AcceptRefused::Connections => CloseReason::LimitTotal,
@@ -553,7 +554,7 @@ impl Core {
             let used = self.drain(now, key, bytes, effects);
             self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
         } else {
-            let mut held = std::mem::take(&mut state.tail);
+            let mut held = state.tail.take();
             held.extend_from_slice(bytes);
             let used = self.drain(now, key, &held, effects);
             self.return_tail(now, key, held, used, effects);
@@ -576,9 +577,9 @@ impl Core {
     pub fn write_blocked(&mut self, now: Now, conn: ConnId) {
         let key = Key::from(conn);
         if let Some(state) = self.conns.get_mut(key)
-            && state.blocked_since == 0
+            && state.seldom().blocked_since == 0
         {
-            state.blocked_since = now.mono_ms;
+            state.set_blocked(now.mono_ms);
             self.arm_conn(now, key);
         }
     }
@@ -586,7 +587,7 @@ impl Core {
     /// The peer drained them.
     pub fn write_drained(&mut self, conn: ConnId) {
         if let Some(state) = self.conns.get_mut(conn.into()) {
-            state.blocked_since = 0;
+            state.set_blocked(0);
         }
     }
 
@@ -703,12 +704,16 @@ impl Core {
     /// Submits binds that waited for room.
     fn bind_waiting(&mut self, now: Now, effects: &mut Effects) {
         while self.shared.jobs < BINDS_MAX
-            && let Some(key) = self.shared.binds_waiting.pop_front()
+            && let Some(device_id) = self.shared.binds_waiting.pop_front()
         {
             let mut cx = Cx { now, shared: &mut self.shared, effects };
-            if let Some(device) = self.devices.get_mut(key) {
+            if let Some(device) = self.by_id.get(&device_id).and_then(|key| self.devices.get_mut(*key)) {
                 device.bind_on(&mut cx);
             }
+        }
+        if self.shared.binds_waiting.is_empty() {
+            // The storm is over.
+            self.shared.binds_waiting = VecDeque::new();
         }
     }
 
