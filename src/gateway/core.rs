@@ -490,6 +490,7 @@ impl Core {
     /// A limit is reached: close it at once.
     pub fn accept(&mut self, now: Now, peer: IpAddr, listener: Listener) -> Result<ConnId, AcceptRefused> {
         self.gate.accepted();
+        let peer = peer.to_canonical();
         let accepted = self.limits.enter(peer).inspect_err(|refused| {
             let reason = match refused {
                 AcceptRefused::Connections => CloseReason::LimitTotal,
@@ -531,7 +532,7 @@ impl Core {
             let used = self.drain(now, key, bytes, effects);
             self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
         } else {
-            let mut held = std::mem::take(&mut state.tail);
+            let mut held = state.tail.take();
             held.extend_from_slice(bytes);
             let used = self.drain(now, key, &held, effects);
             self.return_tail(now, key, held, used, effects);
@@ -554,9 +555,9 @@ impl Core {
     pub fn write_blocked(&mut self, now: Now, conn: ConnId) {
         let key = Key::from(conn);
         if let Some(state) = self.conns.get_mut(key)
-            && state.blocked_since == 0
+            && state.seldom().blocked_since == 0
         {
-            state.blocked_since = now.mono_ms;
+            state.set_blocked(now.mono_ms);
             self.arm_conn(now, key);
         }
     }
@@ -564,7 +565,7 @@ impl Core {
     /// The peer drained them.
     pub fn write_drained(&mut self, conn: ConnId) {
         if let Some(state) = self.conns.get_mut(conn.into()) {
-            state.blocked_since = 0;
+            state.set_blocked(0);
         }
     }
 
