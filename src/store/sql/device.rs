@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     apply::Tx,
     conn::{Conn, all, one, run},
-    row::{active, details, device_columns, order, order_columns, port, port_columns, protocol, server_id},
+    row::{details, device_columns, order, order_columns, port, port_columns, protocol, server_id},
 };
 use crate::{
     model::{DeviceId, EventType, Protocol, ServerId},
@@ -99,13 +99,9 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = $1 AND status IN ",
-                active!(),
-                " UNION ALL SELECT ",
+                " FROM orders WHERE device_id = $1 AND is_active = TRUE UNION ALL SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = $1 AND device_end_pending = TRUE AND status NOT IN ",
-                active!(),
-                " ORDER BY port_no, created_at"
+                " FROM orders WHERE device_id = $1 AND device_end_pending = TRUE AND is_active = FALSE ORDER BY port_no, created_at"
             ),
             [&id],
             order,
