@@ -23,13 +23,19 @@
 //! | `settlements` | end reports of AP3000 chargers, acknowledged after their commit |
 //! | `connections` | three instances with 50,001 devices: how fast devices never seen are accepted and bound, memory of the instances and of the kernel while they beat, whether every heartbeat is answered; then, with the same devices again, one instance and all of them killed and started again, until every device is bound |
 //!
+//! `orders` and `commands` also say how much CPU time each accepted request cost, process by process, with all that follows it; with
+//! `--statements` which statements PostgreSQL ran for it.
+//!
 //! Data is in TMPDIR: set it to the disk that is meant. `connections` needs `ulimit -Hn` above 17,300 and as many ports for each of the
 //! loopback addresses as `net.ipv4.ip_local_port_range` has by default.
 
+#[path = "../support/cpu.rs"]
+mod cpu;
 #[path = "../../tests/gateway/mod.rs"]
 mod gateway;
 #[path = "../../tests/services/mod.rs"]
 mod services;
+mod spent;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -60,6 +66,7 @@ use serde_json::Value;
 
 use gateway::{Engine, Gateway, KEY};
 use services::{Persistence, Postgres, PostgresOptions, Redis};
+use spent::Watch;
 use support::record;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -85,9 +92,15 @@ struct Args {
     /// Seconds of measuring [default: 30; connections: 180].
     #[arg(long)]
     seconds: Option<u64>,
-    /// Rounds of `latency`, and of storms in `connections`, where 0 is none.
+    /// Rounds of each scenario, each on an empty system.
     #[arg(long, default_value_t = 1)]
-    rounds: usize,
+    rounds: u32,
+    /// Storms of each kind in `connections`.
+    #[arg(long, default_value_t = 1)]
+    storms: usize,
+    /// Print what PostgreSQL did for each request of `orders` and `commands`, statement by statement; costs some of its time.
+    #[arg(long)]
+    statements: bool,
     /// API clients of `orders` and `commands`.
     #[arg(long, default_value_t = 64)]
     clients: u32,
@@ -127,14 +140,16 @@ fn main() {
             _ => &[1, 2],
         };
         for instances in if args.instances.is_empty() { default } else { &args.instances } {
-            let mut system = System::start(&args, *instances);
-            println!("\n{scenario:?}, {}", system.name);
-            match scenario {
-                Scenario::Latency => latency(&args, &system),
-                Scenario::Orders => orders(&args, &system),
-                Scenario::Commands => commands(&args, &system),
-                Scenario::Settlements => settlements(&args, &system),
-                Scenario::Connections => connections(&args, &mut system),
+            for _ in 0..args.rounds {
+                let mut system = System::start(&args, *instances);
+                println!("\n{scenario:?}, {}", system.name);
+                match scenario {
+                    Scenario::Latency => latency(&args, &system),
+                    Scenario::Orders => orders(&args, &system),
+                    Scenario::Commands => commands(&args, &system),
+                    Scenario::Settlements => settlements(&args, &system),
+                    Scenario::Connections => connections(&args, &mut system),
+                }
             }
         }
     }
@@ -145,7 +160,7 @@ struct System {
     name: String,
     instances: Vec<Gateway>,
     postgres: Option<(Postgres, String)>,
-    _redis: Option<Redis>,
+    redis: Option<Redis>,
 }
 
 impl System {
@@ -159,13 +174,17 @@ impl System {
         ];
         if args.embedded {
             let instance = Gateway::start(Engine::Mio, &variables).expect("epoll is everywhere");
-            return Self { name: "embedded".to_owned(), instances: vec![instance], postgres: None, _redis: None };
+            return Self { name: "embedded".to_owned(), instances: vec![instance], postgres: None, redis: None };
         }
         let setting = |text: &String| {
             let (name, value) = text.split_once('=').expect("NAME=VALUE");
             (name.to_owned(), value.to_owned())
         };
-        let settings = args.settings.iter().map(setting).collect();
+        let mut settings: Vec<_> = args.settings.iter().map(setting).collect();
+        if args.statements {
+            settings.push(("shared_preload_libraries".to_owned(), "pg_stat_statements".to_owned()));
+            settings.push(("pg_stat_statements.track_planning".to_owned(), "on".to_owned()));
+        }
         let (postgres, redis) =
             (Postgres::start(&PostgresOptions { fsync: true, settings }), Redis::start(Persistence::None));
         let (store, queue) = (postgres.database("bench"), redis.url());
@@ -177,7 +196,16 @@ impl System {
         let start = |_| Gateway::start(Engine::Mio, &variables).expect("epoll is everywhere");
         let running = (0..instances).map(start).collect();
         let name = format!("PostgreSQL and Redis, {instances} instance{}", if instances == 1 { "" } else { "s" });
-        Self { name, instances: running, postgres: Some((postgres, store)), _redis: Some(redis) }
+        Self { name, instances: running, postgres: Some((postgres, store)), redis: Some(redis) }
+    }
+
+    /// What its figures are called.
+    fn row(&self) -> String {
+        match (&self.postgres, self.instances.len()) {
+            (None, _) => "embedded".to_owned(),
+            (Some(_), 1) => "postgres".to_owned(),
+            (Some(_), instances) => format!("postgres{instances}"),
+        }
     }
 
     /// What the simulator connects to.
@@ -253,19 +281,30 @@ fn simulate(plan: &Plan, extras: Extras, progress: impl FnMut(u64, &Totals)) -> 
     run_with(plan, extras, &AtomicBool::new(false), progress).expect("the simulator runs")
 }
 
+/// As [`simulate`], with what the clients' requests cost while they asked.
+fn watched(args: &Args, system: &System, plan: &Plan) -> (Summary, Watch) {
+    let mut watch = Watch::new(system, args.statements);
+    let from = plan.api.as_ref().map_or(0, |api| api.after.as_secs());
+    let to = plan.duration.unwrap_or_default().as_secs();
+    let summary = simulate(plan, Extras::default(), |second, _| match second {
+        second if second == from => watch.begin(system),
+        second if second == to => watch.end(system),
+        _ => {}
+    });
+    (summary, watch)
+}
+
 fn latency(args: &Args, system: &System) {
     println!(
         "| request | to the device's instance | seen | 202 p50 | 202 p99 | 202 to frame p50 | p99 | request to frame p50 | p99 | fsync p50 | p99 |"
     );
     println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
-    for _ in 0..args.rounds {
-        for (ask, row, name) in [(Ask::Charges, "charge", "charge"), (Ask::Commands, "command", "named command")] {
-            latency_round(args, system, ask, row, name);
-        }
+    for (ask, row, name) in [(Ask::Charges, "charge", "charge"), (Ask::Commands, "command", "named command")] {
+        latency_of(args, system, ask, row, name);
     }
 }
 
-fn latency_round(args: &Args, system: &System, ask: Ask, row: &str, name: &str) {
+fn latency_of(args: &Args, system: &System, ask: Ask, row: &str, name: &str) {
     let api = asking(system, ask, 20.0, 4, 1);
     let plan = plan(system, args.devices.unwrap_or(2_000), 1, 60, args.seconds.unwrap_or(30), Some(api));
     let (summary, fsync) = beside_fsyncs(|| simulate(&plan, Extras::default(), |_, _| {}));
@@ -322,10 +361,13 @@ fn now() -> Instant {
 fn orders(args: &Args, system: &System) {
     let api = asking(system, Ask::Charges, f64::INFINITY, args.clients, 900);
     let plan = plan(system, args.devices.unwrap_or(8_000), 10, 1, args.seconds.unwrap_or(30), Some(api));
-    let summary = simulate(&plan, Extras::default(), |_, _| {});
+    let (summary, watch) = watched(args, system, &plan);
     let api = summary.api.as_ref().expect("it was asked");
     complain(api);
     print_rate("orders", args.clients, api);
+    let row = format!("orders/{}", system.row());
+    record(&format!("{row}/per_s"), "/s", api.accepted_per_s);
+    watch.print(&row, api.charges_accepted);
     println!(
         "{} charges began at the devices, {} starts were refused there",
         summary.totals.charges_started, summary.totals.charges_refused
@@ -336,16 +378,26 @@ fn orders(args: &Args, system: &System) {
 
 fn commands(args: &Args, system: &System) {
     let api = asking(system, Ask::Commands, f64::INFINITY, args.clients, 1);
-    let plan = plan(system, args.devices.unwrap_or(12_000), 1, 1, args.seconds.unwrap_or(30), Some(api));
-    let summary = simulate(&plan, Extras::default(), |_, _| {});
+    let seconds = args.seconds.unwrap_or(30);
+    let plan = plan(system, args.devices.unwrap_or(12_000), 1, 1, seconds, Some(api));
+    let (summary, watch) = watched(args, system, &plan);
     let api = summary.api.as_ref().expect("it was asked");
     complain(api);
     print_rate("commands", args.clients, api);
-    let acked = "SELECT count(*), coalesce(max(updated_at) - min(created_at), 0) FROM outbound_queue \
-                 WHERE kind = 'locate' AND state = 'acked'";
-    let acked = system.query(acked);
-    let (count, ms) = (acked[0][0], acked[0][1]);
-    println!("{count} acknowledged by their devices, {:.0} per second", count as f64 * 1e3 / ms.max(1) as f64);
+    // Those that were acknowledged while the clients went on asking: what is left behind at the end does not count.
+    let acked = format!(
+        "SELECT count(*), coalesce(sum(CASE WHEN updated_at <= began + {} THEN 1 ELSE 0 END), 0) FROM outbound_queue, \
+         (SELECT min(created_at) AS began FROM outbound_queue WHERE kind = 'locate') AS first \
+         WHERE kind = 'locate' AND state = 'acked'",
+        seconds * 1_000
+    );
+    let acked = system.query(&acked);
+    let (count, rate) = (acked[0][0], acked[0][1] as f64 / seconds as f64);
+    println!("{count} acknowledged by their devices, {rate:.0} per second");
+    let row = format!("commands/{}", system.row());
+    record(&format!("{row}/per_s"), "/s", rate);
+    record(&format!("{row}/accepted_per_s"), "/s", api.accepted_per_s);
+    watch.print(&row, api.commands_accepted);
     let others =
         system.query("SELECT count(*), count(*) FROM outbound_queue WHERE kind = 'locate' AND state <> 'acked'");
     println!("{} in another state", others[0][0]);
@@ -425,14 +477,14 @@ fn connections(args: &Args, system: &mut System) {
     record("fleet/kernel_bytes_per_device", "bytes", (slab + buffers) / 2.0);
     fleet.finish();
 
-    if args.rounds == 0 {
+    if args.storms == 0 {
         return;
     }
     let fleet = Simulated::start(args, system, devices);
     let joined = fleet.joined(system);
     println!("the same devices again: {joined}");
     record("fleet/bound_per_s", "/s", joined.bound_per_s);
-    for round in 0..args.rounds {
+    for round in 0..args.storms {
         let nth = round % system.instances.len();
         let one = fleet.storm(system, nth..nth + 1);
         println!("one instance killed and started again: {one}");
