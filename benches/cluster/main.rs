@@ -97,7 +97,7 @@ struct Args {
     rounds: u32,
     /// Storms of each kind in `connections`.
     #[arg(long, default_value_t = 1)]
-    storms: u32,
+    storms: usize,
     /// Print what PostgreSQL did for each request of `orders` and `commands`, statement by statement; costs some of its time.
     #[arg(long)]
     statements: bool,
@@ -316,6 +316,7 @@ fn latency_of(args: &Args, system: &System, ask: Ask, row: &str, name: &str) {
         }
     };
     told("answer", &api.latency);
+    told("fsync", &fsync);
     for (way, what, times) in [("yes", "same", &api.same_instance), ("no", "other", &api.other_instance)] {
         if times.seen > 0 {
             told(what, &times.after_answer);
