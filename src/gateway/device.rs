@@ -24,6 +24,7 @@ use cards::PendingSwipe;
 use super::{
     directory::{Entry, Owner, PortCell},
     few::Few,
+    index::Identified,
     lane::Lane,
     slots::Key,
     track::Track,
@@ -188,6 +189,12 @@ impl Seldom {
             && progress.is_empty()
             && swipes.is_empty()
             && *unknown_order_until <= now_ms
+    }
+}
+
+impl Identified for Device {
+    fn device_id(&self) -> DeviceId {
+        self.id
     }
 }
 

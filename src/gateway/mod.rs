@@ -17,6 +17,7 @@ mod effects;
 mod few;
 mod gn;
 mod iccid;
+mod index;
 pub mod inquiry;
 mod lane;
 pub mod network;

@@ -62,6 +62,12 @@ impl<T> Slots<T> {
         self.slot(key.slot).filter(|slot| slot.generation == key.generation)?.value.as_ref()
     }
 
+    /// What is in a slot, with its key.
+    pub(super) fn in_slot(&self, slot: u32) -> Option<(Key, &T)> {
+        let place = self.slot(slot)?;
+        Some((Key { slot, generation: place.generation }, place.value.as_ref()?))
+    }
+
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.slot_mut(key.slot).filter(|slot| slot.generation == key.generation)?.value.as_mut()
     }

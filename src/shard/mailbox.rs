@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering, fence},
 };
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::SegQueue;
 
 use crate::gateway::Message;
 
@@ -18,12 +18,17 @@ pub trait Wake: Send + Sync {
     fn wake(&self);
 }
 
+/// Threads that may send at the same time: workers, delivery, followers of the cluster.
+const SENDERS_MAX: usize = 64;
+
 /// The senders' side.
 #[derive(Clone)]
 pub struct Mailbox(Arc<Shared>);
 
 struct Shared {
-    queue: ArrayQueue<Message>,
+    /// Takes room for what waits: all of its capacity, set aside, would be most of a megabyte.
+    queue: SegQueue<Message>,
+    capacity: usize,
     parked: AtomicBool,
     refused: AtomicU64,
     wake: Box<dyn Wake>,
@@ -39,7 +44,8 @@ impl Mailbox {
     /// A mailbox of `capacity` messages.
     pub fn new(capacity: usize, wake: Box<dyn Wake>) -> Self {
         let shared = Shared {
-            queue: ArrayQueue::new(capacity),
+            queue: SegQueue::new(),
+            capacity,
             parked: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             wake,
@@ -50,8 +56,17 @@ impl Mailbox {
     /// Sends, waking the shard if it is parked. `Err` gives the message back: the mailbox is full. Half of it is kept for
     /// outcomes: a shard has at most that many jobs under way, so an outcome always finds room.
     pub fn send(&self, message: Message) -> Result<(), Message> {
-        let reserved = !matches!(message, Message::Outcome(_)) && self.0.queue.len() >= self.0.queue.capacity() / 2;
-        let sent = if reserved { Err(message) } else { self.0.queue.push(message) };
+        // Threads that see the last place at the same time all take it; those messages are not taken off what is kept for outcomes.
+        let capacity = match message {
+            Message::Outcome(_) => self.0.capacity + SENDERS_MAX,
+            _ => self.0.capacity / 2,
+        };
+        let sent = if self.0.queue.len() < capacity {
+            self.0.queue.push(message);
+            Ok(())
+        } else {
+            Err(message)
+        };
         if sent.is_err() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
         }

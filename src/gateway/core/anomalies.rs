@@ -98,7 +98,7 @@ impl Core {
             return;
         }
         for Noted { device_id, kind, detail } in self.shared.anomalies.take_noted() {
-            let conn = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn);
+            let conn = self.key_of(device_id).and_then(|key| self.devices.get(key)).and_then(|device| device.conn);
             self.list_anomaly(now, Some(device_id), conn, kind, detail);
         }
     }

@@ -73,11 +73,11 @@ impl Core {
                 effects.tells.push((previous.shard, message));
             }
         }
-        let device_key = match self.by_id.get(&device_id) {
-            Some(device_key) => *device_key,
+        let device_key = match self.key_of(device_id) {
+            Some(device_key) => device_key,
             None => {
                 let device_key = self.devices.insert(Device::new(device_id, protocol, Arc::clone(&taken.entry)));
-                self.by_id.insert(device_id, device_key);
+                self.by_id.insert(&self.devices, device_key);
                 device_key
             }
         };
@@ -131,7 +131,7 @@ impl Core {
     }
 
     pub(super) fn superseded(&mut self, now: Now, device_id: DeviceId, generation: u64, effects: &mut Effects) {
-        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let Some(device_key) = self.key_of(device_id) else { return };
         let Some(device) = self.devices.get(device_key).filter(|device| device.owner.generation <= generation) else {
             return;
         };
@@ -144,7 +144,7 @@ impl Core {
     /// Another process bound the device: what this one follows of it is that one's business from now on. False: a bind of this
     /// shard is newer, or under way.
     pub(super) fn bound_elsewhere(&mut self, now: Now, device_id: DeviceId, epoch: i64, effects: &mut Effects) -> bool {
-        let Some(device_key) = self.by_id.get(&device_id).copied() else { return true };
+        let Some(device_key) = self.key_of(device_id) else { return true };
         let Some(device) = self.devices.get(device_key) else { return true };
         if !device.is_older_than(epoch) {
             return false;
@@ -171,7 +171,7 @@ impl Core {
 
     /// Forgets a device that is not admitted: it is no device of this gateway, however often it speaks.
     pub(super) fn turn_away(&mut self, conn_key: Key, device_id: DeviceId) {
-        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let Some(device_key) = self.key_of(device_id) else { return };
         if let Some(conn) = self.conns.get_mut(conn_key) {
             conn.devices.retain(|key| *key != device_key);
         }
@@ -184,9 +184,11 @@ impl Core {
     }
 
     pub(super) fn drop_device(&mut self, device_key: Key) {
+        if let Some(device) = self.devices.get(device_key) {
+            self.by_id.remove(&self.devices, device.id);
+        }
         if let Some(device) = self.devices.remove(device_key) {
             self.shared.count_waiting(&device.commands_waiting(), &Waits::default());
-            self.by_id.remove(&device.id);
             if device.has_ota() {
                 self.shared.ota.ended();
             }
@@ -200,7 +202,7 @@ impl Core {
         effects: &mut Effects,
         act: impl FnOnce(&mut Device, &mut Cx<'_>),
     ) {
-        let Some(device_key) = self.by_id.get(&device_id).copied() else { return };
+        let Some(device_key) = self.key_of(device_id) else { return };
         let mut cx = Cx { now, shared: &mut self.shared, effects };
         if let Some(device) = self.devices.get_mut(device_key) {
             act(device, &mut cx);
@@ -255,6 +257,11 @@ impl Core {
             return;
         }
         self.arm_device(now, device_key);
+    }
+
+    /// The slot of a device of this shard.
+    pub(super) fn key_of(&self, device_id: DeviceId) -> Option<Key> {
+        self.by_id.get(&self.devices, device_id)
     }
 
     /// Counts a frame of a device that may not speak; closes the connection when there were too many, and nobody else is on it.

@@ -13,13 +13,12 @@ impl Core {
         match outcome {
             Outcome::Bound(bound) => {
                 let device_id = bound.device_id;
-                let conn =
-                    self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn);
+                let conn = self.key_of(device_id).and_then(|key| self.devices.get(key)).and_then(|device| device.conn);
                 if bound.admitted {
                     self.with_device(now, device_id, effects, |device, cx| device.registered(cx, *bound));
                 }
                 if let Some(key) = conn {
-                    let device = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key));
+                    let device = self.key_of(device_id).and_then(|key| self.devices.get(key));
                     self.note_epoch(key, device.and_then(Device::live_epoch));
                     self.admitted(now, key, device_id, effects);
                 }
@@ -120,7 +119,7 @@ impl Core {
 
     /// The store answered a bind on this connection: go on with the bytes that waited.
     pub(super) fn admitted(&mut self, now: Now, key: Key, device_id: DeviceId, effects: &mut Effects) {
-        let admitted = self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).is_some_and(Device::is_live);
+        let admitted = self.key_of(device_id).and_then(|key| self.devices.get(key)).is_some_and(Device::is_live);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if !conn.is_asked() {
             return;

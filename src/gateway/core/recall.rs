@@ -179,7 +179,7 @@ impl Core {
     }
 
     fn conn_of(&self, device_id: DeviceId) -> Option<Key> {
-        self.by_id.get(&device_id).and_then(|key| self.devices.get(*key)).and_then(|device| device.conn)
+        self.key_of(device_id).and_then(|key| self.devices.get(key)).and_then(|device| device.conn)
     }
 
     fn connection_page(
