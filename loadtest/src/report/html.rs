@@ -135,6 +135,9 @@ fn correctness(html: &mut String, report: &Report) {
         let class = if good { "ok" } else { "bad" };
         let _ = write!(html, "<tr><td>{name}</td><td class=\"n {class}\">{value}</td></tr>");
     }
+    for (code, count) in &correctness.refusals {
+        let _ = write!(html, "<tr><td>refused: {}</td><td class=\"n\">{count}</td></tr>", escape(code));
+    }
     html.push_str("</tbody></table>");
     if !orders.details.is_empty() || !correctness.remarks.is_empty() {
         html.push_str("<details open><summary>The first of them</summary><ul class=\"remarks\">");
