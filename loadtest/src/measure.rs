@@ -4,6 +4,7 @@
 //! a warm-up is left out, and a report can show how a latency went over time. Times begin when something was *to be* done, not
 //! when it was: a generator or server that stalls shows in the figures.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
@@ -148,6 +149,8 @@ pub struct Window {
     pub bound_until_us: Option<u64>,
     /// The first things that were not as they should be.
     pub remarks: Vec<String>,
+    /// Answers of the API that were not those meant, by error code; `transport` for those that did not come.
+    pub refusals: BTreeMap<String, u64>,
 }
 
 impl Window {
@@ -175,6 +178,12 @@ impl Window {
         }
     }
 
+    /// Counts an answer of the API that was not the one meant.
+    pub fn refused(&mut self, code: &str) {
+        let code = if self.refusals.len() < REMARKS_MAX { code } else { "other" };
+        *self.refusals.entry(code.to_owned()).or_default() += 1;
+    }
+
     /// Adds what was recorded elsewhere or later.
     pub fn add(&mut self, other: &Self) {
         for (at, latency) in other.latencies.iter().enumerate() {
@@ -186,6 +195,9 @@ impl Window {
         self.bound_until_us = self.bound_until_us.max(other.bound_until_us);
         for remark in &other.remarks {
             self.remark(|| remark.clone());
+        }
+        for (code, count) in &other.refusals {
+            *self.refusals.entry(code.clone()).or_default() += count;
         }
     }
 

@@ -192,11 +192,9 @@ pub fn work(
     }
     drain_us.store(now_us, Relaxed);
     shared.draining.store(true, Relaxed);
-    // The records of charges that ended by now; those that end from now on come behind them.
-    let ended = totals().charges_ended;
     let drained_by_us = now_us + scenario.drain.us();
     let answered = |asker: &Option<JoinHandle<_>>| asker.as_ref().is_none_or(JoinHandle::is_finished);
-    while now_us < drained_by_us && !dead(&engines) && (totals().settled < ended || !answered(&asker)) {
+    while now_us < drained_by_us && !dead(&engines) && (totals().unsettled() > 0 || !answered(&asker)) {
         now_us = wait();
     }
     shared.silent.store(true, Relaxed);

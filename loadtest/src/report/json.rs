@@ -117,6 +117,8 @@ pub struct Correctness {
     pub orders: Verdict,
     /// The first things that were not as they should be.
     pub remarks: Vec<String>,
+    /// Answers of the API other than those meant, by request and error code; `transport`: they did not come.
+    pub refusals: BTreeMap<String, u64>,
 }
 
 /// The generator itself.
@@ -240,6 +242,7 @@ impl Report {
             never_connected: outcome.never_connected,
             orders: verdict,
             remarks: remarks.remarks,
+            refusals: remarks.refusals,
         };
         // What goes wrong in a warm-up, or is found out at the end, is wrong all the same.
         for (name, value) in [
@@ -450,6 +453,9 @@ impl fmt::Display for Report {
         }
         for remark in correctness.orders.details.iter().chain(&correctness.remarks).take(8) {
             writeln!(f, "                 {remark}")?;
+        }
+        for (code, count) in &correctness.refusals {
+            writeln!(f, "                 {count} × {code}")?;
         }
         let late_ms = self.generator.late.map_or(0.0, |late| late.p99_us as f64 / 1e3);
         writeln!(f, "  generator      late p99 {} ms, {:.0} % of a core", Short(late_ms), self.generator.cpu_percent)?;
