@@ -38,6 +38,7 @@ use crate::{
         Direction,
         ap3000::{self, Magics},
         bkv,
+        clock::DeviceTime,
     },
     shard::JOBS_MAX,
     store::{CommandLogRow, DeviceEvent, Job, Latest, SettlementKey},
@@ -239,6 +240,8 @@ pub(super) struct Shared {
     pub(super) dirty: Vec<Key>,
     /// Devices whose bind waits for room, first come first served. Some may have gone since.
     binds_waiting: VecDeque<DeviceId>,
+    /// Second of the wall clock, and how BKV/GN are told it: a heartbeat's answer needs no calendar.
+    wall: (i64, [u8; 7]),
     pub(super) ota: OtaShare,
     recorder: Recorder,
     anomalies: Anomalies,
@@ -247,6 +250,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The time as BKV/GN are told it.
+    pub(super) fn wall_bcd(&mut self, now: Now) -> [u8; 7] {
+        let second = now.unix_ms / 1000;
+        if self.wall.0 != second {
+            self.wall = (second, DeviceTime::from_unix(second).to_bcd());
+        }
+        self.wall.1
+    }
+
     fn count_waiting(&mut self, before: &Waits, after: &Waits) {
         let all = Priority::ALL.into_iter().zip(&mut self.commands_waiting);
         for ((priority, waiting), (before, after)) in all.zip(before.iter().zip(after)) {
@@ -454,6 +466,7 @@ impl Core {
             report_ticket: 1,
             dirty: Vec::new(),
             binds_waiting: VecDeque::new(),
+            wall: (0, DeviceTime::from_unix(0).to_bcd()),
             ota,
             recorder,
             anomalies: Anomalies::default(),

@@ -27,6 +27,7 @@ impl<S> Sockets<S> {
         self.slots[index] = Some((conn.generation, socket));
     }
 
+    #[inline]
     pub(super) fn find(&mut self, conn: ConnId) -> Option<&mut S> {
         match self.slots.get_mut(conn.slot as usize) {
             Some(Some((generation, socket))) if *generation == conn.generation => Some(socket),
