@@ -15,7 +15,7 @@ RUNS ?= 100
 SEED ?= 1
 MODE ?=
 
-.PHONY: help run test crash-test lint fmt bench soak fuzz-smoke fuzz api-fuzz demo
+.PHONY: help run test crash-test lint fmt bench bench-smoke soak fuzz-smoke fuzz api-fuzz demo
 
 help:
 	@echo "run         build, and serve with the embedded store in ./data"
@@ -23,7 +23,9 @@ help:
 	@echo "crash-test  $(RUNS) seeds of kill -9 in a storm, each about a minute, then the store is compared with what was acknowledged"
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
-	@echo "bench       benchmarks; installs PostgreSQL and Redis where they are missing (Debian)"
+	@echo "bench       every benchmark in five rounds, then all figures beside their goals: 40 minutes on two idle cores"
+	@echo "            (BENCH_ONLY=\"cost api\": some parts); installs PostgreSQL and Redis where they are missing (Debian)"
+	@echo "bench-smoke that the benchmarks run: each for a moment, in a debug build"
 	@echo "soak        $(DEVICES) simulated devices for $(HOURS) hours of virtual time, then the books are compared"
 	@echo "fuzz-smoke  each fuzz target for $(FUZZ_SMOKE) s; needs a nightly toolchain"
 	@echo "fuzz        the same for $(FUZZ_LONG) s (FUZZ_SECONDS=...)"
@@ -52,7 +54,11 @@ fmt:
 
 bench:
 	scripts/install-services
-	$(CARGO) bench --bench '*'
+	scripts/bench
+
+bench-smoke:
+	scripts/install-services
+	scripts/bench --smoke
 
 soak:
 	DEVICES=$(DEVICES) HOURS=$(HOURS) $(CARGO) test --release --test whole_day -- --nocapture

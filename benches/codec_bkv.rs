@@ -25,6 +25,7 @@ fn read(c: &mut Criterion) {
     for (label, name) in [
         ("heartbeat", "heartbeat_up"),
         ("push", "status_push_1017_charging_up"),
+        ("push_two_sockets", "status_push_1017_two_sockets_up"),
         ("query_reply", "socket_query_reply_1d_up"),
         ("end", "charge_end_02_up"),
         ("fee_end", "charge_end_fee_1004_up"),

@@ -2,18 +2,28 @@
 //!
 //! With one connection everything stays in the processor's caches; with 15,000, as many as one shard is made for, each heartbeat
 //! comes for a connection that was last touched 15,000 heartbeats ago. Without and with the flight recorder.
+//!
+//! And of the coalescer: what devices have told since the last flush, however often, becomes one latest value each.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chargegate::gateway::directory::Directory;
 use chargegate::gateway::{ConnId, ConnectionLimits, Core, CoreConfig, Effects, Listener, Message, Now, ShardId};
 use chargegate::model::{DeviceId, Protocol};
 use chargegate::store::{Bound, Job, Outcome};
 use chargegate::telemetry::Metrics;
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const CONNECTIONS: [u32; 2] = [1, 15_000];
+/// `store.flush_interval`, ms.
+const FLUSH_MS: u64 = 3_000;
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn now() -> Instant {
+    Instant::now()
+}
 
 fn vector(file: &str, name: &str) -> Vec<u8> {
     let text = std::fs::read_to_string(format!("{}/testdata/vectors/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
@@ -86,6 +96,14 @@ impl Gateway {
         written
     }
 
+    /// Lets the flush interval pass; how many latest values there are.
+    fn flush(&mut self) -> usize {
+        self.now.mono_ms += FLUSH_MS;
+        self.now.unix_ms += FLUSH_MS.cast_signed();
+        self.core.timeout(self.now, &mut self.effects);
+        self.effects.latest.drain(..).count()
+    }
+
     /// Answers binds and forgets everything else that is not bytes.
     fn settle(&mut self) {
         while let Some(job) = self.effects.jobs.pop_front() {
@@ -142,5 +160,34 @@ fn heartbeats(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, heartbeats);
+fn flushes(c: &mut Criterion) {
+    const DEVICES: u32 = 15_000;
+    let mut group = c.benchmark_group("core_flush");
+    group.throughput(Throughput::Elements(u64::from(DEVICES)));
+    for (label, file, name) in
+        [("ap3000", "ap3000.jsonl", "21_heartbeat_up_vendor"), ("bkv", "bkv.jsonl", "heartbeat_up")]
+    {
+        let mut gateway = Gateway::new(CoreConfig::new(ShardId(0)), &vector(file, name), DEVICES);
+        gateway.flush();
+        group.bench_function(format!("{label}/{DEVICES}"), |b| {
+            b.iter_custom(|rounds| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..rounds {
+                    for _ in 0..2 * DEVICES {
+                        gateway.heartbeat();
+                    }
+                    gateway.settle();
+                    let began = now();
+                    let values = gateway.flush();
+                    spent += began.elapsed();
+                    assert!(values >= DEVICES as usize, "one of each device");
+                }
+                spent
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, heartbeats, flushes);
 criterion_main!(benches);

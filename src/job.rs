@@ -6,6 +6,7 @@
 //! | history | 2 s | adds a sample to the console's ten minutes |
 //! | order backstop | 10 s | timeouts by SQL for orders without a live owner |
 //! | command poll | 5 s | finds queued commands whose wake-up was lost |
+//! | memory | 20 s of calm after many connections | gives back what the allocator keeps of the burst |
 //! | cleaner | 1 h | prunes by age, in batches, one a second while they are full |
 //!
 //! A job that finds the store's queue full is skipped and runs again at its next time.
@@ -32,6 +33,7 @@ use crate::{
     boot::Ticks,
     cluster::Link,
     gateway::directory::Directory,
+    memory::{self, Calm},
     model::ServerId,
     router::Router,
     shard::Clock,
@@ -149,6 +151,7 @@ impl Jobs {
 fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
     let Context { store, link, directory, router, pusher, owner, metrics, health, mut clock, ticks } = context;
     let mut sampler = Sampler::default();
+    let mut calm = Calm::default();
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let unix = |at: i64, after: Duration| at.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     let signed = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
@@ -204,6 +207,9 @@ fn run(context: Context, schedule: Schedule, stop: &AtomicBool) {
                 more.store(matches!(outcome, Outcome::Pruned { more: true }), Ordering::Relaxed);
             }));
             drop(store.submit(Job::Prune(schedule.retention.prune(now.unix_ms)), reply));
+        }
+        if calm.after_burst(now.mono_ms, metrics.accepted()) {
+            memory::give_back();
         }
         thread::park_timeout(Duration::from_secs(1));
     }

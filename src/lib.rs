@@ -19,6 +19,7 @@
 //! | [`managed`] | keys and endpoints of the configuration and the store, put in force | what a change may be |
 //! | [`router`] | the way from a commit to shards and webhooks | anything that waits |
 //! | [`job`] | periodic work | state that matters after a crash |
+//! | [`memory`] | when free memory goes back to the system | what holds memory |
 //! | [`ota`] | images of firmware on their way to shards | when a packet is sent |
 //! | [`telemetry`] | metrics, health, log lines | clocks, apart from the log's own stamp |
 //! | [`config`] | checked configuration | what it configures |
@@ -38,6 +39,7 @@ pub mod drain;
 pub mod gateway;
 pub mod job;
 pub mod managed;
+pub mod memory;
 pub mod model;
 pub mod ota;
 pub mod pricing;

@@ -13,6 +13,7 @@
 //! cargo bench --bench api                             # all scenarios, embedded
 //! cargo bench --bench api -- status --devices 10000   # reads while ten thousand devices beat every minute
 //! cargo bench --bench api -- orders --postgres
+//! cargo bench --bench api -- status lists --rounds 5 --seconds 5
 //! ```
 //!
 //! | scenario | what is measured |
@@ -27,6 +28,8 @@
 mod gateway;
 #[path = "../../tests/services/mod.rs"]
 mod services;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::{
     collections::BTreeMap,
@@ -48,6 +51,7 @@ use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
 use gateway::{Engine, Gateway, KEY, until};
 use services::{Persistence, Postgres, PostgresOptions, Redis};
+use support::record;
 
 const PORTS: u8 = 10;
 /// Devices that connect in a second.
@@ -72,9 +76,12 @@ struct Args {
     /// Keep-alive clients.
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// Seconds of measuring.
+    /// Seconds of measuring in each round.
     #[arg(long, default_value_t = 15)]
     seconds: u64,
+    /// Rounds of each scenario, with one gateway.
+    #[arg(long, default_value_t = 1)]
+    rounds: u64,
     /// Simulated devices [default: 1; orders: as many as 3,000 orders per second need].
     #[arg(long)]
     devices: Option<u32>,
@@ -103,7 +110,7 @@ fn main() {
 }
 
 fn run(args: &Args, scenario: Scenario) {
-    let least = if scenario == Scenario::Orders { 3_000 * args.seconds / u64::from(PORTS) } else { 1 };
+    let least = if scenario == Scenario::Orders { 3_000 * args.seconds * args.rounds / u64::from(PORTS) } else { 1 };
     let devices = args.devices.unwrap_or_else(|| u32::try_from(least).unwrap_or(u32::MAX));
     let servers = args.postgres.then(|| {
         let settings = vec![("shared_buffers".into(), "256MB".into()), ("max_wal_size".into(), "4GB".into())];
@@ -139,7 +146,7 @@ fn run(args: &Args, scenario: Scenario) {
         let target = |path: &str| format!("/api/v1/third{path}");
         let meant = if scenario == Scenario::Orders { 202 } else { 200 };
         let mut places = (1..=u16::from(PORTS)).flat_map(|port_no| (0..devices).map(move |index| (index, port_no)));
-        let next: Requests<'_> = match scenario {
+        let mut next: Requests<'_> = match scenario {
             Scenario::Status => fixed(&target(&format!("/devices/{one}/status"))),
             Scenario::Lists => fixed(&target("/devices")),
             Scenario::Orders => Box::new(move |request| {
@@ -150,11 +157,25 @@ fn run(args: &Args, scenario: Scenario) {
                 true
             }),
         };
-        let measured = Clients::new(gateway.http, args.clients, next).run(Duration::from_secs(args.seconds));
-        measured.print(scenario, if args.postgres { "PostgreSQL" } else { "SQLite" }, devices, meant);
+        for _ in 0..args.rounds {
+            let clients = Clients::new(gateway.http, args.clients, &mut next);
+            let measured = clients.run(Duration::from_secs(args.seconds));
+            measured.print(scenario, if args.postgres { "PostgreSQL" } else { "SQLite" }, devices, meant);
+            measured.record(&row(scenario, args.postgres, devices), meant);
+        }
         interrupt.store(true, Relaxed);
         drop(simulated.join());
     });
+}
+
+/// The row of a scenario, without what of it.
+fn row(scenario: Scenario, postgres: bool, devices: u32) -> String {
+    match scenario {
+        Scenario::Status if devices > 1 => "api/status_beside".to_owned(),
+        Scenario::Status => "api/status".to_owned(),
+        Scenario::Lists => "api/devices".to_owned(),
+        Scenario::Orders => format!("api/orders/{}", if postgres { "postgres" } else { "embedded" }),
+    }
 }
 
 fn plan(connect: SocketAddr, devices: u32) -> Plan {
@@ -206,10 +227,10 @@ struct Client {
 type Requests<'a> = Box<dyn FnMut(&mut Vec<u8>) -> bool + 'a>;
 
 /// Keep-alive clients, each with one request under way.
-struct Clients<'a> {
+struct Clients<'a, 'n> {
     poll: Poll,
     clients: Vec<Client>,
-    next: Requests<'a>,
+    next: &'n mut Requests<'a>,
     exhausted: bool,
 }
 
@@ -220,8 +241,8 @@ struct Measured {
     exhausted: bool,
 }
 
-impl<'a> Clients<'a> {
-    fn new(to: SocketAddr, count: usize, next: Requests<'a>) -> Self {
+impl<'a, 'n> Clients<'a, 'n> {
+    fn new(to: SocketAddr, count: usize, next: &'n mut Requests<'a>) -> Self {
         let poll = Poll::new().expect("epoll is everywhere");
         let clients = (0..count).map(|index| {
             let stream = std::net::TcpStream::connect(to).expect("the gateway listens");
@@ -316,15 +337,27 @@ impl<'a> Clients<'a> {
 }
 
 impl Measured {
-    fn print(&self, scenario: Scenario, store: &str, devices: u32, meant: u16) {
+    fn per_s(&self, meant: u16) -> f64 {
         let count = self.by_status.get(&meant).copied().unwrap_or(0);
-        let ms = |quantile: f64| self.latency_us.value_at_quantile(quantile) as f64 / 1e3;
+        count as f64 / self.took.as_secs_f64()
+    }
+
+    fn ms(&self, quantile: f64) -> f64 {
+        self.latency_us.value_at_quantile(quantile) as f64 / 1e3
+    }
+
+    fn record(&self, row: &str, meant: u16) {
+        record(&format!("{row}/per_s"), "/s", self.per_s(meant));
+        record(&format!("{row}/p99_ms"), "ms", self.ms(0.99));
+    }
+
+    fn print(&self, scenario: Scenario, store: &str, devices: u32, meant: u16) {
         println!(
             "| {scenario:?} | {store} | {devices} | {:.0} | {:.2} | {:.2} | {:.2} |",
-            count as f64 / self.took.as_secs_f64(),
-            ms(0.5),
-            ms(0.99),
-            ms(1.0)
+            self.per_s(meant),
+            self.ms(0.5),
+            self.ms(0.99),
+            self.ms(1.0)
         );
         let others: Vec<String> = self
             .by_status

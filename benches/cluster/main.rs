@@ -10,14 +10,14 @@
 //!
 //! ```sh
 //! cargo bench --bench cluster                                # every scenario but `connections`, on 1 and 2 instances
-//! cargo bench --bench cluster -- latency --instances 2
+//! cargo bench --bench cluster -- latency --instances 2 --rounds 5 --seconds 10
 //! cargo bench --bench cluster -- orders --embedded
 //! cargo bench --bench cluster -- connections                 # 50,001 devices on three instances, for three minutes
 //! ```
 //!
 //! | scenario | what is measured |
 //! |---|---|
-//! | `latency` | 20 charges, then 20 named commands a second, each to another device: request to 202, 202 to the frame at the device |
+//! | `latency` | 20 charges, then 20 named commands a second, each to another device: request to 202, 202 to the frame at the device; beside them, what a bare fsync takes |
 //! | `orders` | charges from keep-alive clients, each with one request under way, over distinct ports; what follows an order until it charges is part of the load |
 //! | `commands` | the same with named commands to distinct devices; acknowledged by the devices, as the store has it |
 //! | `settlements` | end reports of AP3000 chargers, acknowledged after their commit |
@@ -40,12 +40,12 @@ mod spent;
 mod support;
 
 use std::{
-    io::BufReader,
+    io::{BufReader, Write as _},
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chargegate_loadtest::{
@@ -56,6 +56,7 @@ use chargegate_loadtest::{
     run::{Extras, Plan, run_with},
 };
 use clap::{Parser, ValueEnum};
+use hdrhistogram::Histogram;
 use serde_json::Value;
 
 use gateway::{Engine, Gateway, KEY};
@@ -284,26 +285,66 @@ fn watched(args: &Args, system: &System, plan: &Plan) -> (Summary, Watch) {
 
 fn latency(args: &Args, system: &System) {
     println!(
-        "| request | to the device's instance | seen | 202 p50 | 202 p99 | 202 to frame p50 | p99 | request to frame p50 | p99 |"
+        "| request | to the device's instance | seen | 202 p50 | 202 p99 | 202 to frame p50 | p99 | request to frame p50 | p99 | fsync p50 | p99 |"
     );
-    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|");
-    for (ask, name) in [(Ask::Charges, "charge"), (Ask::Commands, "named command")] {
-        let api = asking(system, ask, 20.0, 4, 1);
-        let plan = plan(system, args.devices.unwrap_or(2_000), 1, 60, args.seconds.unwrap_or(30), Some(api));
-        let summary = simulate(&plan, Extras::default(), |_, _| {});
-        let api = summary.api.expect("it was asked");
-        complain(&api);
-        for (way, times) in [("yes", &api.same_instance), ("no", &api.other_instance)] {
-            if times.seen > 0 {
-                let [(answer_50, answer_99), frame, whole] =
-                    [&api.latency, &times.after_answer, &times.after_request].map(ms);
-                println!(
-                    "| {name} | {way} | {} | {answer_50} | {answer_99} | {} | {} | {} | {} |",
-                    times.seen, frame.0, frame.1, whole.0, whole.1
-                );
-            }
+    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    for (ask, row, name) in [(Ask::Charges, "charge", "charge"), (Ask::Commands, "command", "named command")] {
+        latency_of(args, system, ask, row, name);
+    }
+}
+
+fn latency_of(args: &Args, system: &System, ask: Ask, row: &str, name: &str) {
+    let api = asking(system, ask, 20.0, 4, 1);
+    let plan = plan(system, args.devices.unwrap_or(2_000), 1, 60, args.seconds.unwrap_or(30), Some(api));
+    let (summary, fsync) = beside_fsyncs(|| simulate(&plan, Extras::default(), |_, _| {}));
+    let api = summary.api.expect("it was asked");
+    complain(&api);
+    let told = |what: &str, times: &Option<Percentiles>| {
+        for (quantile, us) in times.iter().flat_map(|times| [("p50_ms", times.p50_us), ("p99_ms", times.p99_us)]) {
+            record(&format!("latency/{row}/{what}/{quantile}"), "ms", us as f64 / 1e3);
+        }
+    };
+    told("answer", &api.latency);
+    for (way, what, times) in [("yes", "same", &api.same_instance), ("no", "other", &api.other_instance)] {
+        if times.seen > 0 {
+            told(what, &times.after_answer);
+            let [(answer_50, answer_99), frame, whole, fsync] =
+                [&api.latency, &times.after_answer, &times.after_request, &fsync].map(ms);
+            println!(
+                "| {name} | {way} | {} | {answer_50} | {answer_99} | {} | {} | {} | {} | {} | {} |",
+                times.seen, frame.0, frame.1, whole.0, whole.1, fsync.0, fsync.1
+            );
         }
     }
+}
+
+/// Between two of the fsyncs that are measured: few enough to be no load.
+const FSYNC_PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs `body` and measures beside it how long a page takes to the disk that holds the database: what a commit cannot be below.
+fn beside_fsyncs<T>(body: impl FnOnce() -> T) -> (T, Option<Percentiles>) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let measured = scope.spawn(|| {
+            let mut file = tempfile::tempfile().expect("a file in TMPDIR");
+            let mut us = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).expect("sound bounds");
+            while !done.load(Ordering::Relaxed) {
+                let began = now();
+                file.write_all(&[0; 8_192]).and_then(|()| file.sync_data()).expect("room on the disk");
+                us.saturating_record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+                thread::sleep(FSYNC_PAUSE);
+            }
+            Percentiles::of(&us)
+        });
+        let result = body();
+        done.store(true, Ordering::Relaxed);
+        (result, measured.join().expect("the disk writes"))
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock enters here")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn orders(args: &Args, system: &System) {

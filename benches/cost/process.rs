@@ -9,11 +9,20 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+
+use crate::load::now;
 
 /// How long a server may take until it listens.
 const START_TRIES: u32 = 200;
 const START_TRY: Duration = Duration::from_millis(50);
+/// Threads of a gateway that serve devices are called so, with a number behind it.
+const SHARD: &str = "shard-";
+/// A server is quiet when it has used less than this of a core...
+const QUIET_SHARE: f64 = 0.02;
+/// ...in each of as many of these as its quiet lasts.
+const QUIET_STEP: Duration = Duration::from_millis(100);
+const QUIET_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running server; killed when dropped.
 pub(crate) struct Server(Child);
@@ -23,21 +32,16 @@ pub(crate) struct Server(Child);
 pub(crate) struct Cost {
     pub(crate) user_us: f64,
     pub(crate) system_us: f64,
+    /// Of all threads.
     pub(crate) total_us: f64,
+    /// Of the threads that serve devices, where the server has such.
+    pub(crate) shard_us: f64,
 }
 
 impl Server {
     /// Starts a server on one core and waits until it listens.
     pub(crate) fn start(mut command: Command, cpu: usize, port: u16) -> anyhow::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        // SAFETY: pinning and raising a limit are plain system calls.
-        unsafe {
-            command.pre_exec(move || {
-                raise_descriptor_limit();
-                pin(cpu)
-            });
-        }
-        let mut server = Self(command.spawn().with_context(|| format!("{command:?}"))?);
+        let mut server = Self::spawn(&mut command, Some(cpu))?;
         for _ in 0..START_TRIES {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Ok(server);
@@ -50,12 +54,51 @@ impl Server {
         bail!("{command:?} does not listen");
     }
 
+    /// Starts a server and waits for nothing; `cpu`: on this core only.
+    pub(crate) fn spawn(command: &mut Command, cpu: Option<usize>) -> anyhow::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // SAFETY: pinning and raising a limit are plain system calls.
+        unsafe {
+            command.pre_exec(move || {
+                raise_descriptor_limit();
+                cpu.map_or(Ok(()), pin)
+            });
+        }
+        Ok(Self(command.spawn().with_context(|| format!("{command:?}"))?))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits until the server has done next to nothing for as long as `quiet_for`.
+    pub(crate) fn settle(&self, quiet_for: Duration) -> anyhow::Result<()> {
+        let deadline = now() + QUIET_DEADLINE;
+        let mut quiet_since = now();
+        while quiet_since.elapsed() < quiet_for {
+            let (before, began) = (self.cost()?.total_us, now());
+            thread::sleep(QUIET_STEP);
+            let used_us = self.cost()?.total_us - before;
+            if used_us > QUIET_SHARE * began.elapsed().as_micros() as f64 {
+                quiet_since = now();
+            }
+            ensure!(now() < deadline, "the server is not quiet without load after {QUIET_DEADLINE:?}");
+        }
+        Ok(())
+    }
+
     /// CPU time used so far by all threads.
     pub(crate) fn cost(&self) -> anyhow::Result<Cost> {
-        let mut nanoseconds = 0;
+        let (mut nanoseconds, mut of_shards) = (0, 0);
         for task in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
-            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-            nanoseconds += schedstat.split(' ').next().context("schedstat")?.parse::<u64>()?;
+            let task = task?.path();
+            // A thread may end between the list and the look.
+            let Ok(schedstat) = fs::read_to_string(task.join("schedstat")) else { continue };
+            let spent = schedstat.split(' ').next().context("schedstat")?.parse::<u64>()?;
+            nanoseconds += spent;
+            if fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with(SHARD)) {
+                of_shards += spent;
+            }
         }
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
         // The program's name, in parentheses, may hold anything; utime and stime are fields 14 and 15.
@@ -64,7 +107,8 @@ impl Server {
         let mut ticks = || fields.next().context("stat")?.context("stat");
         let (user, system) = (ticks()?, ticks()?);
         let tick_us = 10_000.0;
-        Ok(Cost { user_us: user * tick_us, system_us: system * tick_us, total_us: nanoseconds as f64 / 1e3 })
+        let (total_us, shard_us) = (nanoseconds as f64 / 1e3, of_shards as f64 / 1e3);
+        Ok(Cost { user_us: user * tick_us, system_us: system * tick_us, total_us, shard_us })
     }
 
     /// Resident bytes.
@@ -87,13 +131,19 @@ impl Cost {
         let total_us = self.total_us - earlier.total_us;
         let (user, system) = (self.user_us - earlier.user_us, self.system_us - earlier.system_us);
         let scale = total_us / (user + system).max(1.0);
-        Self { user_us: user * scale, system_us: system * scale, total_us }
+        let shard_us = self.shard_us - earlier.shard_us;
+        Self { user_us: user * scale, system_us: system * scale, total_us, shard_us }
     }
 
     /// Per message.
     pub(crate) fn per(self, messages: usize) -> Self {
         let each = |us: f64| us / messages as f64;
-        Self { user_us: each(self.user_us), system_us: each(self.system_us), total_us: each(self.total_us) }
+        Self {
+            user_us: each(self.user_us),
+            system_us: each(self.system_us),
+            total_us: each(self.total_us),
+            shard_us: each(self.shard_us),
+        }
     }
 }
 

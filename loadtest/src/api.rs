@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::SECOND_US;
 use crate::device::charge::draw;
 use crate::engine::Shared;
-use crate::http::Connection;
+use crate::post::Connection;
 use crate::report::{Percentiles, latency_histogram};
 
 const TIMEOUT: Duration = Duration::from_secs(10);

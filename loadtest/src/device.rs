@@ -24,11 +24,15 @@ pub mod ledger;
 pub mod rude;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use ap3000::{Ap3000Device, HostDevice};
 pub use bkv::BkvDevice;
 pub use rude::{RudeDevice, Rudeness};
+
+use crate::schedule::Happening;
+use ledger::Ledger;
 
 /// Microseconds of a second.
 pub const SECOND_US: u64 = 1_000_000;
@@ -76,6 +80,12 @@ pub trait Device {
 
     /// Nothing more is to happen by itself; what was begun goes on.
     fn quieten(&mut self) {}
+
+    /// Something happens at the device, if it is one at which it can. `random` picks where, and which card.
+    fn happen(&mut self, _now_us: u64, _what: Happening, _random: u64) {}
+
+    /// Shows what each charger and gateway here knows about its charges, with the id under which the API knows it.
+    fn ledgers(&self, _each: &mut dyn FnMut(&dyn fmt::Display, &Ledger)) {}
 }
 
 /// A device that is driven in one place and asked or told in another: a test keeps a clone, makes the device swipe a
@@ -119,6 +129,14 @@ impl<D: Device> Device for Arc<Mutex<D>> {
 
     fn quieten(&mut self) {
         locked(self).quieten();
+    }
+
+    fn happen(&mut self, now_us: u64, what: Happening, random: u64) {
+        locked(self).happen(now_us, what, random);
+    }
+
+    fn ledgers(&self, each: &mut dyn FnMut(&dyn fmt::Display, &Ledger)) {
+        locked(self).ledgers(each);
     }
 }
 
@@ -289,12 +307,12 @@ impl Exchange {
 
 /// Bytes of an item that is not complete yet.
 #[derive(Debug, Default)]
-struct Tail(Vec<u8>);
+pub(crate) struct Tail(Vec<u8>);
 
 impl Tail {
     /// Walks `bytes`, preceded by what was left over, with `step`: it is given the bytes still to be read, says how many
     /// it consumed, and `None` when it needs more.
-    fn walk(&mut self, bytes: &[u8], mut step: impl FnMut(&[u8]) -> Option<usize>) {
+    pub(crate) fn walk(&mut self, bytes: &[u8], mut step: impl FnMut(&[u8]) -> Option<usize>) {
         if self.0.is_empty() {
             let consumed = consume(bytes, &mut step);
             self.0.extend_from_slice(bytes.get(consumed..).unwrap_or_default());

@@ -6,13 +6,15 @@
 //! heap ──> due ──────> device.timeout         the wish to close, one entry in the heap
 //! ```
 //!
+//! - A timer's device is told the time at which it was due, not the time at which its turn came. So what a device does evenly stays
+//!   even however late the engine is, and the time to an answer counts from when the request was to be sent.
 //! - A device has at most one live entry in the heap. An entry that is found early, because the deadline moved, is put
 //!   back; one that was replaced by an earlier one is skipped.
 //! - Bytes that the socket does not take wait in the peer's own buffer, bounded.
 //! - A lost connection is opened again after 4 to 5 s, spread by index.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -25,10 +27,16 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::device::activity::Active;
 use crate::device::ap3000::SUB_DEVICES_MAX;
-use crate::device::{Ap3000Device, BkvDevice, Device, Event, HostDevice, RudeDevice, SECOND_US, rude};
+use crate::device::charge::draw;
+use crate::device::{
+    Ap3000Device, BkvDevice, Device, Event, HostDevice, RudeDevice, Rudeness, SECOND_US, ledger::Ledger, rude,
+};
 use crate::fleet::Fleet;
+use crate::measure::{Metric, Recorder};
 use crate::report::{Counters, Latencies, add};
 use crate::run::{Extras, Plan};
+use crate::schedule::{Closing, Happening, Pace, Part, Stream, Timetable};
+use crate::verify::{Checker, Finding};
 
 /// Most bytes that wait for a socket; a server that takes fewer is left.
 const UNSENT_MAX: usize = 256 * 1024;
@@ -42,6 +50,10 @@ const CONNECTS_PER_TURN: u32 = 128;
 /// Longest sleep, so that the end of the run is noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 const NEVER: u64 = u64::MAX;
+/// Connections that misbehave are opened at this rate.
+const RUDE_PER_S: f64 = 1000.0;
+/// Devices looked at for one at which something can happen.
+const PLACES_TRIED: u64 = 16;
 
 /// The clock of all threads of a run.
 #[derive(Clone, Copy, Debug)]
@@ -72,17 +84,43 @@ pub struct Shared {
     pub stop: Arc<AtomicBool>,
     /// Set when no more devices and charges are to be begun. Lost connections still come back: records wait for them.
     pub draining: Arc<AtomicBool>,
+    /// Set when devices are to say nothing more by themselves, so that the last answers can come.
+    pub silent: Arc<AtomicBool>,
+}
+
+/// Connections that are opened in turn.
+#[derive(Debug)]
+struct Ramp {
+    pace: Pace,
+    peers: VecDeque<usize>,
+}
+
+/// Connections that misbehave until some time.
+#[derive(Debug)]
+struct RudeSpan {
+    until_us: u64,
+    peers: Vec<usize>,
 }
 
 /// One thread's devices.
 pub struct Engine {
     poll: Poll,
     peers: Vec<Peer>,
-    /// Peers from here on were never connected.
-    next: usize,
+    /// Polite peers that no ramp has, in order.
+    fresh: VecDeque<usize>,
+    ramps: Vec<Ramp>,
+    closings: Vec<Closing>,
+    /// Peers to be disconnected, a few in each turn.
+    going: VecDeque<usize>,
+    happenings: Vec<Stream<Happening>>,
+    rude_spans: Vec<RudeSpan>,
+    seed: u64,
+    /// Draws so far.
+    drawn: u64,
+    /// Where latencies are recorded, if somebody wants them second by second.
+    recorder: Option<Arc<Recorder>>,
     /// Whether the devices were told that the run ends.
     quiet: bool,
-    ramp_per_s: u64,
     timers: BinaryHeap<Reverse<(u64, usize)>>,
     /// Devices connect to these in turn, by index.
     connect: Box<[SocketAddr]>,
@@ -102,8 +140,18 @@ struct Peer {
     /// Time of the live entry in the heap.
     armed_us: u64,
     registered: bool,
+    attempted: bool,
     ever_connected: bool,
     rude: bool,
+    /// Whether it is one device, not a host of many.
+    single: bool,
+    /// Never to be connected again.
+    retired: bool,
+    /// Time of the last call of the device: its clock does not go back.
+    last_us: u64,
+    /// When the connection that is not bound yet was to be opened; [`NEVER`]: it is bound.
+    wanted_us: u64,
+    checker: Option<Box<Checker>>,
 }
 
 enum Link {
@@ -140,18 +188,25 @@ impl Engine {
         }));
         // Behind the devices of the plan, each with room for the chargers behind it.
         peers.extend(mine(extras.hosts).map(|host| {
-            let first = extras.first_device.saturating_add(plan.devices);
+            let first = extras.first_host.unwrap_or_else(|| extras.first_device.saturating_add(plan.devices));
             let index = first.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
             let device = HostDevice::new(index, extras.sub_devices, plan.ports, plan.behaviour);
             let device = Active::new(device, extras.activity, plan.behaviour.seed, index);
-            Peer::new(Box::new(device), index, false)
+            Peer { single: false, ..Peer::new(Box::new(device), index, false) }
         }));
-        Ok(Self {
+        let mut engine = Self {
             poll: Poll::new()?,
+            fresh: (0..peers.len()).collect(),
             peers,
-            next: 0,
+            ramps: Vec::new(),
+            closings: Vec::new(),
+            going: VecDeque::new(),
+            happenings: Vec::new(),
+            rude_spans: Vec::new(),
+            seed: plan.behaviour.seed,
+            drawn: 0,
+            recorder: None,
             quiet: false,
-            ramp_per_s: u64::from(plan.ramp_per_s.div_ceil(threads).max(1)),
             timers: BinaryHeap::new(),
             connect: plan.connect.clone().into(),
             source_addresses: plan.source_addresses,
@@ -160,14 +215,61 @@ impl Engine {
             latencies: Latencies::default(),
             read_buffer: vec![0; 64 * 1024].into_boxed_slice(),
             out: Vec::with_capacity(4096),
-        })
+        };
+        if plan.ramp_per_s > 0 {
+            let per_s = f64::from(plan.ramp_per_s.div_ceil(threads).max(1));
+            let peers = std::mem::take(&mut engine.fresh);
+            engine.ramps.push(Ramp { pace: Pace::new(0, per_s, Part::WHOLE), peers });
+        }
+        Ok(engine)
+    }
+
+    /// Does what the timetable says, records second by second, and checks each frame. For a plan without a ramp, before the run;
+    /// `part` is this thread's of all.
+    pub fn schedule(&mut self, timetable: Timetable, part: Part, recorder: Arc<Recorder>) {
+        self.recorder = Some(recorder);
+        for peer in &mut self.peers {
+            peer.checker = Some(Box::default());
+        }
+        let hosts = self.peers.len() - self.fresh.iter().filter(|at| self.peers[**at].single).count();
+        let mut hosts = self.fresh.split_off(self.fresh.len() - hosts);
+        for opening in timetable.openings {
+            let devices = usize::try_from(opening.devices).unwrap_or(usize::MAX).min(self.fresh.len());
+            let mut peers: VecDeque<usize> = self.fresh.drain(..devices).collect();
+            peers.append(&mut hosts);
+            self.ramps.push(Ramp { pace: opening.pace, peers });
+        }
+        self.closings = timetable.closings;
+        self.happenings = timetable.happenings;
+        for span in timetable.rude {
+            let kinds = [
+                (Rudeness::Garbage, span.rude.garbage),
+                (Rudeness::HalfFrames, span.rude.half_frames),
+                (Rudeness::Silent, span.rude.silent),
+                (Rudeness::SlowReader, span.rude.slow_readers),
+                (Rudeness::SlowWriter, span.rude.slow_writers),
+            ];
+            let first = self.peers.len();
+            for (rudeness, count) in kinds {
+                for _ in 0..count {
+                    // Numbers of their own among all threads; behind the devices, of which there are far more numbers.
+                    let nth = u32::try_from(self.peers.len()).unwrap_or_default();
+                    let index = rude::rude_index(nth.wrapping_mul(part.of).wrapping_add(part.nth) % 1_000_000);
+                    self.peers.push(Peer::new(Box::new(RudeDevice::new(rudeness, index)), index, true));
+                }
+            }
+            let peers = first..self.peers.len();
+            let pace = Pace::new(span.from_us, RUDE_PER_S, Part::WHOLE);
+            self.ramps.push(Ramp { pace, peers: peers.clone().collect() });
+            self.rude_spans.push(RudeSpan { until_us: span.until_us, peers: peers.collect() });
+        }
     }
 
     /// Runs until the run is stopped.
     ///
     /// # Errors
     /// Polling fails; failures of single connections are counted.
-    pub fn run(mut self) -> io::Result<Latencies> {
+    pub fn run(&mut self) -> io::Result<Latencies> {
         let mut events = Events::with_capacity(1024);
         while !self.shared.stop.load(Relaxed) {
             let now_us = self.shared.clock.now_us();
@@ -175,9 +277,11 @@ impl Engine {
                 self.quiet = true;
                 self.peers.iter_mut().for_each(|peer| peer.device.quieten());
             }
+            self.close_next(now_us);
             let ramp_us = self.connect_next(now_us);
+            let happening_us = self.happen_next(now_us);
             let timer_us = self.fire(now_us);
-            let sleep_us = ramp_us.min(timer_us).saturating_sub(now_us);
+            let sleep_us = ramp_us.min(happening_us).min(timer_us).saturating_sub(now_us);
             // Rounded up: epoll waits whole milliseconds, and waking before a deadline would spin.
             let sleep = Duration::from_millis(sleep_us.div_ceil(1000)).min(SLEEP_MAX);
             if let Err(error) = self.poll.poll(&mut events, Some(sleep))
@@ -189,7 +293,16 @@ impl Engine {
                 self.handle_ready(event.token().0, event.is_writable());
             }
         }
-        Ok(self.latencies)
+        // What is still owed an answer gets none.
+        for at in 0..self.peers.len() {
+            self.unanswered(at, false);
+        }
+        Ok(std::mem::take(&mut self.latencies))
+    }
+
+    /// Shows what each device knows about its charges.
+    pub fn ledgers(&self, each: &mut dyn FnMut(&dyn std::fmt::Display, &Ledger)) {
+        self.peers.iter().for_each(|peer| peer.device.ledgers(each));
     }
 
     /// Connects the devices whose turn has come; gives the time of the next one.
@@ -197,45 +310,179 @@ impl Engine {
         if self.shared.draining.load(Relaxed) {
             return NEVER;
         }
+        let mut budget = CONNECTS_PER_TURN;
+        let mut next_us = NEVER;
+        let mut ramps = std::mem::take(&mut self.ramps);
+        for ramp in &mut ramps {
+            while let Some(&at) = ramp.peers.front() {
+                let turn_us = ramp.pace.due_us();
+                if turn_us > now_us || budget == 0 {
+                    next_us = next_us.min(turn_us.max(now_us));
+                    break;
+                }
+                budget -= 1;
+                ramp.peers.pop_front();
+                ramp.pace.advance();
+                self.begin(at, turn_us, now_us);
+            }
+        }
+        ramps.retain(|ramp| !ramp.peers.is_empty());
+        self.ramps = ramps;
+        next_us
+    }
+
+    /// Opens the connection of a peer whose turn was at `turn_us`.
+    fn begin(&mut self, at: usize, turn_us: u64, now_us: u64) {
+        if matches!(self.peers[at].link, Link::Up(_)) {
+            // Its turn to go has not come yet.
+            self.hang_up(at, now_us);
+        }
+        let peer = &mut self.peers[at];
+        if !matches!(peer.link, Link::Down(_)) || peer.retired {
+            return;
+        }
+        peer.wanted_us = turn_us;
+        if !peer.rude && !std::mem::replace(&mut peer.attempted, true) {
+            add(&self.counters.attempted, 1);
+        }
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| !self.peers[at].rude) {
+            let mut window = recorder.window();
+            window.record(Metric::Late, now_us.saturating_sub(turn_us));
+            let first_us = window.connects_from_us.map_or(turn_us, |from_us| from_us.min(turn_us));
+            window.connects_from_us = Some(first_us);
+        }
+        self.connect(at, now_us);
+        self.settle(at, now_us);
+    }
+
+    /// Closes the connections whose time is over.
+    fn close_next(&mut self, now_us: u64) {
+        while let Some(at) = self.rude_spans.iter().position(|span| span.until_us <= now_us) {
+            for at in self.rude_spans.swap_remove(at).peers {
+                self.peers[at].retired = true;
+                self.hang_up(at, now_us);
+            }
+        }
+        if self.shared.draining.load(Relaxed) {
+            return;
+        }
+        while let Some(at) = self.closings.iter().position(|closing| closing.at_us <= now_us) {
+            let closing = self.closings.swap_remove(at);
+            let mut peers = VecDeque::new();
+            for at in 0..self.peers.len() {
+                let peer = &self.peers[at];
+                let chosen =
+                    draw(self.seed, &[u64::from(peer.index), closing.at_us]) % 100 < u64::from(closing.percent);
+                if chosen && !peer.rude && matches!(peer.link, Link::Up(_)) {
+                    peers.push_back(at);
+                }
+            }
+            self.going.extend(&peers);
+            self.ramps.push(Ramp { pace: closing.back, peers });
+        }
         for _ in 0..CONNECTS_PER_TURN {
-            if self.next == self.peers.len() {
-                return NEVER;
+            let Some(at) = self.going.pop_front() else { return };
+            if matches!(self.peers[at].link, Link::Up(_)) {
+                self.hang_up(at, now_us);
             }
-            let turn_us = u64::try_from(self.next).unwrap_or(NEVER).saturating_mul(SECOND_US) / self.ramp_per_s;
-            if turn_us > now_us {
-                return turn_us;
+        }
+    }
+
+    /// Closes a connection because the run wants it; it is not opened again by itself.
+    fn hang_up(&mut self, at: usize, now_us: u64) {
+        self.unanswered(at, true);
+        match self.peers[at].link {
+            Link::Up(_) => {
+                self.close(at, now_us);
+                self.peers[at].link = Link::Down(NEVER);
+                self.settle(at, now_us);
             }
-            let at = self.next;
-            self.next += 1;
-            if !self.peers[at].rude {
-                add(&self.counters.attempted, 1);
+            Link::Connecting(..) | Link::Down(_) => self.peers[at].link = Link::Down(NEVER),
+        }
+    }
+
+    /// Lets things happen whose time has come; gives the time of the next.
+    fn happen_next(&mut self, now_us: u64) -> u64 {
+        if self.shared.draining.load(Relaxed) {
+            return NEVER;
+        }
+        let mut next_us = NEVER;
+        for nth in 0..self.happenings.len() {
+            loop {
+                let due_us = self.happenings[nth].due_us();
+                if due_us > now_us {
+                    next_us = next_us.min(due_us);
+                    break;
+                }
+                self.happenings[nth].pace.advance();
+                if let Some(recorder) = &self.recorder {
+                    recorder.record(Metric::Late, now_us - due_us);
+                }
+                self.happen(self.happenings[nth].what, now_us);
             }
-            self.connect(at, now_us);
+        }
+        next_us
+    }
+
+    fn happen(&mut self, what: Happening, now_us: u64) {
+        self.drawn += 1;
+        let random = draw(self.seed, &[self.drawn, 0x6861_7070]);
+        let peers = u64::try_from(self.peers.len()).unwrap_or_default().max(1);
+        let place = (0..PLACES_TRIED).find_map(|attempt| {
+            let at = usize::try_from((random >> 8).wrapping_add(attempt.wrapping_mul(7919)) % peers).ok()?;
+            let peer = self.peers.get(at)?;
+            let fits = what != Happening::OfflineCharge || !peer.single || self.shared.fleet.is_ap3000(peer.index);
+            (peer.registered && !peer.rude && fits).then_some(at)
+        });
+        if let Some(at) = place {
+            let peer = &mut self.peers[at];
+            peer.last_us = peer.last_us.max(now_us);
+            peer.device.happen(now_us, what, random);
             self.settle(at, now_us);
         }
-        now_us
     }
 
     /// Handles what is due; gives the time of the next deadline.
     fn fire(&mut self, now_us: u64) -> u64 {
+        if self.shared.silent.load(Relaxed) {
+            return NEVER;
+        }
         while let Some(&Reverse((due_us, at))) = self.timers.peek() {
             if due_us > now_us {
                 return due_us;
             }
             self.timers.pop();
-            if self.peers[at].armed_us != due_us {
-                continue;
+            if self.peers[at].armed_us == due_us {
+                self.fire_one(at, due_us, now_us);
             }
-            self.peers[at].armed_us = NEVER;
-            match &self.peers[at].link {
-                Link::Down(due_us) if *due_us <= now_us => self.connect(at, now_us),
-                Link::Connecting(_, deadline_us) if *deadline_us <= now_us => self.connect_failed(at, now_us),
-                Link::Down(_) | Link::Connecting(..) | Link::Up(_) => {}
-            }
-            self.peers[at].device.timeout(now_us);
-            self.settle(at, now_us);
         }
         NEVER
+    }
+
+    /// Handles what was due at a peer at `due_us`.
+    fn fire_one(&mut self, at: usize, due_us: u64, now_us: u64) {
+        let peer = &mut self.peers[at];
+        peer.armed_us = NEVER;
+        match &peer.link {
+            Link::Down(down_us) if *down_us <= now_us => {
+                let turn_us = *down_us;
+                // Of a connect that failed, or a connection that the server closed.
+                peer.wanted_us = peer.wanted_us.min(turn_us);
+                self.connect(at, now_us);
+            }
+            Link::Connecting(_, deadline_us) if *deadline_us <= now_us => self.connect_failed(at, now_us),
+            Link::Up(_) => {
+                if let Some(recorder) = self.recorder.as_ref().filter(|_| !peer.rude) {
+                    recorder.record(Metric::Late, now_us.saturating_sub(due_us));
+                }
+            }
+            Link::Down(_) | Link::Connecting(..) => {}
+        }
+        let peer = &mut self.peers[at];
+        peer.last_us = peer.last_us.max(due_us);
+        let device_us = peer.last_us;
+        peer.device.timeout(device_us);
+        self.settle(at, device_us);
     }
 
     fn connect(&mut self, at: usize, now_us: u64) {
@@ -282,6 +529,13 @@ impl Engine {
 
     fn handle_ready(&mut self, at: usize, writable: bool) {
         let now_us = self.shared.clock.now_us();
+        // First what was due before, so that the device's clock goes only forward.
+        if !self.shared.silent.load(Relaxed) {
+            while self.peers[at].armed_us <= now_us {
+                self.fire_one(at, self.peers[at].armed_us, now_us);
+            }
+        }
+        self.peers[at].last_us = now_us.max(self.peers[at].last_us);
         if let Link::Connecting(stream, _) = &self.peers[at].link {
             match connect_result(stream) {
                 Ok(false) => return,
@@ -325,7 +579,15 @@ impl Engine {
                 Ok(0) => return self.lost(at, now_us),
                 Ok(len) => {
                     add(&self.counters.bytes_received, i64::try_from(len).unwrap_or_default());
-                    peer.device.receive(now_us, self.read_buffer.get(..len).unwrap_or_default());
+                    let bytes = self.read_buffer.get(..len).unwrap_or_default();
+                    if let Some(checker) = &mut peer.checker {
+                        let before = checker.owed();
+                        let counters = &self.counters;
+                        let recorder = self.recorder.as_deref();
+                        checker.received(now_us, bytes, &mut |finding| note(counters, recorder, peer.index, finding));
+                        add(&counters.awaited, i64::from(checker.owed()) - i64::from(before));
+                    }
+                    peer.device.receive(now_us, bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -343,7 +605,23 @@ impl Engine {
         self.close(at, now_us);
     }
 
+    /// The connection goes: answers that are owed do not come, because the run wants it so or because they are lost.
+    fn unanswered(&mut self, at: usize, wanted: bool) {
+        let Some(checker) = &mut self.peers[at].checker else { return };
+        let owed = i64::from(checker.closed());
+        if owed > 0 {
+            add(&self.counters.awaited, -owed);
+            add(if wanted { &self.counters.abandoned } else { &self.counters.lost }, owed);
+            if let Some(recorder) = self.recorder.as_ref().filter(|_| !wanted) {
+                let index = self.peers[at].index;
+                let id = || self.shared.fleet.device_id(index);
+                recorder.window().remark(|| format!("{}: {owed} requests got no answer", id()));
+            }
+        }
+    }
+
     fn close(&mut self, at: usize, now_us: u64) {
+        self.unanswered(at, false);
         let peer = &mut self.peers[at];
         if peer.rude {
             add(&self.counters.rude_connected, -1);
@@ -402,6 +680,13 @@ impl Engine {
         if self.out.is_empty() {
             return;
         }
+        if let Some(checker) = &mut peer.checker {
+            let before = checker.owed();
+            let counters = &self.counters;
+            let recorder = self.recorder.as_deref();
+            checker.sent(now_us, &self.out, &mut |finding| note(counters, recorder, peer.index, finding));
+            add(&counters.awaited, i64::from(checker.owed()) - i64::from(before));
+        }
         let waiting = !peer.unsent.is_empty();
         match if waiting { Ok(0) } else { write_some(stream, &self.out) } {
             Ok(written) => {
@@ -427,6 +712,13 @@ impl Engine {
                 Event::Registered => {
                     peer.registered = true;
                     self.shared.fleet.set_registered(peer.index, true);
+                    add(&self.counters.binds, 1);
+                    let wanted_us = std::mem::replace(&mut peer.wanted_us, NEVER);
+                    if let Some(recorder) = self.recorder.as_ref().filter(|_| wanted_us != NEVER) {
+                        let mut window = recorder.window();
+                        window.record(Metric::Bind, now_us.saturating_sub(wanted_us));
+                        window.bound_until_us = window.bound_until_us.max(Some(now_us));
+                    }
                 }
                 Event::Answered(request, after_us) => self.latencies.record(request, after_us),
                 Event::Command => self.shared.fleet.note_command(peer.index, now_us),
@@ -452,16 +744,26 @@ impl Peer {
             unsent: Vec::new(),
             armed_us: NEVER,
             registered: false,
+            attempted: false,
             ever_connected: false,
             rude,
+            single: true,
+            retired: false,
+            last_us: 0,
+            wanted_us: NEVER,
+            checker: None,
         }
     }
 
     /// Drops the socket and plans the next connect.
     fn down(&mut self, now_us: u64) {
+        self.unsent = Vec::new();
+        if self.retired {
+            self.link = Link::Down(NEVER);
+            return;
+        }
         let spread_us = u64::from(self.index % 1000) * 1000;
         self.link = Link::Down(now_us.saturating_add(RECONNECT_US + spread_us));
-        self.unsent = Vec::new();
     }
 
     fn deadline_us(&self) -> u64 {
@@ -470,6 +772,25 @@ impl Peer {
             Link::Up(_) => NEVER,
         };
         self.device.poll_timeout().unwrap_or(NEVER).min(link_us)
+    }
+}
+
+/// Counts what a checker found, and keeps the first few remarks.
+fn note(counters: &Counters, recorder: Option<&Recorder>, index: u32, finding: Finding) {
+    match finding {
+        Finding::Answered(metric, us) => {
+            if let Some(recorder) = recorder {
+                recorder.record(metric, us);
+            }
+        }
+        Finding::Command => {}
+        Finding::Lost(_) => add(&counters.lost, 1),
+        Finding::Unreadable | Finding::WrongDevice(_) | Finding::WrongNumber(_) | Finding::Unexpected(_) => {
+            add(&counters.mismatched, 1);
+            if let Some(recorder) = recorder {
+                recorder.window().remark(|| format!("device {index}: {finding:x?}"));
+            }
+        }
     }
 }
 

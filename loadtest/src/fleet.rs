@@ -21,6 +21,9 @@ pub enum Protocol {
     Bkv,
     /// Chargers at even indexes, gateways at odd ones.
     Mix,
+    /// This percentage of chargers, the others gateways, mixed.
+    #[value(skip)]
+    Share(u8),
 }
 
 impl Protocol {
@@ -30,6 +33,8 @@ impl Protocol {
             Self::Ap3000 => true,
             Self::Bkv => false,
             Self::Mix => index.is_multiple_of(2),
+            // 37 and 100 have no common divisor: each hundred devices has the share, spread.
+            Self::Share(percent) => (index % 100) * 37 % 100 < percent as u32,
         }
     }
 }
@@ -135,6 +140,15 @@ impl Fleet {
             let registered = shared.state.load(Relaxed) & REGISTERED != 0;
             let free = || shared.reserved.compare_exchange(0, u32::MAX, Relaxed, Relaxed).is_ok();
             (registered && free()).then_some(index)
+        })
+    }
+
+    /// A registered device near a random place; `None` if the few places tried have none.
+    pub fn registered(&self, random: u64) -> Option<u32> {
+        let devices = u64::try_from(self.devices.len()).ok().filter(|devices| *devices > 0)?;
+        (0..32).find_map(|attempt: u64| {
+            let index = self.first + u32::try_from((random >> 16).wrapping_add(attempt * 7919) % devices).ok()?;
+            (self.shared(index)?.state.load(Relaxed) & REGISTERED != 0).then_some(index)
         })
     }
 

@@ -1,190 +1,277 @@
-//! A keep-alive connection that posts JSON: what a load generator can do with few instructions, so that the server has the cores.
+//! Keep-alive connections to the API on one thread: a request waits until one is free, and its time counts from when it was due.
 //!
-//! Plain HTTP/1.1 with a length on both sides, one request under way. Absent: TLS, redirects, chunked answers (an error), retries: a
-//! request whose answer did not come may have been carried out.
+//! Plain HTTP/1.1 with `Content-Length`, as the gateway speaks it. One request is under way per connection. Requests that wait for a
+//! connection are bounded; who asks for more is told.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::collections::VecDeque;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
-/// Longest head and body of an answer.
-const ANSWER_MAX: usize = 1 << 20;
-/// A connection that was not used for this long may be one that the server is closing.
-const IDLE_MAX_US: u64 = 500_000;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
 
-/// A connection to one server, made when it is needed.
+use crate::device::SECOND_US;
+
+/// An answer that takes longer does not come.
+const ANSWER_US_MAX: u64 = 30 * SECOND_US;
+/// A connection that could not be opened is tried again after this long.
+const AGAIN_US: u64 = SECOND_US / 5;
+/// Requests that may wait for a connection.
+const WAITING_MAX: usize = 100_000;
+const READ_BYTES: usize = 64 * 1024;
+/// Longest answer.
+const ANSWER_MAX: usize = 8 << 20;
+
+/// An answer, or that there is none.
 #[derive(Debug)]
-pub struct Connection {
-    /// `host:port`.
-    authority: String,
-    timeout: Duration,
+pub struct Answer<T> {
+    /// What was given with the request.
+    pub about: T,
+    /// Which of the bases answered.
+    pub base: usize,
+    /// When the request was due.
+    pub due_us: u64,
+    /// Status and body; `None`: it did not come.
+    pub answered: Option<(u16, Vec<u8>)>,
+}
+
+struct Waiting<T> {
+    due_us: u64,
+    bytes: Vec<u8>,
+    about: T,
+}
+
+struct Connection<T> {
+    base: usize,
     stream: Option<TcpStream>,
-    used_us: u64,
-    out: Vec<u8>,
+    /// When it is opened again.
+    again_us: u64,
+    under_way: Option<Waiting<T>>,
+    sent: usize,
+    /// When the request was begun, on this connection.
+    begun_us: u64,
     answer: Vec<u8>,
 }
 
-impl Connection {
-    /// To the server of a base URL; `None`: it is not plain HTTP, or has a path.
-    pub fn to(base: &str, timeout: Duration) -> Option<Self> {
-        let authority = base.strip_prefix("http://")?.trim_end_matches('/');
-        if authority.is_empty() || authority.contains(['/', '@']) {
-            return None;
-        }
-        let port =
-            if authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) { "" } else { ":80" };
-        Some(Self {
-            authority: format!("{authority}{port}"),
-            timeout,
-            stream: None,
-            used_us: 0,
-            out: Vec::new(),
-            answer: Vec::new(),
+/// Connections to one or more instances; see the module.
+pub struct Clients<T> {
+    poll: Poll,
+    events: Events,
+    bases: Vec<SocketAddr>,
+    connections: Vec<Connection<T>>,
+    /// Connections that have nothing to do, by base.
+    free: Vec<Vec<usize>>,
+    /// Requests that wait, by base.
+    waiting: Vec<VecDeque<Waiting<T>>>,
+    answers: Vec<Answer<T>>,
+    scratch: Box<[u8]>,
+}
+
+impl<T> Clients<T> {
+    /// `connections` connections to each of these addresses, opened when they are first needed.
+    ///
+    /// # Errors
+    /// The system gives no poll.
+    pub fn new(bases: Vec<SocketAddr>, connections: usize) -> io::Result<Self> {
+        let each = connections.div_ceil(bases.len().max(1)).max(1);
+        let all = (0..bases.len()).flat_map(|base| (0..each).map(move |_| base));
+        let connections: Vec<_> = all
+            .map(|base| Connection {
+                base,
+                stream: None,
+                again_us: 0,
+                under_way: None,
+                sent: 0,
+                begun_us: 0,
+                answer: Vec::new(),
+            })
+            .collect();
+        let free = (0..bases.len())
+            .map(|base| (0..connections.len()).filter(|at| connections[*at].base == base).collect())
+            .collect();
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            waiting: bases.iter().map(|_| VecDeque::new()).collect(),
+            bases,
+            connections,
+            free,
+            answers: Vec::new(),
+            scratch: vec![0; READ_BYTES].into_boxed_slice(),
         })
     }
 
-    /// Posts `body` at `now_us` of the caller's clock, and returns the answer's status and body.
+    /// Asks `base`, or puts the request behind those that wait; gives it back if too many do.
+    pub fn ask(&mut self, now_us: u64, base: usize, due_us: u64, bytes: Vec<u8>, about: T) -> Result<(), T> {
+        let Some(waiting) = self.waiting.get_mut(base) else { return Err(about) };
+        if waiting.len() >= WAITING_MAX {
+            return Err(about);
+        }
+        waiting.push_back(Waiting { due_us, bytes, about });
+        self.next(now_us, base);
+        Ok(())
+    }
+
+    /// Requests whose answers are to come.
+    pub fn open(&self) -> usize {
+        let under_way = self.connections.iter().filter(|connection| connection.under_way.is_some()).count();
+        under_way + self.waiting.iter().map(VecDeque::len).sum::<usize>()
+    }
+
+    /// Waits for answers, at most this long, and gives those that came. `clock` reads the run's clock.
     ///
     /// # Errors
-    /// No connection, no answer in time, or one that is no HTTP/1.1 with a length. The next request makes a new connection.
-    pub fn post(&mut self, now_us: u64, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<(u16, &[u8])> {
-        let idle = now_us.saturating_sub(self.used_us) > IDLE_MAX_US;
-        let mut stream = match self.stream.take().filter(|_| !idle) {
-            Some(stream) => stream,
-            None => {
-                let stream = TcpStream::connect(&self.authority)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(self.timeout))?;
-                stream.set_write_timeout(Some(self.timeout))?;
-                stream
+    /// Polling fails; failures of connections are answers that do not come.
+    pub fn answers(&mut self, clock: impl Fn() -> u64, wait: Duration) -> io::Result<Vec<Answer<T>>> {
+        if let Err(error) = self.poll.poll(&mut self.events, Some(wait))
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            return Err(error);
+        }
+        let now_us = clock();
+        let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
+        for at in ready {
+            self.write(at, now_us);
+            self.read(at, now_us);
+        }
+        for at in 0..self.connections.len() {
+            let connection = &self.connections[at];
+            if connection.under_way.is_some() && connection.begun_us + ANSWER_US_MAX < now_us {
+                self.failed(at, now_us);
             }
-        };
-        self.out.clear();
-        write!(self.out, "POST {path} HTTP/1.1\r\nHost: {}\r\n", self.authority)?;
-        for (name, value) in headers {
-            write!(self.out, "{name}: {value}\r\n")?;
         }
-        write!(self.out, "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len())?;
-        self.out.extend_from_slice(body);
-        stream.write_all(&self.out)?;
-        let head = read_answer(&mut stream, &mut self.answer)?;
-        self.used_us = now_us;
-        if head.keep {
-            self.stream = Some(stream);
+        for base in 0..self.bases.len() {
+            self.next(now_us, base);
         }
-        Ok((head.status, self.answer.get(head.length..).unwrap_or_default()))
+        Ok(std::mem::take(&mut self.answers))
+    }
+
+    /// Gives waiting requests to free connections.
+    fn next(&mut self, now_us: u64, base: usize) {
+        while !self.waiting[base].is_empty() {
+            let usable = self.free[base].iter().rposition(|at| self.connections[*at].again_us <= now_us);
+            let Some(at) = usable.map(|nth| self.free[base].swap_remove(nth)) else { return };
+            let connection = &mut self.connections[at];
+            connection.under_way = self.waiting[base].pop_front();
+            connection.sent = 0;
+            connection.begun_us = now_us;
+            connection.answer.clear();
+            if connection.stream.is_none() && self.open_connection(at).is_err() {
+                self.failed(at, now_us);
+                continue;
+            }
+            self.write(at, now_us);
+        }
+    }
+
+    fn open_connection(&mut self, at: usize) -> io::Result<()> {
+        let connection = &mut self.connections[at];
+        let mut stream = TcpStream::connect(self.bases[connection.base])?;
+        stream.set_nodelay(true)?;
+        self.poll.registry().register(&mut stream, Token(at), Interest::READABLE | Interest::WRITABLE)?;
+        connection.stream = Some(stream);
+        Ok(())
+    }
+
+    /// The connection is of no use, and its answer does not come.
+    fn failed(&mut self, at: usize, now_us: u64) {
+        let connection = &mut self.connections[at];
+        connection.stream = None;
+        connection.again_us = now_us + AGAIN_US;
+        self.done(at, None);
+    }
+
+    fn done(&mut self, at: usize, answered: Option<(u16, Vec<u8>)>) {
+        let connection = &mut self.connections[at];
+        if let Some(Waiting { due_us, about, .. }) = connection.under_way.take() {
+            self.answers.push(Answer { about, base: connection.base, due_us, answered });
+            self.free[connection.base].push(at);
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the count is handled here")]
+    fn write(&mut self, at: usize, now_us: u64) {
+        let connection = &mut self.connections[at];
+        let (Some(stream), Some(request)) = (&mut connection.stream, &connection.under_way) else { return };
+        while let Some(rest) = request.bytes.get(connection.sent..).filter(|rest| !rest.is_empty()) {
+            match stream.write(rest) {
+                Ok(count) => connection.sent += count,
+                // Not writable, or not connected yet.
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return self.failed(at, now_us),
+            }
+        }
+    }
+
+    fn read(&mut self, at: usize, now_us: u64) {
+        loop {
+            let connection = &mut self.connections[at];
+            let Some(stream) = &mut connection.stream else { return };
+            match stream.read(&mut self.scratch) {
+                // Closed: a request under way has no answer, an idle connection is opened again when it is needed.
+                Ok(0) => {
+                    connection.stream = None;
+                    return self.done(at, None);
+                }
+                Ok(count) => {
+                    connection.answer.extend_from_slice(self.scratch.get(..count).unwrap_or_default());
+                    match whole_answer(&connection.answer) {
+                        Ok(None) if connection.answer.len() <= ANSWER_MAX => {}
+                        Ok(Some(answer)) => self.done(at, Some(answer)),
+                        Ok(None) | Err(()) => return self.failed(at, now_us),
+                    }
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return self.failed(at, now_us),
+            }
+        }
     }
 }
 
-/// What the head of an answer says.
-#[derive(Debug, PartialEq, Eq)]
-struct Head {
-    status: u16,
-    /// Its own bytes.
-    length: usize,
-    /// Bytes of the body behind it.
-    body: usize,
-    /// Whether the connection stays.
-    keep: bool,
+/// Status and body, once both are there.
+fn whole_answer(bytes: &[u8]) -> Result<Option<(u16, Vec<u8>)>, ()> {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut fields);
+    let httparse::Status::Complete(head) = answer.parse(bytes).map_err(|_| ())? else { return Ok(None) };
+    let length = answer.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length")).ok_or(())?;
+    let length: usize = std::str::from_utf8(length.value).ok().and_then(|text| text.trim().parse().ok()).ok_or(())?;
+    let status = answer.code.ok_or(())?;
+    Ok(bytes.get(head..head.saturating_add(length)).map(|body| (status, body.to_vec())))
 }
 
-/// Reads one whole answer.
-fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Result<Head> {
-    answer.clear();
-    let mut chunk = [0; 4096];
-    let mut head = None;
-    loop {
-        if head.is_none() {
-            head = parse(answer)?;
-        }
-        if let Some(head) = head.take_if(|head| answer.len() >= head.length + head.body) {
-            answer.truncate(head.length + head.body);
-            return Ok(head);
-        }
-        if answer.len() > ANSWER_MAX {
-            return Err(invalid("an answer is too long"));
-        }
-        match stream.read(&mut chunk)? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            count => answer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
-        }
-    }
-}
-
-/// The head, once it is whole.
-fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
-    let text =
-        bytes.get(..end).and_then(|head| std::str::from_utf8(head).ok()).ok_or_else(|| invalid("a head is no text"))?;
-    let mut lines = text.split("\r\n");
-    let first = lines.next().unwrap_or_default();
-    let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    let status = status.ok_or_else(|| invalid("an answer has no status"))?;
-    let (mut body, mut keep) = (None, true);
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        let value = value.trim();
-        if name.eq_ignore_ascii_case("content-length") {
-            body = value.parse::<usize>().ok();
-        } else if name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case("close") {
-            keep = false;
-        }
-    }
-    let body = body.filter(|body| *body <= ANSWER_MAX).ok_or_else(|| invalid("an answer has no length"))?;
-    Ok(Some(Head { status, length: end + 4, body, keep }))
-}
-
-fn invalid(why: &'static str) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, why)
+/// The address of `http://host:port`, with or without a slash behind.
+///
+/// # Errors
+/// The text is something else, or the name has no address.
+pub fn base_address(base: &str) -> io::Result<SocketAddr> {
+    let wrong = || io::Error::other(format!("must be http://HOST:PORT, got {base:?}"));
+    let authority = base.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
+    let port = if authority.contains(':') { String::new() } else { ":80".to_owned() };
+    format!("{authority}{port}").to_socket_addrs().map_err(|_| wrong())?.next().ok_or_else(wrong)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead as _, BufReader};
-    use std::net::TcpListener;
-
     use super::*;
 
     #[test]
-    fn heads_are_read_once_they_are_whole() {
-        let whole = b"HTTP/1.1 202 Accepted\r\nX: y\r\ncontent-length: 2\r\nConnection: close\r\n\r\n{}";
-        assert_eq!(parse(&whole[..whole.len() - 4]).unwrap(), None);
-        assert_eq!(parse(whole).unwrap(), Some(Head { status: 202, length: whole.len() - 2, body: 2, keep: false }));
-        assert!(parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
-        assert!(parse(b"SSH-2.0\r\n\r\n").is_err());
+    fn answers_are_whole_or_not_yet() {
+        let text = b"HTTP/1.1 202 Accepted\r\ncontent-length: 4\r\n\r\nbody";
+        assert_eq!(whole_answer(text), Ok(Some((202, b"body".to_vec()))));
+        for cut in 1..text.len() {
+            assert_eq!(whole_answer(&text[..cut]), Ok(None), "{cut}");
+        }
+        assert_eq!(whole_answer(b"HTTP/1.1 200 OK\r\n\r\n"), Err(()));
+        assert_eq!(whole_answer(b"\x00\x01 no http at all"), Err(()));
     }
 
     #[test]
-    fn a_connection_is_used_again_and_made_anew_after_a_pause() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}/", listener.local_addr().unwrap());
-        let server = std::thread::spawn(move || {
-            let mut seen = Vec::new();
-            for requests in [2, 1] {
-                let (stream, _) = listener.accept().unwrap();
-                let mut reader = BufReader::new(stream);
-                for _ in 0..requests {
-                    let mut line = String::new();
-                    let mut first = None;
-                    while line != "\r\n" {
-                        line.clear();
-                        reader.read_line(&mut line).unwrap();
-                        first.get_or_insert_with(|| line.clone());
-                    }
-                    let mut body = [0; 2];
-                    reader.read_exact(&mut body).unwrap();
-                    seen.push((first.unwrap_or_default(), body));
-                    reader.get_mut().write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 3\r\n\r\n[1]").unwrap();
-                }
-            }
-            seen
-        });
-        let mut connection = Connection::to(&base, Duration::from_secs(10)).unwrap();
-        for (at, path) in [(1, "/a"), (2, "/b"), (2 + IDLE_MAX_US + 1, "/c")] {
-            let (status, body) = connection.post(at, path, &[("X-Api-Key", "k")], b"{}").unwrap();
-            assert_eq!((status, body), (202, &b"[1]"[..]));
-        }
-        let paths: Vec<_> = server.join().unwrap().into_iter().map(|(line, _)| line).collect();
-        assert_eq!(paths, ["POST /a HTTP/1.1\r\n", "POST /b HTTP/1.1\r\n", "POST /c HTTP/1.1\r\n"]);
-        assert!(Connection::to("https://example", Duration::ZERO).is_none());
+    fn bases_are_addresses() {
+        assert_eq!(base_address("http://127.0.0.1:7055/").unwrap().to_string(), "127.0.0.1:7055");
+        assert_eq!(base_address("http://127.0.0.1").unwrap().port(), 80);
+        assert!(base_address("https://127.0.0.1:1").is_err() && base_address("http://x y").is_err());
     }
 }

@@ -1,8 +1,14 @@
 //! `chargegate-sim`: simulated devices for a gateway.
 //!
-//! Exit codes: 0 all went well, 1 devices could not connect or charges remained unsettled, 2 usage error.
+//! | exit code | `run` | `scenario` |
+//! |---:|---|---|
+//! | 0 | all went well | all thresholds hold |
+//! | 1 | devices could not connect, or charges remained unsettled | a threshold does not hold |
+//! | 2 | usage error | usage error, or the scenario is not sound |
+//! | 3 | | the generator itself was late: its latencies say nothing |
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +22,12 @@ use chargegate_loadtest::device::activity::{Activity, CARDS_MAX};
 use chargegate_loadtest::device::ap3000::SUB_DEVICES_MAX;
 use chargegate_loadtest::device::{Behaviour, Rudeness};
 use chargegate_loadtest::fleet::Protocol;
+use chargegate_loadtest::http::base_address;
+use chargegate_loadtest::processes;
+use chargegate_loadtest::report::html;
 use chargegate_loadtest::run::{Extras, Plan, run_with};
+use chargegate_loadtest::scenario::{Scenario, Span};
+use chargegate_loadtest::worker::Target;
 
 /// Simulated charging devices.
 #[derive(Parser)]
@@ -30,6 +41,45 @@ struct Cli {
 enum Command {
     /// Connect devices to a gateway and let them work.
     Run(Box<RunArgs>),
+    /// Do what a scenario says, and judge the figures by its thresholds.
+    Scenario(ScenarioArgs),
+    /// One process of a scenario; it is told its share.
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Args)]
+struct ScenarioArgs {
+    /// The scenario, as TOML.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Only read it and say what it is.
+    #[arg(long)]
+    check: bool,
+    /// Device ports of the gateway's instances; devices connect to them in turn.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', required_unless_present = "check", value_parser = address)]
+    connect: Vec<SocketAddr>,
+    /// Base URLs of their APIs, in the same order, e.g. http://127.0.0.1:7055.
+    #[arg(long, value_name = "URL", value_delimiter = ',', requires = "api_key", value_parser = base)]
+    api: Vec<SocketAddr>,
+    /// API key.
+    #[arg(long, value_name = "KEY", env = "CHARGEGATE_SIM_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Secret of a key that requires signed requests.
+    #[arg(long, value_name = "SECRET", env = "CHARGEGATE_SIM_API_SECRET", hide_env_values = true)]
+    api_secret: Option<String>,
+    /// Processes that share the fleet [default: as many as its connections need].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    processes: Option<u32>,
+    /// Write the report as JSON; - is standard output, and progress goes to standard error.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report as a page.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Put a value in the place of the file's: KEY, fleet.KEY, api.KEY or PHASE.KEY.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 #[derive(Args)]
@@ -165,27 +215,94 @@ struct RudeArgs {
 }
 
 fn main() -> ExitCode {
-    let Command::Run(args) = Cli::parse().command;
+    let args = match Cli::parse().command {
+        Command::Run(args) => args,
+        Command::Scenario(args) => return scenario(args),
+        Command::Worker => {
+            return match processes::worker() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error),
+            };
+        }
+    };
     let json = args.json;
     let extras = extras(&args);
     match simulate(&plan(*args), extras, json) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("chargegate-sim: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
 }
 
-fn simulate(plan: &Plan, extras: Extras, json: bool) -> anyhow::Result<bool> {
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("chargegate-sim: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn scenario(args: ScenarioArgs) -> ExitCode {
+    let read = std::fs::read_to_string(&args.file).map_err(|error| error.to_string());
+    let scenario = match read.and_then(|text| Scenario::parse(&text, &args.set).map_err(|error| error.to_string())) {
+        Ok(scenario) => scenario,
+        Err(error) => {
+            eprintln!("chargegate-sim: {}: {error}", args.file.display());
+            return ExitCode::from(2);
+        }
+    };
+    if args.check {
+        println!(
+            "{}: {} s in {} phases, {} connections in at least {} processes, {} thresholds",
+            scenario.name,
+            scenario.seconds(),
+            scenario.phase.len(),
+            scenario.connections(),
+            processes::needed(&scenario),
+            scenario.thresholds.len()
+        );
+        return ExitCode::SUCCESS;
+    }
+    match judge(&scenario, args) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => failed(&error),
+    }
+}
+
+fn judge(scenario: &Scenario, args: ScenarioArgs) -> anyhow::Result<u8> {
+    let ScenarioArgs { connect, api, api_key, api_secret, .. } = args;
+    let target = Target { connect, api, key: api_key.unwrap_or_default(), secret: api_secret };
+    let count = args.processes.unwrap_or_else(|| processes::needed(scenario));
+    let program = std::env::current_exe().context("this program")?;
+    let to_stdout = args.json.as_ref().is_some_and(|path| path.as_os_str() == "-");
+    let show = |line: &dyn std::fmt::Display| if to_stdout { eprintln!("{line}") } else { println!("{line}") };
+    let interrupt = interruptible()?;
+    let report = processes::run(scenario, &target, count, Some(&program), &interrupt, |line| show(&line))?;
+    show(&report);
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::page(&report)).with_context(|| format!("{}", path.display()))?;
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string(&report)?;
+        if to_stdout {
+            println!("{text}");
+        } else {
+            std::fs::write(path, text).with_context(|| format!("{}", path.display()))?;
+        }
+    }
+    Ok(report.result.exit_code())
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the process at once.
+fn interruptible() -> anyhow::Result<Arc<AtomicBool>> {
     let interrupt = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The second signal ends the process at once.
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupt))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupt)))
             .context("signal handlers")?;
     }
+    Ok(interrupt)
+}
+
+fn simulate(plan: &Plan, extras: Extras, json: bool) -> anyhow::Result<bool> {
+    let interrupt = interruptible()?;
     let summary = run_with(plan, extras, &interrupt, |second, totals| {
         let line = totals.progress(second);
         if json {
@@ -212,7 +329,13 @@ fn extras(args: &RunArgs) -> Extras {
         cards: args.activity.cards,
         alarm_every_us: every_us(args.activity.alarms_per_s),
     };
-    Extras { activity, hosts: args.hosts, sub_devices: args.sub_devices, first_device: args.first_device }
+    Extras {
+        activity,
+        hosts: args.hosts,
+        sub_devices: args.sub_devices,
+        first_device: args.first_device,
+        first_host: None,
+    }
 }
 
 fn plan(args: RunArgs) -> Plan {
@@ -262,20 +385,14 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| "the name has no address".to_owned())
 }
 
-/// A number with ms, s, m or h.
+fn base(text: &str) -> Result<SocketAddr, String> {
+    base_address(text).map_err(|error| error.to_string())
+}
+
+/// A number with ms, s, m or h, above 0.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("must be a number with ms, s, m or h, got {text:?}");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(millis).filter(|millis| *millis > 0).map(Duration::from_millis).ok_or_else(wrong)
+    Span::parse(text).ok().map(|span| span.0).filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
 
 fn minutes(text: &str) -> Result<(u16, u16), String> {

@@ -2,11 +2,15 @@
 //!
 //! Each engine thread owns one [`Counters`], which only it writes; readers add them up.
 
+pub mod chart;
+pub mod html;
+pub mod json;
+
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::{Event, Request};
 
@@ -28,7 +32,7 @@ macro_rules! counters {
         }
 
         /// The sum of all [`Counters`] at one time.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         pub struct Totals {
             $( $(#[$meta])* pub $name: i64, )*
             /// Requests sent, by [`Request`].
@@ -55,6 +59,30 @@ macro_rules! counters {
                     }
                 }
                 totals
+            }
+
+            /// The sum of two parts of a fleet.
+            #[must_use]
+            pub fn plus(&self, other: &Self) -> Self {
+                self.with(other, |own, others| own + others)
+            }
+
+            /// What was counted since `earlier`; gauges are differences too.
+            #[must_use]
+            pub fn since(&self, earlier: &Self) -> Self {
+                self.with(earlier, |now, then| now - then)
+            }
+
+            fn with(&self, other: &Self, each: impl Fn(i64, i64) -> i64) -> Self {
+                let all = |own: &[i64; Request::COUNT], others: &[i64; Request::COUNT]| {
+                    std::array::from_fn(|at| each(own[at], others[at]))
+                };
+                Self {
+                    $( $name: each(self.$name, other.$name), )*
+                    sent: all(&self.sent, &other.sent),
+                    answered: all(&self.answered, &other.answered),
+                    given_up: all(&self.given_up, &other.given_up),
+                }
             }
         }
     };
@@ -99,6 +127,30 @@ counters! {
     bytes_sent,
     /// Bytes received.
     bytes_received,
+    /// Times a device was registered on a connection.
+    binds,
+    /// Gauge: requests on the wire that are owed an answer.
+    awaited,
+    /// Requests on the wire whose answer never came: the connection was lost under them, or the run ended.
+    lost,
+    /// Requests without an answer on connections that the run closed.
+    abandoned,
+    /// Frames of the server that answer nothing, or the wrong thing.
+    mismatched,
+    /// Answers of the API as they are meant.
+    api_answered,
+    /// Charges accepted.
+    api_charges,
+    /// Stops accepted.
+    api_stops,
+    /// Commands accepted.
+    api_commands,
+    /// Answers of the API other than those meant.
+    api_refused,
+    /// Requests to the API whose answer did not come.
+    api_failed,
+    /// Requests not made: no free port or device was found, or too many waited for a connection.
+    api_unsent,
 }
 
 impl Counters {
@@ -151,6 +203,11 @@ impl Totals {
     fn errors(&self) -> i64 {
         self.connect_errors + self.closed_by_server + self.malformed + self.given_up.iter().sum::<i64>()
             - self.given_up[Request::TimedEvent as usize]
+    }
+
+    /// What went wrong at connections, as the progress line counts it.
+    pub fn connection_errors(&self) -> i64 {
+        self.connect_errors + self.closed_by_server + self.malformed
     }
 
     /// The line that is shown each second.

@@ -37,7 +37,7 @@ pub struct Plan {
     pub ports: u8,
     /// Sockets of a gateway; 0 is standalone.
     pub sockets: u8,
-    /// New connections per second.
+    /// New connections per second; 0: they are opened as scheduled.
     pub ramp_per_s: u32,
     /// How long to run; `None`: until it is interrupted.
     pub duration: Option<Duration>,
@@ -74,6 +74,8 @@ pub struct Extras {
     pub sub_devices: u8,
     /// Index of the first device: processes that simulate one fleet together have each a part of it.
     pub first_device: u32,
+    /// Index of the first host, each of which takes its own and those of the chargers behind it; `None`: behind the devices.
+    pub first_host: Option<u32>,
 }
 
 /// As [`run`], with `extras`.
@@ -94,6 +96,7 @@ pub fn run_with(
         ),
         stop: Arc::default(),
         draining: Arc::default(),
+        silent: Arc::default(),
     };
     let mut counters = Vec::new();
     let mut engines = Vec::new();
@@ -151,7 +154,7 @@ pub fn run_with(
 }
 
 /// Each device needs a file descriptor. Failing leaves the limit as it is; connects then say so.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit for the duration of both calls, which read or write nothing else.
     unsafe {

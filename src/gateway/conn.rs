@@ -1,10 +1,13 @@
 //! A connection: which protocol it speaks, what is left of its last read, and the devices bound to it.
 
-use std::net::IpAddr;
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use smallvec::SmallVec;
 
-use super::{effects::Listener, recorder::Trail, slots::Key};
+use super::{effects::Listener, few::Few, iccid::Iccid, recorder::Trail, slots::Key};
 use crate::model::DeviceId;
 
 /// Devices one AP3000 socket may carry: a host with 50 sub-devices and itself, and some room.
@@ -25,37 +28,20 @@ pub(super) enum Codec {
     Bkv,
 }
 
-/// Whether the devices of a connection may speak (admission `known`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    /// Frames are handled, but for those of [`Conn::strangers`].
-    Open,
-    /// The store is being asked about this device; bytes wait.
-    Asked(Key),
-}
-
 #[derive(Debug)]
 pub(super) struct Conn {
-    pub(super) peer: IpAddr,
+    peer: Ipv6Addr,
     pub(super) listener: Listener,
     pub(super) codec: Codec,
-    pub(super) admission: Admission,
-    /// Ids that are not admitted: their frames are counted and not answered. Judged once per connection.
-    pub(super) strangers: Vec<DeviceId>,
-    /// Frames of strangers.
-    pub(super) stranger_frames: u32,
     /// Place in the order of accepting, over all shards.
     pub(super) accepted: u64,
     pub(super) opened_at: u64,
     /// Any byte.
     pub(super) last_rx: u64,
     /// Start of a frame whose end has not come; empty between frames.
-    pub(super) tail: Vec<u8>,
+    pub(super) tail: Few<u8>,
     pub(super) tail_since: u64,
-    /// Since when the peer does not drain; 0: it does.
-    pub(super) blocked_since: u64,
     pub(super) received: u64,
-    pub(super) garbage: u64,
     /// Bytes written to it.
     pub(super) sent: u64,
     /// Its last frame in the recorder.
@@ -67,30 +53,69 @@ pub(super) struct Conn {
     pub(super) devices: SmallVec<[Key; 1]>,
     /// It carries several devices, or did.
     pub(super) shared: bool,
-    pub(super) iccid: Option<Box<str>>,
-    /// Ids that another process bound, and until when this socket does not take them back (monotonic ms).
-    lost: Vec<(DeviceId, u64)>,
+    /// SIM number that its module said; one of another form is kept with what is [seldom](Conn::seldom).
+    iccid: Option<Iccid>,
+    /// What most connections do not have.
+    seldom: Option<Box<Seldom>>,
     /// Live entry in the timer heap; `u64::MAX`: none.
     pub(super) armed: u64,
+}
+
+/// Of a connection whose devices are not all admitted, whose peer sends garbage or does not drain, or that lost a device.
+#[derive(Debug, Default)]
+pub(super) struct Seldom {
+    /// The store is being asked about this device (admission `known`); bytes wait.
+    pub(super) asked: Option<Key>,
+    /// Ids that are not admitted: their frames are counted and not answered. Judged once per connection.
+    pub(super) strangers: Vec<DeviceId>,
+    /// Frames of strangers.
+    pub(super) stranger_frames: u32,
+    /// Since when the peer does not drain; 0: it does.
+    pub(super) blocked_since: u64,
+    /// Bytes that were no frames.
+    pub(super) garbage: u64,
+    /// Ids that another process bound, and until when this socket does not take them back (monotonic ms).
+    lost: Vec<(DeviceId, u64)>,
+    iccid: Option<Box<str>>,
+}
+
+/// What a connection without any of it shows.
+static NONE: Seldom = Seldom {
+    asked: None,
+    strangers: Vec::new(),
+    stranger_frames: 0,
+    blocked_since: 0,
+    garbage: 0,
+    lost: Vec::new(),
+    iccid: None,
+};
+
+impl Seldom {
+    fn is_empty(&self) -> bool {
+        let Self { asked, strangers, stranger_frames, blocked_since, garbage, lost, iccid } = self;
+        asked.is_none()
+            && strangers.is_empty()
+            && (*stranger_frames, *blocked_since, *garbage) == (0, 0, 0)
+            && lost.is_empty()
+            && iccid.is_none()
+    }
 }
 
 impl Conn {
     pub(super) fn new(peer: IpAddr, listener: Listener, accepted: u64, now_ms: u64) -> Self {
         Self {
-            peer,
+            peer: match peer {
+                IpAddr::V4(peer) => peer.to_ipv6_mapped(),
+                IpAddr::V6(peer) => peer,
+            },
             listener,
             codec: Codec::Detecting,
-            admission: Admission::Open,
-            strangers: Vec::new(),
-            stranger_frames: 0,
             accepted,
             opened_at: now_ms,
             last_rx: now_ms,
-            tail: Vec::new(),
+            tail: Few::default(),
             tail_since: 0,
-            blocked_since: 0,
             received: 0,
-            garbage: 0,
             sent: 0,
             trail: Trail::default(),
             epoch: 0,
@@ -98,25 +123,72 @@ impl Conn {
             devices: SmallVec::new(),
             shared: false,
             iccid: None,
-            lost: Vec::new(),
+            seldom: None,
             armed: u64::MAX,
+        }
+    }
+
+    /// Its address.
+    pub(super) fn peer(&self) -> IpAddr {
+        self.peer.to_canonical()
+    }
+
+    /// What most connections do not have, to look at.
+    pub(super) fn seldom(&self) -> &Seldom {
+        self.seldom.as_deref().unwrap_or(&NONE)
+    }
+
+    /// What most connections do not have, to put something in.
+    pub(super) fn seldom_mut(&mut self) -> &mut Seldom {
+        self.seldom.get_or_insert_default()
+    }
+
+    /// Notes since when the peer does not drain; 0: it does again.
+    pub(super) fn set_blocked(&mut self, since: u64) {
+        self.seldom_mut().blocked_since = since;
+        self.tidy();
+    }
+
+    /// The store is being asked about a device, or about none any more.
+    pub(super) fn set_asked(&mut self, device: Option<Key>) {
+        self.seldom_mut().asked = device;
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
+        if self.seldom().is_empty() {
+            self.seldom = None;
+        }
+    }
+
+    /// SIM number that its module said.
+    pub(super) fn iccid(&self) -> Option<Cow<'_, str>> {
+        let text = self.seldom().iccid.as_deref();
+        self.iccid.map(|iccid| Cow::Owned(iccid.text())).or_else(|| text.map(Cow::Borrowed))
+    }
+
+    pub(super) fn set_iccid(&mut self, text: &str) {
+        self.iccid = Iccid::pack(text.as_bytes());
+        if self.iccid.is_none() || self.seldom().iccid.is_some() {
+            self.seldom_mut().iccid = self.iccid.is_none().then(|| text.into());
         }
     }
 
     /// Another process bound the id. Frames that still come here do not take it back at once, else two sockets of one device
     /// would take it from each other for ever; after a while they do, because the other socket may be gone.
     pub(super) fn lose(&mut self, device_id: DeviceId, now_ms: u64) {
-        self.lost.retain(|(id, until)| *id != device_id && *until > now_ms);
-        self.lost.push((device_id, now_ms + LOST_MS));
+        let lost = &mut self.seldom_mut().lost;
+        lost.retain(|(id, until)| *id != device_id && *until > now_ms);
+        lost.push((device_id, now_ms + LOST_MS));
     }
 
     /// Whether the id may not be bound here now.
     pub(super) fn has_lost(&self, device_id: DeviceId, now_ms: u64) -> bool {
-        self.lost.iter().any(|(id, until)| *id == device_id && *until > now_ms)
+        self.seldom().lost.iter().any(|(id, until)| *id == device_id && *until > now_ms)
     }
 
     /// Whether the store is being asked about one of its devices.
-    pub(super) const fn is_asked(&self) -> bool {
-        matches!(self.admission, Admission::Asked(_))
+    pub(super) fn is_asked(&self) -> bool {
+        self.seldom().asked.is_some()
     }
 }

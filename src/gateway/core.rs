@@ -13,7 +13,7 @@ mod drain;
 mod outcomes;
 mod recall;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use rustc_hash::FxHashMap;
 
@@ -46,6 +46,11 @@ use drain::Drain;
 
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
+/// Jobs under way above which a bind waits for room: a fleet that comes back leaves room for the reports of those who are there, and
+/// for what is told of each device behind its bind.
+const BINDS_MAX: usize = JOBS_MAX / 2;
+/// Binds that wait for room; one that finds no place here is tried again a second later.
+const BINDS_WAITING_MAX: usize = 65_536;
 /// Command of an AP3000 settlement and of its acknowledgement.
 const SETTLEMENT_ACK: u8 = 0x03;
 
@@ -231,6 +236,8 @@ pub(super) struct Shared {
     pub(super) reports: FxHashMap<u64, WaitingAck>,
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
+    /// Devices whose bind waits for room, first come first served. Some may have gone since.
+    binds_waiting: VecDeque<DeviceId>,
     pub(super) ota: OtaShare,
     recorder: Recorder,
     anomalies: Anomalies,
@@ -265,6 +272,20 @@ impl Cx<'_> {
         self.shared.jobs += 1;
         self.effects.jobs.push_back(job);
         true
+    }
+
+    /// Whether a bind may be submitted now.
+    pub(super) const fn has_bind_room(&self) -> bool {
+        self.shared.jobs < BINDS_MAX
+    }
+
+    /// The device is asked for its bind when others are answered; false: too many wait for that.
+    pub(super) fn bind_later(&mut self, device_id: DeviceId) -> bool {
+        let has_room = self.shared.binds_waiting.len() < BINDS_WAITING_MAX;
+        if has_room {
+            self.shared.binds_waiting.push_back(device_id);
+        }
+        has_room
     }
 
     /// Submits an event; one that finds too many jobs under way is lost and counted.
@@ -431,6 +452,7 @@ impl Core {
             reports: FxHashMap::default(),
             report_ticket: 1,
             dirty: Vec::new(),
+            binds_waiting: VecDeque::new(),
             ota,
             recorder,
             anomalies: Anomalies::default(),
@@ -490,6 +512,7 @@ impl Core {
     /// A limit is reached: close it at once.
     pub fn accept(&mut self, now: Now, peer: IpAddr, listener: Listener) -> Result<ConnId, AcceptRefused> {
         self.gate.accepted();
+        let peer = peer.to_canonical();
         let accepted = self.limits.enter(peer).inspect_err(|refused| {
             let reason = match refused {
                 AcceptRefused::Connections => CloseReason::LimitTotal,
@@ -531,7 +554,7 @@ impl Core {
             let used = self.drain(now, key, bytes, effects);
             self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
         } else {
-            let mut held = std::mem::take(&mut state.tail);
+            let mut held = state.tail.take();
             held.extend_from_slice(bytes);
             let used = self.drain(now, key, &held, effects);
             self.return_tail(now, key, held, used, effects);
@@ -554,9 +577,9 @@ impl Core {
     pub fn write_blocked(&mut self, now: Now, conn: ConnId) {
         let key = Key::from(conn);
         if let Some(state) = self.conns.get_mut(key)
-            && state.blocked_since == 0
+            && state.seldom().blocked_since == 0
         {
-            state.blocked_since = now.mono_ms;
+            state.set_blocked(now.mono_ms);
             self.arm_conn(now, key);
         }
     }
@@ -564,7 +587,7 @@ impl Core {
     /// The peer drained them.
     pub fn write_drained(&mut self, conn: ConnId) {
         if let Some(state) = self.conns.get_mut(conn.into()) {
-            state.blocked_since = 0;
+            state.set_blocked(0);
         }
     }
 
@@ -574,6 +597,7 @@ impl Core {
             Message::Outcome(outcome) => {
                 self.shared.jobs = self.shared.jobs.saturating_sub(1);
                 self.outcome(now, outcome, effects);
+                self.bind_waiting(now, effects);
             }
             Message::OrderChanged { order, commands, withdrawn } => {
                 self.with_device(now, order.device_id, effects, |device, cx| {
@@ -675,6 +699,22 @@ impl Core {
     /// Whether the shard was told to stop and has nothing left to do.
     pub fn is_stopped(&self) -> bool {
         self.stopping && self.shared.jobs == 0 && self.conns.len() == 0 && self.shared.dirty.is_empty()
+    }
+
+    /// Submits binds that waited for room.
+    fn bind_waiting(&mut self, now: Now, effects: &mut Effects) {
+        while self.shared.jobs < BINDS_MAX
+            && let Some(device_id) = self.shared.binds_waiting.pop_front()
+        {
+            let mut cx = Cx { now, shared: &mut self.shared, effects };
+            if let Some(device) = self.by_id.get(&device_id).and_then(|key| self.devices.get_mut(*key)) {
+                device.bind_on(&mut cx);
+            }
+        }
+        if self.shared.binds_waiting.is_empty() {
+            // The storm is over.
+            self.shared.binds_waiting = VecDeque::new();
+        }
     }
 
     fn flush(&mut self, now: Now, effects: &mut Effects) {

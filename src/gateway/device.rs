@@ -14,7 +14,7 @@ mod session;
 
 pub(super) use ota::OtaShare;
 
-use std::sync::Arc;
+use std::{num::NonZeroI64, sync::Arc};
 
 use smallvec::SmallVec;
 
@@ -23,6 +23,7 @@ use cards::PendingSwipe;
 
 use super::{
     directory::{Entry, Owner, PortCell},
+    few::Few,
     lane::Lane,
     slots::Key,
     track::Track,
@@ -31,6 +32,8 @@ use crate::model::{DeviceId, OrderNo, PortStatus, Protocol};
 
 /// A bind that the store did not take is submitted again.
 const BIND_RETRY_MS: u64 = 1_000;
+/// In place of the time of the next try: the bind waits for room among the shard's jobs, which asks for it.
+const BIND_WAITS: u64 = u64::MAX - 1;
 /// An own question is pointless later.
 const ASK_MS: u64 = 10_000;
 /// How often a device that went away is looked at until it can be forgotten.
@@ -133,37 +136,59 @@ pub(super) struct Device {
     pub(super) fsk_frequency: Option<u16>,
     /// What it told as a host is not in the latest values yet.
     pub(super) host_dirty: bool,
+    /// Some port changed since the last flush.
+    ports_dirty: bool,
     /// Its socket carries, or carried, other devices too.
     shares_socket: bool,
     /// It told as a host, and has no ports.
     host_only: bool,
-    /// BKV/GN: sockets that are being taken out of the network list.
-    leaving: Vec<u8>,
     /// A deadline may be sooner than the timer is set.
     sooner: bool,
     /// How often it beats, where it said so.
     beat_interval_s: Option<u16>,
-    key: Option<Key>,
+    dirty: bool,
+    /// Of [`Bound::MSG_IDS`](crate::store::Bound::MSG_IDS).
+    msg_id_used: u8,
+    msg_id_first: u32,
+    streak: u32,
     epoch: i64,
     /// Newest epoch the store told; `None` while it is asked for the next.
-    known_epoch: Option<i64>,
-    bind_at: Option<u64>,
-    streak: u32,
-    bound_at: u64,
+    known_epoch: Option<NonZeroI64>,
+    /// When the bind is submitted again; [`BIND_WAITS`]: once there is room; `u64::MAX`: it is submitted.
+    bind_at: u64,
     absent_since: u64,
     sync_at: u64,
-    dirty: bool,
-    msg_id_first: u32,
-    msg_id_used: u32,
-    unknown_order_until: u64,
     ports: Arc<[PortCell]>,
-    ports_dirty: SmallVec<[u16; 2]>,
-    contrary: SmallVec<[u16; 1]>,
-    progress: SmallVec<[(OrderNo, u32, u32); 1]>,
-    tracks: Vec<Track>,
+    tracks: Few<Track>,
     lane: Lane,
-    swipes: Vec<PendingSwipe>,
+    /// What most devices do not have; see [`Device::seldom`].
+    seldom: Option<Box<Seldom>>,
     ota: Option<Box<ota::Ota>>,
+}
+
+/// Of a device that charges, that was held a card to, or whose network list changes. Kept until the flush that finds it empty, so
+/// that what comes with each report allocates nothing.
+#[derive(Debug, Default)]
+struct Seldom {
+    /// BKV/GN: sockets that are being taken out of the network list.
+    leaving: Vec<u8>,
+    /// Ports that charge for another order than the one that holds them.
+    contrary: SmallVec<[u16; 1]>,
+    /// Seconds and Wh of orders, for the latest values.
+    progress: SmallVec<[(OrderNo, u32, u32); 1]>,
+    swipes: Vec<PendingSwipe>,
+    unknown_order_until: u64,
+}
+
+impl Seldom {
+    fn is_empty(&self, now_ms: u64) -> bool {
+        let Self { leaving, contrary, progress, swipes, unknown_order_until } = self;
+        leaving.is_empty()
+            && contrary.is_empty()
+            && progress.is_empty()
+            && swipes.is_empty()
+            && *unknown_order_until <= now_ms
+    }
 }
 
 impl Device {
@@ -180,32 +205,31 @@ impl Device {
             extensions: false,
             fsk_frequency: None,
             host_dirty: false,
+            ports_dirty: false,
             shares_socket: false,
             host_only: false,
-            leaving: Vec::new(),
             sooner: false,
             beat_interval_s: None,
-            key: None,
+            dirty: false,
+            msg_id_used: 0,
+            msg_id_first: 1,
+            streak: 0,
             epoch: 0,
             known_epoch: None,
-            bind_at: None,
-            streak: 0,
-            bound_at: 0,
+            bind_at: u64::MAX,
             absent_since: 0,
             sync_at: u64::MAX,
-            dirty: false,
-            msg_id_first: 1,
-            msg_id_used: 0,
-            unknown_order_until: 0,
             ports,
-            ports_dirty: SmallVec::new(),
-            contrary: SmallVec::new(),
-            progress: SmallVec::new(),
-            tracks: Vec::new(),
+            tracks: Few::default(),
             lane: Lane::default(),
-            swipes: Vec::new(),
+            seldom: None,
             ota: None,
             entry,
         }
+    }
+
+    /// What most devices do not have, to put something in.
+    fn seldom(&mut self) -> &mut Seldom {
+        self.seldom.get_or_insert_default()
     }
 }

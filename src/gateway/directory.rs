@@ -11,18 +11,19 @@
 //! decided by the store's unique index, never here.
 
 use std::{
-    hash::BuildHasher,
+    borrow::Borrow,
+    hash::{BuildHasher, Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::SegQueue;
 use parking_lot::RwLock;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::{FxBuildHasher, FxHashSet};
 
-use super::ShardId;
+use super::{ShardId, iccid::Iccid};
 use crate::{
     model::{DeviceDetails, DeviceId, HostValues, OrderNo, PortStatus, Protocol},
     store::PortRecord,
@@ -33,7 +34,32 @@ const NO_SHARD: u16 = u16::MAX;
 /// Changed devices that may wait to be looked at.
 const CHANGES_MAX: usize = 65_536;
 
-type Stripe = RwLock<FxHashMap<DeviceId, Arc<Entry>>>;
+/// Found by the id that the entry holds itself.
+type Stripe = RwLock<FxHashSet<Known>>;
+
+/// An entry as its stripe keeps it.
+#[derive(Debug)]
+struct Known(Arc<Entry>);
+
+impl Borrow<DeviceId> for Known {
+    fn borrow(&self) -> &DeviceId {
+        &self.0.device_id
+    }
+}
+
+impl Hash for Known {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.device_id.hash(state);
+    }
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.device_id == other.0.device_id
+    }
+}
+
+impl Eq for Known {}
 
 /// All devices this process knows.
 #[derive(Debug)]
@@ -41,6 +67,12 @@ pub struct Directory {
     stripes: Box<[Stripe]>,
     online: AtomicI64,
     timeout_ms: i64,
+    common: Arc<Common>,
+}
+
+/// What all entries of a directory share.
+#[derive(Debug)]
+struct Common {
     penalty_ms: i64,
     changes: Option<Arc<Changes>>,
 }
@@ -56,24 +88,26 @@ impl Directory {
     /// `penalty_ms`: how long a TCP close or an ACK timeout counts against the score.
     pub fn new(timeout_ms: i64, penalty_ms: i64) -> Self {
         let stripes = (0..STRIPES).map(|_| RwLock::default()).collect();
-        Self { stripes, online: AtomicI64::new(0), timeout_ms, penalty_ms, changes: None }
+        let common = Arc::new(Common { penalty_ms, changes: None });
+        Self { stripes, online: AtomicI64::new(0), timeout_ms, common }
     }
 
     /// The same, with a list of the devices whose state changed in a way that others are to see soon.
     #[must_use]
     pub fn with_changes(mut self) -> Self {
-        self.changes = Some(Arc::new(Changes::new(CHANGES_MAX)));
+        let changes = Some(Arc::new(Changes::new(CHANGES_MAX)));
+        self.common = Arc::new(Common { penalty_ms: self.common.penalty_ms, changes });
         self
     }
 
     /// The list, where there is one.
-    pub const fn changes(&self) -> Option<&Arc<Changes>> {
-        self.changes.as_ref()
+    pub fn changes(&self) -> Option<&Arc<Changes>> {
+        self.common.changes.as_ref()
     }
 
     /// How long a TCP close or an ACK timeout counts against the score, ms.
-    pub const fn penalty_ms(&self) -> i64 {
-        self.penalty_ms
+    pub fn penalty_ms(&self) -> i64 {
+        self.common.penalty_ms
     }
 
     fn stripe(&self, device_id: DeviceId) -> &Stripe {
@@ -83,7 +117,7 @@ impl Directory {
 
     /// The device's entry.
     pub fn find(&self, device_id: DeviceId) -> Option<Arc<Entry>> {
-        self.stripe(device_id).read().get(&device_id).cloned()
+        self.stripe(device_id).read().get(&device_id).map(|known| Arc::clone(&known.0))
     }
 
     /// Binds a device to a connection of `shard`. `accepted` is the connection's place in the order of accepting: the newest
@@ -99,23 +133,27 @@ impl Directory {
         accepted: u64,
     ) -> Result<Taken, NewerConnection> {
         let mut stripe = self.stripe(device_id).write();
-        let entry = stripe.entry(device_id).or_insert_with(|| {
-            let changes = self.changes.clone();
-            Arc::new(Entry { changes, ..Entry::new(device_id, protocol, self.timeout_ms, self.penalty_ms) })
-        });
+        let entry = match stripe.get(&device_id) {
+            Some(Known(entry)) => Arc::clone(entry),
+            None => {
+                let entry = Arc::new(Entry::new(device_id, protocol, self.timeout_ms, Arc::clone(&self.common)));
+                stripe.insert(Known(Arc::clone(&entry)));
+                entry
+            }
+        };
         if entry.connected() && entry.accepted.load(Ordering::Relaxed) > accepted {
             return Err(NewerConnection);
         }
         entry.accepted.store(accepted, Ordering::Relaxed);
         let (generation, previous) = entry.take(shard);
         entry.connected.store(true, Ordering::Release);
-        Ok(Taken { entry: Arc::clone(entry), owner: Owner { shard, generation }, previous })
+        Ok(Taken { entry, owner: Owner { shard, generation }, previous })
     }
 
     /// Forgets an entry that no shard owns.
     pub fn forget(&self, device_id: DeviceId) {
         let mut stripe = self.stripe(device_id).write();
-        if stripe.get(&device_id).is_some_and(|entry| entry.owner().is_none()) {
+        if stripe.get(&device_id).is_some_and(|known| known.0.owner().is_none()) {
             stripe.remove(&device_id);
         }
     }
@@ -123,7 +161,7 @@ impl Directory {
     /// Calls `visit` for every entry, stripe by stripe.
     pub fn visit(&self, mut visit: impl FnMut(&Arc<Entry>)) {
         for stripe in &self.stripes {
-            stripe.read().values().for_each(&mut visit);
+            stripe.read().iter().for_each(|known| visit(&known.0));
         }
     }
 
@@ -142,14 +180,25 @@ impl Directory {
 /// system call.
 #[derive(Debug)]
 pub struct Changes {
-    devices: ArrayQueue<DeviceId>,
+    /// Grows with what waits; bounded by `devices_max`.
+    devices: SegQueue<DeviceId>,
+    devices_max: usize,
     /// Some found no room.
     overflow: AtomicBool,
 }
 
 impl Changes {
-    fn new(devices_max: usize) -> Self {
-        Self { devices: ArrayQueue::new(devices_max), overflow: AtomicBool::new(false) }
+    const fn new(devices_max: usize) -> Self {
+        Self { devices: SegQueue::new(), devices_max, overflow: AtomicBool::new(false) }
+    }
+
+    fn push(&self, device_id: DeviceId) {
+        // Threads that see the last place at the same time all take it: a few more do no harm.
+        if self.devices.len() < self.devices_max {
+            self.devices.push(device_id);
+        } else {
+            self.overflow.store(true, Ordering::Release);
+        }
     }
 
     /// Takes the next device. Its entry is [unmarked](Entry::unmark) before it is read.
@@ -194,84 +243,87 @@ struct Told {
     module_version: Option<String>,
     host_type: Option<u8>,
     host: Option<Arc<HostValues>>,
+    /// A SIM number of another form than they have.
+    iccid: Option<Box<str>>,
+}
+
+/// What does not fit into atomics, under one lock: read by all, written when a device tells something new.
+#[derive(Debug)]
+struct Locked {
+    ports: Arc<[PortCell]>,
+    /// Most devices tell none of it.
+    told: Option<Box<Told>>,
+    iccid: Option<Iccid>,
 }
 
 /// Live state of one device.
 #[derive(Debug)]
 pub struct Entry {
     device_id: DeviceId,
-    protocol: AtomicU16,
     /// generation << 16 | shard.
     owner: AtomicU64,
     /// Place of the bound connection in the order of accepting.
     accepted: AtomicU64,
-    /// Declared online by an owner; survives a change of owner.
-    online: AtomicBool,
-    /// Whether a socket is bound right now.
-    connected: AtomicBool,
     /// 0 while the store has not answered the bind.
     epoch: AtomicI64,
-    timeout_ms: AtomicI64,
-    penalty_ms: i64,
-    networked: AtomicBool,
-    fallback_id: AtomicBool,
     last_seen: AtomicI64,
     last_tcp_down: AtomicI64,
     last_ack_timeout: AtomicI64,
     connected_at: AtomicI64,
     /// Start of a minute of binds in Unix s << 24 | binds in it.
     binds: AtomicU64,
-    signal: AtomicU16,
     firmware: AtomicU64,
+    locked: RwLock<Locked>,
+    common: Arc<Common>,
+    timeout_ms: AtomicU32,
+    waiting: AtomicU16,
+    signal: AtomicU16,
     device_type: AtomicU16,
-    iccid: RwLock<Option<Box<str>>>,
-    /// Most devices tell none of it.
-    told: RwLock<Option<Box<Told>>>,
-    waiting: AtomicU32,
-    ports: RwLock<Arc<[PortCell]>>,
-    changes: Option<Arc<Changes>>,
-    /// It is in `changes`, or found no room there.
+    protocol: AtomicU8,
+    /// Declared online by an owner; survives a change of owner.
+    online: AtomicBool,
+    /// Whether a socket is bound right now.
+    connected: AtomicBool,
+    networked: AtomicBool,
+    fallback_id: AtomicBool,
+    /// It is among the changed, or found no room there.
     marked: AtomicBool,
 }
 
 impl Entry {
-    fn new(device_id: DeviceId, protocol: Protocol, timeout_ms: i64, penalty_ms: i64) -> Self {
+    fn new(device_id: DeviceId, protocol: Protocol, timeout_ms: i64, common: Arc<Common>) -> Self {
         Self {
             device_id,
-            protocol: AtomicU16::new(protocol as u16),
             owner: AtomicU64::new(u64::from(NO_SHARD)),
             accepted: AtomicU64::new(0),
-            online: AtomicBool::new(false),
-            connected: AtomicBool::new(false),
             epoch: AtomicI64::new(0),
-            timeout_ms: AtomicI64::new(timeout_ms),
-            penalty_ms,
-            networked: AtomicBool::new(false),
-            fallback_id: AtomicBool::new(false),
             last_seen: AtomicI64::new(0),
             last_tcp_down: AtomicI64::new(0),
             last_ack_timeout: AtomicI64::new(0),
             connected_at: AtomicI64::new(0),
             binds: AtomicU64::new(0),
-            signal: AtomicU16::new(u16::MAX),
             firmware: AtomicU64::new(0),
+            locked: RwLock::new(Locked { ports: Arc::new([]), told: None, iccid: None }),
+            common,
+            timeout_ms: AtomicU32::new(within_u32(timeout_ms)),
+            waiting: AtomicU16::new(0),
+            signal: AtomicU16::new(u16::MAX),
             device_type: AtomicU16::new(u16::MAX),
-            iccid: RwLock::new(None),
-            told: RwLock::new(None),
-            waiting: AtomicU32::new(0),
-            ports: RwLock::new(Arc::new([])),
-            changes: None,
+            protocol: AtomicU8::new(protocol as u8),
+            online: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            networked: AtomicBool::new(false),
+            fallback_id: AtomicBool::new(false),
             marked: AtomicBool::new(false),
         }
     }
 
     /// Others are to see soon what changed.
     pub fn mark(&self) {
-        if let Some(changes) = &self.changes
+        if let Some(changes) = &self.common.changes
             && !self.marked.swap(true, Ordering::AcqRel)
-            && changes.devices.push(self.device_id).is_err()
         {
-            changes.overflow.store(true, Ordering::Release);
+            changes.push(self.device_id);
         }
     }
 
@@ -293,7 +345,7 @@ impl Entry {
 
     /// Sets the protocol the device's record names.
     pub fn set_protocol(&self, protocol: Protocol) {
-        self.protocol.store(protocol as u16, Ordering::Relaxed);
+        self.protocol.store(protocol as u8, Ordering::Relaxed);
     }
 
     /// The shard that owns the device, whether or not a socket is bound.
@@ -367,19 +419,19 @@ impl Entry {
         self.connected_at.store(at, Ordering::Relaxed);
     }
 
-    /// The device counts as offline when nothing comes for this long.
+    /// The device counts as offline when nothing comes for this long, in 0..=49 days.
     pub fn set_timeout(&self, timeout_ms: i64) {
-        self.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+        self.timeout_ms.store(within_u32(timeout_ms), Ordering::Relaxed);
     }
 
     /// Silence after which it counts as offline, ms.
     pub fn timeout_ms(&self) -> i64 {
-        self.timeout_ms.load(Ordering::Relaxed)
+        i64::from(self.timeout_ms.load(Ordering::Relaxed))
     }
 
     /// When the device is offline if nothing more comes, Unix ms.
     pub fn offline_at(&self) -> i64 {
-        self.last_seen().saturating_add(self.timeout_ms.load(Ordering::Relaxed))
+        self.last_seen().saturating_add(self.timeout_ms())
     }
 
     /// Whether an owner declared it online.
@@ -438,7 +490,7 @@ impl Entry {
             last_ack_timeout: self.last_ack_timeout(),
             timeout_ms: self.timeout_ms(),
         };
-        clocks.score(at, self.penalty_ms)
+        clocks.score(at, self.common.penalty_ms)
     }
 
     /// BKV/GN: whether the device addresses sockets ≥ 1.
@@ -502,47 +554,64 @@ impl Entry {
 
     /// SIM number.
     pub fn iccid(&self) -> Option<String> {
-        self.iccid.read().as_deref().map(str::to_owned)
+        let locked = self.locked.read();
+        locked.iccid.map(Iccid::text).or_else(|| locked.told.as_ref()?.iccid.as_deref().map(str::to_owned))
     }
 
     /// Stores the SIM number, where it is new: once per connection at most.
     pub fn set_iccid(&self, iccid: &str) {
-        if self.iccid.read().as_deref() != Some(iccid) {
-            *self.iccid.write() = Some(iccid.into());
-        }
+        self.set_iccid_bytes(iccid.as_bytes());
     }
 
-    /// Stores the SIM number of a heartbeat; allocates only when it changed.
+    /// Stores the SIM number of a heartbeat; allocates only when it changed, and not where it is one of twenty digits.
     pub fn set_iccid_bytes(&self, iccid: &[u8]) {
-        if self.iccid.read().as_deref().map(str::as_bytes) != Some(iccid) {
-            *self.iccid.write() = Some(String::from_utf8_lossy(iccid).into());
+        let packed = Iccid::pack(iccid);
+        let known = {
+            let locked = self.locked.read();
+            match packed {
+                Some(_) => locked.iccid == packed,
+                None => {
+                    let told = locked.told.as_ref().and_then(|told| told.iccid.as_deref());
+                    locked.iccid.is_none() && told.map(str::as_bytes) == Some(iccid)
+                }
+            }
+        };
+        if known {
+            return;
+        }
+        let mut locked = self.locked.write();
+        locked.iccid = packed;
+        if packed.is_none() {
+            locked.told.get_or_insert_default().iccid = Some(String::from_utf8_lossy(iccid).into());
+        } else if let Some(told) = &mut locked.told {
+            told.iccid = None;
         }
     }
 
     /// Number of the communication module.
     pub fn imei(&self) -> Option<String> {
-        self.told.read().as_ref()?.imei.clone()
+        self.locked.read().told.as_ref()?.imei.clone()
     }
 
     /// Firmware of the communication module.
     pub fn module_version(&self) -> Option<String> {
-        self.told.read().as_ref()?.module_version.clone()
+        self.locked.read().told.as_ref()?.module_version.clone()
     }
 
     /// Host type; from a charger with a module of its own its device type.
     pub fn host_type(&self) -> Option<u8> {
-        self.told.read().as_ref()?.host_type
+        self.locked.read().told.as_ref()?.host_type
     }
 
     /// Latest values of a host.
     pub fn host(&self) -> Option<Arc<HostValues>> {
-        self.told.read().as_ref()?.host.clone()
+        self.locked.read().told.as_ref()?.host.clone()
     }
 
     /// Stores what a module tells of itself; `None` leaves what is known. Whether anything is new.
     pub fn set_module(&self, imei: Option<&str>, version: Option<&str>, host_type: Option<u8>) -> bool {
-        let mut told = self.told.write();
-        let told = told.get_or_insert_default();
+        let mut locked = self.locked.write();
+        let told = locked.told.get_or_insert_default();
         let differs = |known: &Option<String>, new: Option<&str>| new.is_some() && known.as_deref() != new;
         let new = differs(&told.imei, imei)
             || differs(&told.module_version, version)
@@ -557,7 +626,7 @@ impl Entry {
 
     /// Replaces the latest values of a host.
     pub fn set_host(&self, host: Option<Arc<HostValues>>) {
-        self.told.write().get_or_insert_default().host = host;
+        self.locked.write().told.get_or_insert_default().host = host;
     }
 
     /// Takes over what is stored, where this process has heard nothing newer.
@@ -566,8 +635,8 @@ impl Entry {
         if imei.is_none() && module_version.is_none() && host_type.is_none() && host.is_none() {
             return;
         }
-        let mut told = self.told.write();
-        let told = told.get_or_insert_default();
+        let mut locked = self.locked.write();
+        let told = locked.told.get_or_insert_default();
         told.imei = told.imei.take().or_else(|| imei.clone());
         told.module_version = told.module_version.take().or_else(|| module_version.clone());
         told.host_type = told.host_type.or(*host_type);
@@ -576,29 +645,34 @@ impl Entry {
 
     /// Commands accepted for the device and not yet written.
     pub fn waiting(&self) -> u32 {
-        self.waiting.load(Ordering::Relaxed)
+        u32::from(self.waiting.load(Ordering::Relaxed))
     }
 
     /// Set by the owner as its lane grows and shrinks.
     pub fn set_waiting(&self, waiting: u32) {
-        self.waiting.store(waiting, Ordering::Relaxed);
+        self.waiting.store(u16::try_from(waiting).unwrap_or(u16::MAX), Ordering::Relaxed);
     }
 
     /// The device's ports by number.
     pub fn ports(&self) -> Arc<[PortCell]> {
-        Arc::clone(&self.ports.read())
+        Arc::clone(&self.locked.read().ports)
     }
 
     /// One port.
     pub fn port(&self, port_no: u16) -> Option<PortState> {
-        self.ports.read().iter().find(|cell| cell.port_no == port_no).map(PortCell::load)
+        self.locked.read().ports.iter().find(|cell| cell.port_no == port_no).map(PortCell::load)
     }
 
     /// Replaces the list of ports (rare: ports come into being by registration, network list or first report).
     pub fn set_ports(&self, ports: Vec<PortCell>) {
-        *self.ports.write() = ports.into();
+        self.locked.write().ports = ports.into();
         self.mark();
     }
+}
+
+/// A time limit as it is kept, ms.
+fn within_u32(ms: i64) -> u32 {
+    u32::try_from(ms.max(0)).unwrap_or(u32::MAX)
 }
 
 /// What the score is made of. Times are Unix ms; 0: never.
@@ -664,22 +738,30 @@ impl Score {
     }
 }
 
-/// One port's live state, packed in four words; the owner shard writes, anybody reads.
+/// One port's live state, packed in six words; the owner shard writes, anybody reads.
 #[derive(Debug)]
 pub struct PortCell {
     /// From 1.
     pub port_no: u16,
-    /// BKV/GN: 0 for a standalone device.
-    pub socket: Option<u8>,
-    /// BKV/GN.
-    pub hole: Option<u8>,
+    /// BKV/GN: 0 for a standalone device; [`NO_PART`]: not said.
+    socket: u8,
+    /// BKV/GN; [`NO_PART`]: not said.
+    hole: u8,
+    /// Not in the latest values yet; for its owner shard alone.
+    dirty: AtomicBool,
+    /// Raised before and after a change of `order`: odd while it changes.
+    order_version: AtomicU16,
     /// status 8 | raw 8 | power 16 | current 16 | voltage 16.
     readings: AtomicU64,
     /// energy Wh 32 | seconds 32.
     totals: AtomicU64,
     updated_at: AtomicI64,
-    order: RwLock<Option<OrderNo>>,
+    /// The number's bytes; zeros: none.
+    order: [AtomicU64; 2],
 }
+
+/// Stands for a socket or hole that is not said: sockets end at 250, and a socket has two holes.
+const NO_PART: u8 = u8::MAX;
 
 /// A port's state at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -771,15 +853,64 @@ impl PortCell {
     pub fn new(state: &PortState) -> Self {
         let cell = Self {
             port_no: state.port_no,
-            socket: state.socket,
-            hole: state.hole,
+            socket: state.socket.unwrap_or(NO_PART),
+            hole: state.hole.unwrap_or(NO_PART),
+            dirty: AtomicBool::new(false),
+            order_version: AtomicU16::new(0),
             readings: AtomicU64::new(0),
             totals: AtomicU64::new(0),
             updated_at: AtomicI64::new(0),
-            order: RwLock::new(state.order_no),
+            order: words_of(state.order_no).map(AtomicU64::new),
         };
         cell.store(state);
         cell
+    }
+
+    /// Another with the same state.
+    pub(super) fn duplicate(&self) -> Self {
+        Self { dirty: AtomicBool::new(self.dirty.load(Ordering::Relaxed)), ..Self::new(&self.load()) }
+    }
+
+    /// The same port under another socket.
+    pub(super) const fn of_socket(self, socket: u8) -> Self {
+        Self { socket, ..self }
+    }
+
+    /// BKV/GN: 0 for a standalone device.
+    pub fn socket(&self) -> Option<u8> {
+        Some(self.socket).filter(|socket| *socket != NO_PART)
+    }
+
+    /// BKV/GN.
+    pub fn hole(&self) -> Option<u8> {
+        Some(self.hole).filter(|hole| *hole != NO_PART)
+    }
+
+    /// Notes that it is to go into the latest values.
+    pub(super) fn set_dirty(&self) {
+        self.dirty.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was to go into the latest values.
+    pub(super) fn take_dirty(&self) -> bool {
+        // One writer: no need to swap.
+        self.dirty.load(Ordering::Relaxed) && {
+            self.dirty.store(false, Ordering::Relaxed);
+            true
+        }
+    }
+
+    /// The order that holds the port. Readers never keep the owner from changing it: they look again.
+    fn order_no(&self) -> Option<OrderNo> {
+        loop {
+            let before = self.order_version.load(Ordering::Acquire);
+            let words = [&self.order[0], &self.order[1]].map(|word| word.load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && self.order_version.load(Ordering::Relaxed) == before {
+                return order_of(words);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// Reads the cell.
@@ -789,8 +920,8 @@ impl PortCell {
         let totals = self.totals.load(Ordering::Relaxed);
         PortState {
             port_no: self.port_no,
-            socket: self.socket,
-            hole: self.hole,
+            socket: self.socket(),
+            hole: self.hole(),
             status: PortStatus::from_code(status),
             raw_status,
             power_dw: u16::from_be_bytes([p1, p0]),
@@ -798,7 +929,7 @@ impl PortCell {
             voltage_dv: u16::from_be_bytes([v1, v0]),
             energy_wh: (totals >> 32) as u32,
             charged_seconds: totals as u32,
-            order_no: *self.order.read(),
+            order_no: self.order_no(),
             updated_at: self.updated_at.load(Ordering::Relaxed),
         }
     }
@@ -822,6 +953,24 @@ impl PortCell {
 
     /// Names the order that holds the port.
     pub fn set_order(&self, order_no: Option<OrderNo>) {
-        *self.order.write() = order_no;
+        // An owner that was just replaced may still be in here: each raises the version twice, so it comes to rest even.
+        self.order_version.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (word, value) in self.order.iter().zip(words_of(order_no)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.order_version.fetch_add(1, Ordering::Release);
     }
+}
+
+/// A number as a port keeps it: its sixteen bytes are printable, so zeros are none.
+fn words_of(order_no: Option<OrderNo>) -> [u64; 2] {
+    let bytes = order_no.map_or([0; 16], |order_no| *order_no.as_bytes());
+    let whole = u128::from_be_bytes(bytes);
+    [(whole >> 64) as u64, whole as u64]
+}
+
+fn order_of([high, low]: [u64; 2]) -> Option<OrderNo> {
+    let whole = u128::from(high) << 64 | u128::from(low);
+    OrderNo::from_bytes(whole.to_be_bytes())
 }

@@ -10,6 +10,7 @@
 //! Starts and stops are watched by the order's track; for named commands the lane itself keeps the time: one resend at half of the
 //! reply's limit, then another attempt a minute after the one before, while the row allows.
 
+use super::few::Few;
 use crate::{
     model::{Command, CommandBody, Completion, DeviceCall, OrderNo, Priority},
     telemetry::label::Label as _,
@@ -164,8 +165,8 @@ struct Waiting {
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    waiting: Vec<Waiting>,
-    in_flight: Vec<InFlight>,
+    waiting: Few<Waiting>,
+    in_flight: Few<InFlight>,
     pace_until: u64,
 }
 
@@ -219,7 +220,7 @@ impl Lane {
             let order_no = what.order_no();
             let start = self.waiting.iter().position(|w| w.what.is_start() && w.what.order_no() == order_no);
             if let Some(start) = start {
-                let start = self.waiting.remove(start).what.row();
+                let start = self.waiting.remove(start).and_then(|start| start.what.row());
                 return Pushed::Annihilated { order_no, start, stop: what.row() };
             }
         }
@@ -238,14 +239,14 @@ impl Lane {
             return None;
         }
         let ready = self.waiting.iter().position(|waiting| waiting.not_before <= now_ms)?;
-        let Waiting { what, deadline, writes, attempts, .. } = self.waiting.remove(ready);
+        let Waiting { what, deadline, writes, attempts, .. } = self.waiting.remove(ready)?;
         Some(Next { what, deadline, writes, attempts })
     }
 
     /// Takes what was not written before its deadline.
     pub(super) fn expired(&mut self, now_ms: u64) -> Option<Outgoing> {
         let late = self.waiting.iter().position(|waiting| waiting.deadline <= now_ms)?;
-        Some(self.waiting.remove(late).what)
+        self.waiting.remove(late).map(|late| late.what)
     }
 
     /// Notes a write. Commands to one device keep `gap_ms` between them.
@@ -298,7 +299,7 @@ impl Lane {
     /// Takes a named command whose reply is overdue; one with an attempt left is put back.
     pub(super) fn unanswered(&mut self, now_ms: u64) -> Option<Unanswered> {
         let index = self.in_flight.iter().position(|in_flight| in_flight.reply_by <= now_ms)?;
-        let in_flight = self.in_flight.swap_remove(index);
+        let in_flight = self.in_flight.remove(index)?;
         let not_before = in_flight.written_at + ATTEMPT_MS;
         if in_flight.attempts >= in_flight.what.attempts_max() || not_before >= in_flight.deadline {
             return Some(Unanswered::GivenUp(in_flight));
@@ -325,7 +326,7 @@ impl Lane {
     /// Takes a named command that a report answers.
     pub(super) fn reported(&mut self, answers: impl Fn(&DeviceCall) -> bool) -> Option<InFlight> {
         let index = self.in_flight.iter().position(|in_flight| in_flight.what.call().is_some_and(&answers))?;
-        Some(self.in_flight.swap_remove(index))
+        self.in_flight.remove(index)
     }
 
     /// Holds the next command back (a reply that the vendor counts as a command).
@@ -347,19 +348,19 @@ impl Lane {
     /// Takes the command that a reply answers.
     pub(super) fn reply(&mut self, key: ReplyKey) -> Option<InFlight> {
         let index = self.in_flight.iter().position(|in_flight| in_flight.key == key)?;
-        Some(self.in_flight.swap_remove(index))
+        self.in_flight.remove(index)
     }
 
     /// Takes the written start of an order: evidence answered it.
     pub(super) fn take_start(&mut self, order_no: OrderNo) -> Option<InFlight> {
         let index = self.in_flight.iter().position(|f| f.what.is_start() && f.what.order_no() == Some(order_no))?;
-        Some(self.in_flight.swap_remove(index))
+        self.in_flight.remove(index)
     }
 
     /// Takes what was written long ago and never answered.
     pub(super) fn forgotten(&mut self, now_ms: u64) -> Option<InFlight> {
         let index = self.in_flight.iter().position(|f| now_ms.saturating_sub(f.written_at) >= REMEMBER_MS)?;
-        Some(self.in_flight.swap_remove(index))
+        self.in_flight.remove(index)
     }
 
     /// Drops withdrawn rows that are not written.

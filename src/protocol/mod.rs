@@ -23,6 +23,7 @@
 )]
 
 mod input;
+mod sum;
 
 pub mod ap3000;
 pub mod bkv;

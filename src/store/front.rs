@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use parking_lot::RwLock;
 
 use super::{
@@ -55,10 +55,28 @@ pub(super) struct Front {
 
 #[derive(Debug)]
 struct Queues {
-    jobs: Vec<Sender<(Job, Reply)>>,
+    jobs: Vec<Lane>,
     latest: Sender<Vec<Latest>>,
     log: Sender<LogMessage>,
     reads: Sender<ReadCall>,
+}
+
+/// The queue of one lane. It is bounded here and not by the channel, which would set aside room for all that may ever wait: more than
+/// two megabytes, nearly always empty.
+#[derive(Debug)]
+struct Lane {
+    jobs: Sender<(Job, Reply)>,
+    jobs_max: usize,
+}
+
+impl Lane {
+    /// Threads that see the last place at the same time all take it, so there may be one job more for each of them.
+    fn submit(&self, job: Job, reply: Reply) -> Result<(), (Job, Reply)> {
+        if self.jobs.len() >= self.jobs_max {
+            return Err((job, reply));
+        }
+        self.jobs.send((job, reply)).map_err(|refused| refused.0)
+    }
 }
 
 /// The queues, from inside.
@@ -75,7 +93,11 @@ pub(super) struct Back {
 impl Front {
     /// `jobs_max` may wait in each of `lanes`.
     pub(super) fn new(lanes: usize, jobs_max: usize, reads_max: usize, counters: Arc<StoreCounters>) -> (Self, Back) {
-        let (jobs, jobs_out) = (0..lanes.max(1)).map(|_| bounded(jobs_max.clamp(1, 1_000_000))).unzip();
+        let lane = |_| {
+            let (jobs, jobs_out) = unbounded();
+            (Lane { jobs, jobs_max: jobs_max.clamp(1, 1_000_000) }, jobs_out)
+        };
+        let (jobs, jobs_out) = (0..lanes.max(1)).map(lane).unzip();
         let (latest, latest_out) = bounded(LATEST_MAX);
         let (log, log_out) = bounded(LOG_MAX);
         let (reads, reads_out) = bounded(reads_max.max(1));
@@ -94,10 +116,8 @@ impl Front {
         let mut item = Some((job, reply));
         self.with_queues(|queues| {
             let Some(queue) = queues.jobs.get(lane) else { return };
-            let Some(taken) = item.take() else { return };
-            if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = queue.try_send(taken) {
-                item = Some(back);
-            }
+            let Some((job, reply)) = item.take() else { return };
+            item = queue.submit(job, reply).err();
         });
         item.map_or(Ok(()), |back| {
             add(&self.counters.refused, 1);
@@ -159,7 +179,7 @@ impl Front {
 
     /// Durable jobs that wait now.
     pub(super) fn jobs_waiting(&self) -> usize {
-        self.with_queues(|queues| queues.jobs.iter().map(Sender::len).sum()).unwrap_or(0)
+        self.with_queues(|queues| queues.jobs.iter().map(|lane| lane.jobs.len()).sum()).unwrap_or(0)
     }
 
     /// Takes nothing more.

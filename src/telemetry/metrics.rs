@@ -277,6 +277,11 @@ impl Metrics {
         }
     }
 
+    /// Device connections accepted since start.
+    pub fn accepted(&self) -> u64 {
+        self.sum(|shard| shard.accepted.get())
+    }
+
     fn sum(&self, value: impl Fn(&ShardMetrics) -> u64) -> u64 {
         self.shards.iter().map(value).fold(0, u64::wrapping_add)
     }
@@ -299,8 +304,7 @@ impl Metrics {
     }
 
     fn render_connections(&self, to: &mut Exposition<'_>) {
-        let accepted = self.sum(|shard| shard.accepted.get());
-        to.counter("chargegate_tcp_accepted_total", "Device connections accepted.", accepted);
+        to.counter("chargegate_tcp_accepted_total", "Device connections accepted.", self.accepted());
         to.family("chargegate_tcp_closed_total", "counter", "Device connections closed, by reason.");
         for reason in <CloseReason as Label>::ALL {
             let count = self.sum(|shard| shard.closed[*reason].get());

@@ -2,13 +2,17 @@
 //!
 //! Each device draws its own moments from the seed, so a run repeats and the rate of a fleet is even.
 
+use std::fmt;
+
 use chargegate::protocol::ap3000::codes::{AlarmType, PortState};
 use chargegate::protocol::bkv::HoleStatus;
 
 use super::ap3000::{Ap3000Device, Card, HostDevice};
 use super::bkv::{BkvDevice, Trouble};
 use super::charge::draw;
+use super::ledger::Ledger;
 use super::{Device, Event, NEVER, earliest};
+use crate::schedule::Happening;
 
 /// Printed number of the first simulated card; BKV shows it with leading zeros.
 pub const FIRST_CARD: u32 = 1_000_000_000;
@@ -213,5 +217,19 @@ impl<D: Place> Device for Active<D> {
     fn quieten(&mut self) {
         (self.swipe_us, self.alarm_us) = (NEVER, NEVER);
         self.device.quieten();
+    }
+
+    fn happen(&mut self, now_us: u64, what: Happening, random: u64) {
+        let cards = u64::from(self.activity.cards.clamp(1, CARDS_MAX));
+        let card = FIRST_CARD + u32::try_from((random >> 32) % cards).unwrap_or_default();
+        match what {
+            Happening::OfflineCharge => self.device.swipe_card(now_us, random, card, true),
+            Happening::Card => self.device.swipe_card(now_us, random, card, false),
+            Happening::Alarm => self.device.raise_alarm(now_us, random),
+        }
+    }
+
+    fn ledgers(&self, each: &mut dyn FnMut(&dyn fmt::Display, &Ledger)) {
+        self.device.ledgers(each);
     }
 }

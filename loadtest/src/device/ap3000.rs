@@ -41,6 +41,7 @@ mod parameters;
 mod requests;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use chargegate::protocol::Step;
 use chargegate::protocol::ap3000::codes::PortState;
@@ -453,6 +454,10 @@ impl Device for Ap3000Device {
 
     fn poll_close(&mut self) -> bool {
         self.connected && self.closing != Closing::No && !std::mem::replace(&mut self.close_told, true)
+    }
+
+    fn ledgers(&self, each: &mut dyn FnMut(&dyn fmt::Display, &Ledger)) {
+        each(&self.phy_id(), &self.ledger);
     }
 }
 

@@ -29,6 +29,7 @@ mod commands;
 mod fees;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use chargegate::protocol::Step;
 use chargegate::protocol::bkv::body::Period;
@@ -509,6 +510,10 @@ impl Device for BkvDevice {
 
     fn poll_close(&mut self) -> bool {
         self.connected && std::mem::take(&mut self.closing)
+    }
+
+    fn ledgers(&self, each: &mut dyn FnMut(&dyn fmt::Display, &Ledger)) {
+        each(&self.gateway_id, &self.ledger);
     }
 }
 

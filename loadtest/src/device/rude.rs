@@ -6,6 +6,7 @@
 //! | half frames | the first half of a frame, 1 s later the beginning of the next |
 //! | silent | nothing at all |
 //! | slow reader | 64 heartbeats each 20 ms, and reads none of the answers |
+//! | slow writer | a good heartbeat, one byte each 100 ms |
 
 use chargegate::protocol::bkv::device;
 
@@ -24,6 +25,8 @@ pub enum Rudeness {
     Silent,
     /// Requests whose answers stay unread.
     SlowReader,
+    /// Requests one byte at a time.
+    SlowWriter,
 }
 
 /// A peer that misbehaves.
@@ -62,6 +65,16 @@ impl RudeDevice {
                     device::heartbeat(&mut self.out, gateway_id(self.index), ICCID, FW, 20);
                 }
                 SECOND_US / 50
+            }
+            Rudeness::SlowWriter => {
+                let start = self.out.len();
+                device::heartbeat(&mut self.out, gateway_id(self.index), ICCID, FW, 20);
+                let len = u64::try_from(self.out.len() - start).unwrap_or_default().max(1);
+                let nth = usize::try_from((self.turn - 1) % len).unwrap_or_default();
+                let byte = self.out.get(start + nth).copied().unwrap_or_default();
+                self.out.truncate(start);
+                self.out.push(byte);
+                SECOND_US / 10
             }
         };
         self.due_us = now_us.saturating_add(after_us);

@@ -8,6 +8,7 @@ use crate::{
     gateway::{
         CloseReason, ConnId, Now,
         anomaly::{ANOMALY_FRAMES_MAX, Anomaly, Noted, Subject},
+        conn::Conn,
         slots::Key,
     },
     model::{DeviceId, Origin},
@@ -79,12 +80,12 @@ impl Core {
     pub(super) fn anomaly_on(&mut self, now: Now, key: Key, kind: AnomalyKind, detail: impl FnOnce() -> String) {
         self.shared.metrics.anomalies[kind].inc();
         let Some(conn) = self.conns.get(key) else { return };
-        let device_id = match (conn.devices.as_slice(), conn.strangers.as_slice()) {
+        let device_id = match (conn.devices.as_slice(), conn.seldom().strangers.as_slice()) {
             ([device], _) => self.devices.get(*device).map(|device| device.id),
             ([], [stranger]) => Some(*stranger),
             _ => None,
         };
-        let subject = device_id.map_or(Subject::Peer(conn.peer), Subject::Device);
+        let subject = device_id.map_or(Subject::Peer(conn.peer()), Subject::Device);
         if !self.shared.anomalies.admit(now, subject, kind) {
             return;
         }
@@ -110,7 +111,7 @@ impl Core {
         kind: AnomalyKind,
         detail: String,
     ) {
-        let peer = conn.and_then(|key| self.conns.get(key)).map(|conn| conn.peer);
+        let peer = conn.and_then(|key| self.conns.get(key)).map(Conn::peer);
         let conn = conn.map(ConnId::from);
         let frames = self.recall(device_id, conn, ANOMALY_FRAMES_MAX).frames;
         self.shared.anomalies.push(Anomaly {

@@ -52,7 +52,7 @@ impl Core {
                         let shown = rest.get(..rest.len().min(16)).unwrap_or_default();
                         log::info!(
                             target: "chargegate::conn",
-                            peer:% = conn.peer, first_bytes:% = crate::protocol::Hex(shown);
+                            peer:% = conn.peer(), first_bytes:% = crate::protocol::Hex(shown);
                             "unknown protocol"
                         );
                         self.record(now, key, true, rest);
@@ -107,9 +107,11 @@ impl Core {
             }
             used += consumed;
             self.shared.metrics.decode_failures[DecodeFailure::from(reason)].add(consumed as u64);
-            conn.garbage += consumed as u64;
+            let garbage = &mut conn.seldom_mut().garbage;
+            *garbage += consumed as u64;
+            let garbage = *garbage;
             let percent = self.shared.config.garbage_percent_max;
-            if conn.garbage > GARBAGE_JUDGED_BYTES && conn.garbage * 100 > conn.received * percent {
+            if garbage > GARBAGE_JUDGED_BYTES && garbage * 100 > conn.received * percent {
                 self.end_run(now, key, run, buf, used);
                 self.close(now, key, CloseReason::Garbage, effects);
                 return buf.len();
@@ -153,7 +155,7 @@ impl Core {
             return;
         }
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.tail = rest.to_vec();
+            conn.tail = rest.to_vec().into();
             conn.tail_since = now.mono_ms;
             self.arm_conn(now, key);
         }
@@ -170,7 +172,7 @@ impl Core {
             && left > 0
         {
             held.drain(..used.min(held.len()));
-            conn.tail = held;
+            conn.tail = held.into();
             if used > 0 {
                 conn.tail_since = now.mono_ms;
             }
@@ -186,7 +188,8 @@ impl Core {
             Codec::Bkv => conn.last_rx + timeouts.idle_bkv,
         };
         let frame = if conn.tail.is_empty() || conn.is_asked() { u64::MAX } else { conn.tail_since + timeouts.frame };
-        let write = if conn.blocked_since == 0 { u64::MAX } else { conn.blocked_since + timeouts.write };
+        let blocked_since = conn.seldom().blocked_since;
+        let write = if blocked_since == 0 { u64::MAX } else { blocked_since + timeouts.write };
         silence.min(frame).min(write)
     }
 
@@ -206,7 +209,8 @@ impl Core {
         }
         conn.armed = u64::MAX;
         let late = |since: u64, limit: u64| now.mono_ms >= since.saturating_add(limit);
-        if conn.blocked_since != 0 && late(conn.blocked_since, timeouts.write) {
+        let blocked_since = conn.seldom().blocked_since;
+        if blocked_since != 0 && late(blocked_since, timeouts.write) {
             return self.close(now, key, CloseReason::WriteStalled, effects);
         }
         match conn.codec {
@@ -224,8 +228,8 @@ impl Core {
         let stale = !conn.tail.is_empty() && !conn.is_asked() && late(conn.tail_since, timeouts.frame);
         if stale && conn.codec != Codec::Detecting {
             // The frame that began here never ended: what looked like its start was not one.
-            let held = std::mem::take(&mut conn.tail);
-            conn.garbage += 1;
+            let held = conn.tail.take();
+            conn.seldom_mut().garbage += 1;
             self.shared.metrics.decode_failures[DecodeFailure::Noise].inc();
             let given_up = Run { from: 0, reason: SkipReason::Noise };
             let used = self.drain_behind(now, key, &held, Some(given_up), effects);
@@ -250,7 +254,7 @@ impl Core {
             self.anomaly_on(now, key, kind, || detail.to_owned());
         }
         let Some(conn) = self.conns.remove(key) else { return false };
-        self.limits.leave(conn.peer);
+        self.limits.leave(conn.peer());
         self.shared.metrics.closed[reason].inc();
         self.shared.metrics.connections.dec();
         for device_key in conn.devices {
@@ -273,6 +277,6 @@ impl Core {
                 device.entry.set_iccid(&text);
             }
         }
-        conn.iccid = Some(text.into());
+        conn.set_iccid(&text);
     }
 }

@@ -6,7 +6,7 @@ use super::{Core, CoreConfig, Cx, Shared};
 use crate::{
     gateway::{
         CloseReason, Effects, Listener, Message, Now,
-        conn::{Admission, Codec, Conn, DEVICES_MAX},
+        conn::{Codec, Conn, DEVICES_MAX},
         device::Device,
         lane::Waits,
         slots::Key,
@@ -50,15 +50,16 @@ impl Core {
         effects: &mut Effects,
     ) -> Option<Key> {
         let conn = self.conns.get_mut(key)?;
-        if conn.strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
+        let strangers = &conn.seldom().strangers;
+        if strangers.contains(&device_id) || conn.has_lost(device_id, now.mono_ms) {
             return None;
         }
-        if conn.devices.len() + conn.strangers.len() >= DEVICES_MAX {
+        if conn.devices.len() + strangers.len() >= DEVICES_MAX {
             self.shared.metrics.events[ShardEvent::SocketFull].inc();
             return None;
         }
         // A BKV/GN connection belongs to the first id seen on it, admitted or not.
-        if conn.codec == Codec::Bkv && !(conn.devices.is_empty() && conn.strangers.is_empty()) {
+        if conn.codec == Codec::Bkv && !(conn.devices.is_empty() && strangers.is_empty()) {
             return None;
         }
         let shard = self.shared.config.shard;
@@ -87,10 +88,10 @@ impl Core {
         let conn = self.conns.get_mut(key)?;
         conn.devices.push(device_key);
         if self.shared.config.known_only {
-            conn.admission = Admission::Asked(device_key);
+            conn.set_asked(Some(device_key));
         }
-        if let Some(iccid) = &conn.iccid {
-            taken.entry.set_iccid(iccid);
+        if let Some(iccid) = conn.iccid() {
+            taken.entry.set_iccid(&iccid);
         }
         if conn.devices.len() > 1 {
             conn.epoch = 0;
@@ -104,7 +105,7 @@ impl Core {
         {
             first.joined(&cx);
         }
-        self.devices.get_mut(device_key)?.bound(&mut cx, key, device_key, taken.owner, shares);
+        self.devices.get_mut(device_key)?.bound(&mut cx, key, taken.owner, shares);
         if binds > FLAPPING_BINDS {
             cx.anomaly(device_id, AnomalyKind::Flapping, || format!("bound {binds} times within a minute"));
         }
@@ -119,9 +120,9 @@ impl Core {
         }
         let Some(conn) = self.conns.get_mut(conn_key) else { return };
         conn.devices.retain(|key| *key != device_key);
-        if conn.admission == Admission::Asked(device_key) {
+        if conn.seldom().asked == Some(device_key) {
             // Nobody waits for that answer here any more: its other devices go on.
-            conn.admission = Admission::Open;
+            conn.set_asked(None);
             conn.tail_since = now.mono_ms;
         }
         if conn.codec == Codec::Bkv {
@@ -218,7 +219,7 @@ impl Core {
     ) {
         let mut cx = Cx { now, shared: &mut self.shared, effects };
         let Some(device) = self.devices.get_mut(device_key) else { return };
-        device.item_came(&mut cx);
+        device.item_came(&mut cx, device_key);
         act(device, &mut cx);
         if device.has_work() {
             device.pump(&mut cx);
@@ -266,21 +267,23 @@ impl Core {
     ) -> bool {
         let Some(conn) = self.conns.get_mut(key) else { return true };
         let is_stranger = match conn.codec {
-            Codec::Bkv => !conn.strangers.is_empty(),
+            Codec::Bkv => !conn.seldom().strangers.is_empty(),
             // On a full socket nobody was asked about it.
             Codec::Ap3000 | Codec::Detecting => {
                 let bound = |key: &Key| self.devices.get(*key).is_some_and(|device| device.id == device_id);
-                let full = conn.devices.len() + conn.strangers.len() >= DEVICES_MAX;
-                conn.strangers.contains(&device_id)
+                let strangers = &conn.seldom().strangers;
+                let full = conn.devices.len() + strangers.len() >= DEVICES_MAX;
+                strangers.contains(&device_id)
                     || self.shared.config.known_only && full && !conn.devices.iter().any(bound)
             }
         };
         if !is_stranger {
             return false;
         }
-        conn.stranger_frames = conn.stranger_frames.saturating_add(1);
+        let frames = conn.seldom().stranger_frames.saturating_add(1);
+        conn.seldom_mut().stranger_frames = frames;
         self.shared.metrics.events[ShardEvent::Stranger].inc();
-        if conn.devices.is_empty() && conn.stranger_frames >= self.shared.config.stranger_frames_max {
+        if conn.devices.is_empty() && frames >= self.shared.config.stranger_frames_max {
             self.close(now, key, CloseReason::NotAdmitted, effects);
         }
         true

@@ -2,7 +2,7 @@
 
 use super::{Ack, Core, Cx, WaitingAck};
 use crate::{
-    gateway::{Effects, Now, conn::Admission, device::Device, slots::Key},
+    gateway::{Effects, Now, device::Device, slots::Key},
     model::DeviceId,
     store::{OrderOutcome, OtaOutcome, Outcome},
     telemetry::label::ShardEvent,
@@ -125,11 +125,11 @@ impl Core {
         if !conn.is_asked() {
             return;
         }
-        conn.admission = Admission::Open;
+        conn.set_asked(None);
         if !admitted {
-            conn.strangers.push(device_id);
+            conn.seldom_mut().strangers.push(device_id);
         }
-        let held = std::mem::take(&mut conn.tail);
+        let held = conn.tail.take();
         if !admitted {
             self.turn_away(key, device_id);
         }

@@ -86,12 +86,12 @@ impl Core {
     /// A connection is closed: what has come of its next frame is recorded, and the way to its frames is kept.
     pub(super) fn remember_ended(&mut self, now: Now, key: Key, reason: CloseReason) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let tail = std::mem::take(&mut conn.tail);
+        let tail = conn.tail.take();
         if !tail.is_empty() && !conn.is_asked() {
             self.record(now, key, true, &tail);
         }
         let Some(conn) = self.conns.get(key) else { return };
-        let (trail, strangers) = (conn.trail, conn.strangers.iter().copied());
+        let (trail, strangers) = (conn.trail, conn.seldom().strangers.iter().copied());
         let devices = self.devices_on(key).chain(strangers).collect();
         let recorder = &mut self.shared.recorder;
         // One whose only device left it a moment ago is remembered already.
@@ -227,7 +227,7 @@ impl Core {
     fn connection_info(&self, now: Now, key: Key, conn: &Conn, protocol: Option<Protocol>) -> ConnectionInfo {
         ConnectionInfo {
             conn: key.into(),
-            peer: conn.peer,
+            peer: conn.peer(),
             listener: conn.listener,
             protocol,
             devices: self.devices_on(key).collect(),
@@ -235,8 +235,8 @@ impl Core {
             last_seen_at: now.unix_of(conn.last_rx),
             bytes_in: conn.received,
             bytes_out: conn.sent,
-            garbage_bytes: conn.garbage,
-            blocked: conn.blocked_since != 0,
+            garbage_bytes: conn.seldom().garbage,
+            blocked: conn.seldom().blocked_since != 0,
         }
     }
 }

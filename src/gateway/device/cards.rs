@@ -105,8 +105,9 @@ impl Device {
     pub(in crate::gateway) fn card_swiped(&mut self, cx: &mut Cx<'_>, conn: ConnId, asked: Asked, card_no: CardNo) {
         let now = cx.now;
         cx.shared.metrics.events[ShardEvent::CardSwipe].inc();
-        self.swipes.retain(|swipe| swipe.until > now.mono_ms);
-        if let Some(swipe) = self.swipes.iter_mut().find(|swipe| swipe.asked == asked && swipe.card_no == card_no) {
+        let swipes = &mut self.seldom().swipes;
+        swipes.retain(|swipe| swipe.until > now.mono_ms);
+        if let Some(swipe) = swipes.iter_mut().find(|swipe| swipe.asked == asked && swipe.card_no == card_no) {
             // Under way: the answer goes where the device is now. Answered: the same once more.
             swipe.conn = conn;
             if let (Asked::Ap3000 { header, .. }, Some(reply)) = (asked, swipe.reply) {
@@ -114,17 +115,17 @@ impl Device {
             }
             return;
         }
-        if self.swipes.len() >= SWIPES_MAX {
-            let answered = self.swipes.iter().position(|swipe| swipe.reply.is_some());
+        if swipes.len() >= SWIPES_MAX {
+            let answered = swipes.iter().position(|swipe| swipe.reply.is_some());
             let Some(answered) = answered else {
                 cx.shared.metrics.events[ShardEvent::CardSwipeLost].inc();
                 return;
             };
-            self.swipes.remove(answered);
+            swipes.remove(answered);
         }
         let ticket = cx.ticket();
         let until = now.mono_ms + SWIPE_MS;
-        self.swipes.push(PendingSwipe { ticket, asked, card_no: card_no.clone(), conn, until, reply: None });
+        swipes.push(PendingSwipe { ticket, asked, card_no: card_no.clone(), conn, until, reply: None });
         if self.entry.is_fallback() {
             // Modules without a number of their own share this one: whose charge would it be?
             self.answer_swipe(cx, &refusal(self.id, ticket, CardState::DEVICE_NOT_REGISTERED));
@@ -163,7 +164,8 @@ impl Device {
     fn decide_swipe(&mut self, cx: &mut Cx<'_>, ticket: u64, verdict: Option<CardVerdict>) {
         let now = cx.now;
         let open = |swipe: &&PendingSwipe| swipe.reply.is_none() && swipe.until > now.mono_ms;
-        let Some(swipe) = self.swipes.iter().filter(open).find(|swipe| swipe.ticket == ticket) else {
+        let swipes = self.seldom.iter().flat_map(|seldom| &seldom.swipes);
+        let Some(swipe) = swipes.filter(open).find(|swipe| swipe.ticket == ticket) else {
             return;
         };
         let port_no = swipe.asked.port_no();
@@ -186,7 +188,7 @@ impl Device {
         };
         if !cx.job(Job::Swipe(Box::new(job))) {
             cx.shared.metrics.events[ShardEvent::CardSwipeLost].inc();
-            self.swipes.retain(|swipe| swipe.ticket != ticket);
+            self.seldom().swipes.retain(|swipe| swipe.ticket != ticket);
         }
     }
 
@@ -194,7 +196,7 @@ impl Device {
     pub(in crate::gateway) fn swipe_decided(&mut self, cx: &mut Cx<'_>, swiped: Swiped) {
         if swiped.too_late {
             cx.shared.metrics.events[ShardEvent::CardSwipeLost].inc();
-            self.swipes.retain(|swipe| swipe.ticket != swiped.ticket);
+            self.seldom().swipes.retain(|swipe| swipe.ticket != swiped.ticket);
             return;
         }
         if let Some(order) = swiped.order.as_ref().filter(|_| !swiped.repeated)
@@ -218,8 +220,9 @@ impl Device {
         if swiped.state != CardState::NORMAL {
             cx.shared.metrics.events[ShardEvent::CardRefused].inc();
         }
-        let Some(index) = self.swipes.iter().position(|swipe| swipe.ticket == swiped.ticket) else { return };
-        let Some(PendingSwipe { asked, conn, .. }) = self.swipes.get(index) else { return };
+        let swipes = &self.seldom().swipes;
+        let Some(index) = swipes.iter().position(|swipe| swipe.ticket == swiped.ticket) else { return };
+        let Some(PendingSwipe { asked, conn, .. }) = swipes.get(index) else { return };
         let (asked, conn) = (*asked, *conn);
         match asked {
             Asked::Ap3000 { header, card_id, port } => {
@@ -237,7 +240,7 @@ impl Device {
                     extra: Extra::NONE,
                 };
                 write_reply(cx, conn, &header, &reply);
-                if let Some(swipe) = self.swipes.get_mut(index) {
+                if let Some(swipe) = self.seldom().swipes.get_mut(index) {
                     swipe.reply = Some(reply);
                     swipe.until = cx.now.mono_ms + REPLY_KEPT_MS;
                 }
@@ -268,12 +271,14 @@ impl Device {
             }
         }
         // A BKV/GN device that asks once more asks afresh: the store tells a repetition by card and hole.
-        self.swipes.remove(index);
+        self.seldom().swipes.remove(index);
     }
 
     /// Forgets swipes whose time is over.
     pub(super) fn forget_swipes(&mut self, now: Now) {
-        self.swipes.retain(|swipe| swipe.until > now.mono_ms);
+        if let Some(seldom) = &mut self.seldom {
+            seldom.swipes.retain(|swipe| swipe.until > now.mono_ms);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ impl Device {
     pub(in crate::gateway) fn poll(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now;
         self.forget_swipes(now);
-        if self.bind_at.is_some_and(|at| at <= now.mono_ms) {
+        if self.bind_at <= now.mono_ms {
             self.submit_bind(cx);
         }
         if self.entry.declared_online() && !self.entry.score(now.unix_ms).online() && self.entry.declare(false) {
@@ -69,7 +69,7 @@ impl Device {
         let situation = self.situation(now, times);
         let tracks = self.tracks.iter().map(|track| track.deadline(situation)).min().unwrap_or(u64::MAX);
         let lane = self.lane.deadline(self.is_live());
-        offline.min(tracks).min(lane).min(self.bind_at.unwrap_or(u64::MAX)).min(self.sync_at).min(self.ota_deadline())
+        offline.min(tracks).min(lane).min(self.bind_at).min(self.sync_at).min(self.ota_deadline())
     }
 
     /// Puts what changed since the last flush into the latest values.
@@ -95,14 +95,19 @@ impl Device {
                 host: self.entry.host(),
             });
         }
-        for port_no in std::mem::take(&mut self.ports_dirty) {
-            if let Some(cell) = self.ports.iter().find(|cell| cell.port_no == port_no) {
+        if std::mem::take(&mut self.ports_dirty) {
+            for cell in self.ports.iter().filter(|cell| cell.take_dirty()) {
                 cx.effects.latest.push(Latest::Port(cell.load().record(self.id)));
             }
         }
-        for (order_no, duration_seconds, energy_wh) in std::mem::take(&mut self.progress) {
+        if let Some(seldom) = &mut self.seldom {
             let at = cx.now.unix_ms;
-            cx.effects.latest.push(Latest::Progress { order_no, duration_seconds, energy_wh, at });
+            for (order_no, duration_seconds, energy_wh) in seldom.progress.drain(..) {
+                cx.effects.latest.push(Latest::Progress { order_no, duration_seconds, energy_wh, at });
+            }
+            if self.tracks.is_empty() && seldom.is_empty(cx.now.mono_ms) {
+                self.seldom = None;
+            }
         }
     }
 

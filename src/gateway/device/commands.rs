@@ -358,8 +358,8 @@ impl Device {
 
     /// A message id of the gateway's own, from the block the store reserved for this epoch.
     pub(super) fn own_msg_id(&mut self) -> u32 {
-        let offset = self.msg_id_used % Bound::MSG_IDS;
-        self.msg_id_used = self.msg_id_used.wrapping_add(1);
+        let offset = u32::from(self.msg_id_used);
+        self.msg_id_used = (self.msg_id_used + 1) % (Bound::MSG_IDS as u8);
         self.msg_id_first.wrapping_add(offset).max(1)
     }
 

@@ -35,7 +35,7 @@ impl Device {
         match report.charging {
             Charging::Unclear => {}
             Charging::No => {
-                self.contrary.retain(|port| *port != port_no);
+                self.note_contrary(port_no, false);
                 let idle: SmallVec<[_; 1]> = self
                     .tracks
                     .iter_mut()
@@ -59,8 +59,9 @@ impl Device {
         if let (Some(seconds), Some(energy)) = (report.charged_seconds, report.energy_wh)
             && let Some(order_no) = self.order_of(report)
         {
-            self.progress.retain(|(other, ..)| *other != order_no);
-            self.progress.push((order_no, seconds, energy));
+            let progress = &mut self.seldom().progress;
+            progress.retain(|(other, ..)| *other != order_no);
+            progress.push((order_no, seconds, energy));
             if cx.shared.config.wanted.progress() {
                 let data = json!({
                     "order_no": order_no, "device_id": self.id, "port_no": port_no,
@@ -117,7 +118,7 @@ impl Device {
                 let numberless = |t: &Track| t.port_no == port_no && t.business_no.is_none() && t.is_active();
                 self.tracks.iter().position(numberless)
             }
-            About::Nothing if self.contrary.contains(&port_no) => None,
+            About::Nothing if self.is_contrary(port_no) => None,
             About::Nothing => {
                 let on_port = |track: &Track| track.port_no == port_no;
                 let active = self.tracks.iter().position(|track| on_port(track) && track.is_active());
@@ -154,7 +155,7 @@ impl Device {
             .tracks
             .iter()
             .any(|track| Some(track.order_no) == order_no && track.is_active() && track.port_no == port_no);
-        for track in &mut self.tracks {
+        for track in &mut *self.tracks {
             if Some(track.order_no) == order_no {
                 track.end_seen(cx.now);
             } else {
@@ -172,16 +173,26 @@ impl Device {
     }
 
     pub(super) fn note_contrary(&mut self, port_no: u16, contrary: bool) {
-        self.contrary.retain(|port| *port != port_no);
-        if contrary {
-            self.contrary.push(port_no);
+        if contrary == self.is_contrary(port_no) {
+            return;
         }
+        let ports = &mut self.seldom().contrary;
+        if contrary {
+            ports.push(port_no);
+        } else {
+            ports.retain(|port| *port != port_no);
+        }
+    }
+
+    fn is_contrary(&self, port_no: u16) -> bool {
+        self.seldom.as_ref().is_some_and(|seldom| seldom.contrary.contains(&port_no))
     }
 
     /// A device charges for an order of ours that is not followed here: the store knows what that means.
     pub(super) fn ask_for_unknown(&mut self, cx: &mut Cx<'_>, order_no: OrderNo) {
-        if self.epoch > 0 && cx.now.mono_ms >= self.unknown_order_until {
-            self.unknown_order_until = cx.now.mono_ms + UNKNOWN_ORDER_MS;
+        let until = self.seldom.as_ref().map_or(0, |seldom| seldom.unknown_order_until);
+        if self.epoch > 0 && cx.now.mono_ms >= until {
+            self.seldom().unknown_order_until = cx.now.mono_ms + UNKNOWN_ORDER_MS;
             self.tell(cx, order_no, Event::Evidence, None, None);
         }
     }
@@ -230,7 +241,7 @@ impl Device {
 
     /// What was told of its orders had no effect: it is told again, or judged afresh.
     pub(in crate::gateway) fn retell(&mut self, now: Now) {
-        for track in &mut self.tracks {
+        for track in &mut *self.tracks {
             track.retell(now);
         }
     }
@@ -239,8 +250,8 @@ impl Device {
     pub(in crate::gateway) fn job_failed(&mut self, cx: &mut Cx<'_>) {
         self.retell(cx.now);
         self.ota_job_failed(cx);
-        if self.conn.is_some() && self.epoch == 0 && self.bind_at.is_none() {
-            self.bind_at = Some(cx.now.mono_ms + BIND_RETRY_MS);
+        if self.conn.is_some() && self.epoch == 0 && self.bind_at == u64::MAX {
+            self.bind_at = cx.now.mono_ms + BIND_RETRY_MS;
         }
     }
 

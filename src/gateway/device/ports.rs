@@ -18,11 +18,15 @@ impl Device {
         if !states.iter().any(|state| missing(&state)) {
             return;
         }
-        let mut all: Vec<PortState> = self.ports.iter().map(PortCell::load).collect();
-        all.extend(states.iter().filter(missing));
+        let mut all: Vec<PortCell> = self.ports.iter().map(PortCell::duplicate).collect();
+        all.extend(states.iter().filter(missing).map(PortCell::new));
         all.truncate(PORTS_MAX);
-        all.sort_by_key(|state| state.port_no);
-        self.entry.set_ports(all.iter().map(PortCell::new).collect());
+        all.sort_by_key(|cell| cell.port_no);
+        self.set_ports(all);
+    }
+
+    fn set_ports(&mut self, cells: Vec<PortCell>) {
+        self.entry.set_ports(cells);
         self.ports = self.entry.ports();
     }
 
@@ -30,34 +34,34 @@ impl Device {
     /// nothing was ever heard of them.
     pub(in crate::gateway) fn becomes_networked(&mut self) {
         self.entry.set_networked();
-        if self.ports.iter().all(|cell| cell.socket != Some(0)) {
+        if self.ports.iter().all(|cell| cell.socket() != Some(0)) {
             return;
         }
         let heard_of = |state: &PortState| state.socket != Some(0) || state.updated_at != 0 || state.order_no.is_some();
-        let renamed = |state: PortState| {
-            let socket = if state.socket == Some(0) { Some(1) } else { state.socket };
-            PortCell::new(&PortState { socket, ..state })
-        };
-        let cells = self.ports.iter().map(PortCell::load).filter(heard_of).map(renamed).collect();
-        self.entry.set_ports(cells);
-        self.ports = self.entry.ports();
+        let staying = self.ports.iter().filter(|cell| heard_of(&cell.load())).map(PortCell::duplicate);
+        let renamed = staying.map(|cell| if cell.socket() == Some(0) { cell.of_socket(1) } else { cell });
+        self.set_ports(renamed.collect());
     }
 
     /// Makes the ports those of the list: sockets that shall be in it have two, sockets that go have none, whatever is still
     /// reported of them.
     pub(super) fn list_sockets(&mut self, list: &NetworkList) {
-        self.leaving.clear();
+        if let Some(seldom) = &mut self.seldom {
+            seldom.leaving.clear();
+        }
         if list.sockets.is_empty() {
             return;
         }
         self.becomes_networked();
-        self.leaving.extend(list.sockets.iter().filter(|listed| !listed.is_wanted()).map(|listed| listed.socket));
-        let leaves = |socket: Option<u8>| socket.is_some_and(|socket| self.leaving.contains(&socket));
-        if self.ports.iter().any(|cell| leaves(cell.socket)) {
-            let staying = self.ports.iter().filter(|cell| !leaves(cell.socket));
-            self.entry.set_ports(staying.map(|cell| PortCell::new(&cell.load())).collect());
-            self.ports = self.entry.ports();
-            self.ports_dirty.retain(|port_no| self.ports.iter().any(|cell| cell.port_no == *port_no));
+        let leaving: Vec<u8> =
+            list.sockets.iter().filter(|listed| !listed.is_wanted()).map(|listed| listed.socket).collect();
+        let leaves = |cell: &&PortCell| cell.socket().is_some_and(|socket| leaving.contains(&socket));
+        if self.ports.iter().any(|cell| leaves(&cell)) {
+            let staying = self.ports.iter().filter(|cell| !leaves(cell));
+            self.set_ports(staying.map(PortCell::duplicate).collect());
+        }
+        if !leaving.is_empty() {
+            self.seldom().leaving = leaving;
         }
         let holes = list.wanted().flat_map(|socket| [(socket, 0), (socket, 1)]);
         let states: Vec<_> = holes
@@ -68,7 +72,7 @@ impl Device {
 
     /// Whether a socket is being taken out of the list: what it reports counts for nothing.
     pub(in crate::gateway) fn is_leaving(&self, socket: u8) -> bool {
-        self.leaving.contains(&socket)
+        self.seldom.as_ref().is_some_and(|seldom| seldom.leaving.contains(&socket))
     }
 
     /// Makes AP3000 ports 1 to `count` known.
@@ -115,9 +119,8 @@ impl Device {
         state.charged_seconds = report.charged_seconds.unwrap_or(state.charged_seconds);
         state.updated_at = cx.now.unix_ms;
         cell.store(&state);
-        if !self.ports_dirty.contains(&report.port_no) {
-            self.ports_dirty.push(report.port_no);
-        }
+        cell.set_dirty();
+        self.ports_dirty = true;
         if before.status != state.status {
             self.entry.mark();
         }

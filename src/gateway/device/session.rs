@@ -1,9 +1,11 @@
 //! Binding and presence: who carries the device, and whether it is online.
 
+use std::num::NonZeroI64;
+
 use serde_json::json;
 use smallvec::SmallVec;
 
-use super::{BIND_RETRY_MS, Device};
+use super::{BIND_RETRY_MS, BIND_WAITS, Device};
 use crate::{
     gateway::{
         Now, OrderTimes,
@@ -23,23 +25,14 @@ const BEAT_GRACE_MS: i64 = 30_000;
 
 impl Device {
     /// A connection carries the device from now on; the store is asked for its epoch.
-    pub(in crate::gateway) fn bound(
-        &mut self,
-        cx: &mut Cx<'_>,
-        conn: Key,
-        key: Key,
-        owner: Owner,
-        shares_socket: bool,
-    ) {
+    pub(in crate::gateway) fn bound(&mut self, cx: &mut Cx<'_>, conn: Key, owner: Owner, shares_socket: bool) {
         let timeouts = &cx.shared.config.timeouts;
         self.shares_socket = shares_socket;
-        self.key = Some(key);
         self.conn = Some(conn);
         self.owner = owner;
         self.epoch = 0;
         self.known_epoch = None;
         self.streak = 0;
-        self.bound_at = cx.now.mono_ms;
         // Spread by the id, so that a fleet that came back at once is not asked at once.
         let spread =
             u64::from(self.id.to_string().bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31) + u32::from(byte)));
@@ -113,6 +106,11 @@ impl Device {
     }
 
     pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
+        if !cx.has_bind_room() {
+            let waits = self.bind_at == BIND_WAITS || cx.bind_later(self.id);
+            self.bind_at = if waits { BIND_WAITS } else { cx.now.mono_ms + BIND_RETRY_MS };
+            return;
+        }
         let printed_no = if let DeviceId::Ap3000(phy_id) = self.id { Some(phy_id.printed_number()) } else { None };
         let bind = Bind {
             device_id: self.id,
@@ -123,7 +121,15 @@ impl Device {
             at: cx.now.unix_ms,
         };
         let submitted = cx.job(Job::Bind(bind));
-        self.bind_at = if submitted { None } else { Some(cx.now.mono_ms + BIND_RETRY_MS) };
+        self.bind_at = if submitted { u64::MAX } else { cx.now.mono_ms + BIND_RETRY_MS };
+    }
+
+    /// There is room for a bind that waits.
+    pub(in crate::gateway) fn bind_on(&mut self, cx: &mut Cx<'_>) {
+        // Its connection may have gone since, or its bind have gone in with a newer one.
+        if self.bind_at == BIND_WAITS {
+            self.submit_bind(cx);
+        }
     }
 
     /// The connection is gone.
@@ -133,7 +139,7 @@ impl Device {
         self.set_timeout(cx);
         self.streak = 0;
         self.epoch = 0;
-        self.bind_at = None;
+        self.bind_at = u64::MAX;
         self.absent_since = cx.now.mono_ms;
         self.sync_at = u64::MAX;
         if self.entry.owner() == Some(self.owner) {
@@ -154,7 +160,7 @@ impl Device {
         // The answer to an earlier binding says nothing of this one.
         let current = bound.generation == self.owner.generation && self.entry.owner() == Some(self.owner);
         if current {
-            self.known_epoch = Some(bound.epoch);
+            self.known_epoch = NonZeroI64::new(bound.epoch);
         }
         if self.conn.is_none() || !current {
             return;
@@ -211,15 +217,13 @@ impl Device {
     }
 
     /// An inbound item came for the device.
-    pub(in crate::gateway) fn item_came(&mut self, cx: &mut Cx<'_>) {
+    pub(in crate::gateway) fn item_came(&mut self, cx: &mut Cx<'_>, key: Key) {
         self.entry.seen(cx.now.unix_ms);
         self.streak = self.streak.saturating_add(1);
         if !self.entry.declared_online() {
             self.declare_online(cx);
         }
-        if !self.dirty
-            && let Some(key) = self.key
-        {
+        if !self.dirty {
             self.dirty = true;
             cx.shared.dirty.push(key);
         }
@@ -256,13 +260,16 @@ impl Device {
 
     /// Under which what this shard saw or decided is told: void once another one bound the device.
     pub(super) const fn fence(&self) -> Option<i64> {
-        self.known_epoch
+        match self.known_epoch {
+            Some(epoch) => Some(epoch.get()),
+            None => None,
+        }
     }
 
     /// Whether a binding under `epoch` is newer than what this shard knows. While its own bind is under way it is not: that one
     /// is answered with an epoch of its own.
     pub(in crate::gateway) fn is_older_than(&self, epoch: i64) -> bool {
-        self.known_epoch.is_some_and(|known| known < epoch)
+        self.known_epoch.is_some_and(|known| known.get() < epoch)
     }
 
     /// Offline, unbound, and nothing to follow.

@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::protocol::{Hex, SkipReason, Step};
+use crate::protocol::{Hex, SkipReason, Step, sum};
 
 /// Smallest value of the length field: physical id, message id, command and checksum without data.
 pub const LENGTH_MIN: usize = 9;
@@ -44,6 +44,8 @@ pub(crate) const ICCID_HEAD: [u8; 4] = *b"8986";
 pub struct Magics {
     list: [[u8; 3]; MAGICS_MAX],
     len: usize,
+    /// The list as numbers, filled up with [`NO_MAGIC`]: all of them are compared at once.
+    numbers: [u32; MAGICS_MAX],
     /// Whether an item can start with this byte, so that noise costs one look-up per byte.
     first: [bool; 256],
 }
@@ -92,7 +94,10 @@ impl Magics {
                 *starts = true;
             }
         }
-        Self { list, len, first }
+        let number = |(index, magic): (usize, [u8; 3])| if index < len { number_of(magic) } else { NO_MAGIC };
+        let mut numbers = [NO_MAGIC; MAGICS_MAX];
+        numbers.iter_mut().zip(list.into_iter().enumerate().map(number)).for_each(|(place, number)| *place = number);
+        Self { list, len, numbers, first }
     }
 
     /// The configured magics.
@@ -104,8 +109,17 @@ impl Magics {
     /// Whether `magic` starts a frame.
     #[inline]
     pub fn contains(&self, magic: [u8; 3]) -> bool {
-        self.iter().any(|known| *known == magic)
+        let number = number_of(magic);
+        self.numbers.iter().fold(false, |found, known| found | (*known == number))
     }
+}
+
+/// No three bytes are this number.
+const NO_MAGIC: u32 = u32::MAX;
+
+#[inline]
+const fn number_of([m0, m1, m2]: [u8; 3]) -> u32 {
+    u32::from_le_bytes([m0, m1, m2, 0])
 }
 
 /// `DNY` and the OEM variant seen in the field.
@@ -343,29 +357,9 @@ fn start_of<'a>(buf: &'a [u8], magics: &Magics) -> Start<'a> {
 }
 
 /// Sum of all bytes modulo 65536.
-///
-/// Eight bytes at a time: pairs are added in 16-bit lanes, and the multiplication adds up the lanes in the highest one.
-/// Frames are so short that a vector loop would spend its time in the scalar remainder; here the remainder is the last
-/// word without the bytes that were added already.
 #[inline]
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let (words, tail) = bytes.as_chunks();
-    let sum = words.iter().fold(0u64, |sum, word| sum.wrapping_add(word_sum(u64::from_le_bytes(*word))));
-    let rest = match (tail.len(), bytes.last_chunk()) {
-        (0, _) => 0,
-        (len @ 1..8, Some(last)) => word_sum(u64::from_le_bytes(*last) >> 64usize.wrapping_sub(len.wrapping_mul(8))),
-        (_, _) => tail.iter().fold(0u64, |sum, byte| sum.wrapping_add(u64::from(*byte))),
-    };
-    let [low, high, ..] = sum.wrapping_add(rest).to_le_bytes();
-    u16::from_le_bytes([low, high])
-}
-
-#[inline]
-const fn word_sum(word: u64) -> u64 {
-    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
-    const ONES: u64 = 0x0001_0001_0001_0001;
-    let lanes = (word & EVEN).wrapping_add((word >> 8) & EVEN);
-    lanes.wrapping_mul(ONES) >> 48
+    sum::sum_u16(bytes)
 }
 
 /// Exactly `2 * N` hex digits of either case.

@@ -525,6 +525,13 @@ macro_rules! layout {
                 (stringify!($field), <$ty as $crate::protocol::ap3000::wire::Wire<'a>>::SIZE_MIN),
             )*];
             const FIXED_SIZE: usize = $crate::protocol::ap3000::wire::size_of_fields(Self::FIXED);
+            $(
+                /// Bytes of all appended fields together, at least.
+                const OPTIONAL_SIZE: usize = $crate::protocol::ap3000::wire::size_of_fields(&[$((
+                    stringify!($opt),
+                    <$opt_ty as $crate::protocol::ap3000::wire::Wire<'a>>::SIZE_MIN,
+                ),)*]);
+            )?
         }
 
         impl<'a> $crate::protocol::ap3000::wire::Layout<'a> for $name<'a> {
@@ -544,13 +551,22 @@ macro_rules! layout {
                         usize::from($count),
                     )?;
                 )*)?
-                $($(
-                    let $opt = if input.is_empty() {
-                        None
+                $(
+                    let ($($opt,)*) = if input.remaining() >= Self::OPTIONAL_SIZE {
+                        // All are there: one check, as above.
+                        ($(
+                            Some(<$opt_ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(input, stringify!($opt))?),
+                        )*)
                     } else {
-                        Some(<$opt_ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(input, stringify!($opt))?)
+                        ($(
+                            if input.is_empty() {
+                                None
+                            } else {
+                                Some(<$opt_ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(input, stringify!($opt))?)
+                            },
+                        )*)
                     };
-                )*)?
+                )?
                 Ok(Self {
                     $( $field, )*
                     $($( $list, )*)?

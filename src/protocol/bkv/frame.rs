@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 
 use super::command;
 use super::tlv::key;
-use crate::protocol::{Direction, Hex, SkipReason, Step};
+use crate::protocol::{Direction, Hex, SkipReason, Step, sum};
 
 /// Smallest value of the length field: no payload.
 pub const LENGTH_MIN: usize = 17;
@@ -141,14 +141,14 @@ pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
     let Some((head, rest)) = raw.split_first_chunk::<HEAD_LEN>() else {
         return refuse(SkipReason::BadLength);
     };
-    let Some((payload, &[sum, tail @ ..])) = rest.split_last_chunk::<END_LEN>() else {
+    let (Some((payload, &[sum, tail @ ..])), [_, _, counted @ .., _, _, _]) = (rest.split_last_chunk::<END_LEN>(), raw)
+    else {
         return refuse(SkipReason::BadLength);
     };
     if tail != TAIL {
         return refuse(SkipReason::BadTail);
     }
-    let &[_, _, counted @ ..] = head;
-    if checksum(&counted).wrapping_add(checksum(payload)) != sum {
+    if checksum(counted) != sum {
         return refuse(SkipReason::BadChecksum);
     }
     let &[_, _, _, _, c0, c1, s0, s1, s2, s3, direction_byte, gateway_id @ ..] = head;
@@ -169,7 +169,7 @@ pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
 /// The byte sum modulo 256.
 #[inline]
 pub(in crate::protocol) fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+    sum::sum_u8(bytes)
 }
 
 /// The direction byte that goes with a magic.

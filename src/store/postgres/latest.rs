@@ -65,6 +65,10 @@ impl Writer {
     fn write(&mut self) -> bool {
         let count = self.waiting.len().min(self.rows_max);
         let batch: Vec<(u8, Latest)> = self.waiting.drain(..count).collect();
+        if self.waiting.is_empty() {
+            // The flush of a whole fleet takes a megabyte or two, the next ones a fraction.
+            self.waiting = VecDeque::new();
+        }
         self.write_batch(batch)
     }
 

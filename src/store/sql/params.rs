@@ -124,20 +124,6 @@ impl Tx<'_> {
         self.follow_up(device_id, call, epoch, at)
     }
 
-    /// The heartbeat interval that an AP3000 device reported, seconds.
-    pub(super) fn heartbeat_interval(&self, device_id: DeviceId) -> Result<Option<u16>, StoreError> {
-        if !matches!(device_id, DeviceId::Ap3000(_)) {
-            return Ok(None);
-        }
-        let reported: Option<String> = scalar(
-            self.conn,
-            "SELECT reported FROM device_params WHERE device_id = $1 AND socket = 0 AND name = 'heartbeat_interval_s' \
-             AND reported IS NOT NULL",
-            [device_id.to_string()],
-        )?;
-        Ok(reported.and_then(|seconds| seconds.parse().ok()))
-    }
-
     /// Commands for what is still pending when a device comes back.
     pub(super) fn params_at_bind(
         &mut self,

@@ -146,7 +146,7 @@ fn order_card(row: &Row<'_>) -> Result<Option<Box<OrderCard>>, StoreError> {
     })))
 }
 
-fn card_no(row: &Row<'_>, column: usize) -> Result<CardNo, StoreError> {
+pub(super) fn card_no(row: &Row<'_>, column: usize) -> Result<CardNo, StoreError> {
     let text = row.text(column)?;
     CardNo::parse(text).ok_or_else(|| row.corrupt(column, "no card number"))
 }

@@ -4,6 +4,7 @@
 
 use super::{
     apply::Tx,
+    bind::UPDATE_BIND,
     conn::{Row, Value, all, args, insert, one, run, write},
     event::json,
     limits::signed,
@@ -383,6 +384,30 @@ impl Tx<'_> {
         )
     }
 
+    /// Orders of a device that are active, or that its ports still show behind their end, by port.
+    pub(super) fn held_by(&self, device: DeviceId) -> Result<Vec<Order>, StoreError> {
+        let known = self.conn.staged(|stage| {
+            let holders = stage.known.held.get(&device)?;
+            holders.iter().map(|no| stage.known.orders.get(no).cloned().flatten()).collect::<Option<Vec<_>>>()
+        });
+        if let Some(mut known) = known {
+            known.sort_by_key(|order| (order.port_no, order.created_at));
+            return Ok(known);
+        }
+        all(
+            self.conn,
+            concat!(
+                "SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = $1 AND is_active = TRUE UNION ALL SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = $1 AND device_end_pending = TRUE AND is_active = FALSE ORDER BY port_no, created_at"
+            ),
+            [device.to_string()],
+            order,
+        )
+    }
+
     /// Inserts an order; false when its port is taken or its number exists. A device without a row has none: a record of it is
     /// for quarantine.
     pub(super) fn insert_order(&self, order: &Order) -> Result<bool, StoreError> {
@@ -394,15 +419,16 @@ impl Tx<'_> {
         let place = (order.device_id, order.port_no);
         let staged = self.conn.staged(|stage| {
             let known = &mut stage.known;
-            let number = known.orders.get(&order.order_no)?;
-            let holders = known.ports.get(&place)?;
-            let active = |no: &OrderNo| matches!(known.orders.get(no), Some(Some(held)) if held.status.is_active());
-            if number.is_some() || (order.status.is_active() && holders.iter().any(active)) {
+            let mut taken = known.orders.get(&order.order_no)?.is_some();
+            // One that has ended needs no port.
+            if order.status.is_active() {
+                let active = |no: &OrderNo| matches!(known.orders.get(no), Some(Some(held)) if held.status.is_active());
+                taken |= known.ports.get(&place)?.iter().any(active);
+            }
+            if taken {
                 return Some(false);
             }
-            if holds_port(order) {
-                known.ports.entry(place).or_default().push(order.order_no);
-            }
+            known.hold(order, holds_port(order));
             known.orders.insert(order.order_no, Some(order.clone()));
             known.commands_of.insert(order.order_no, Vec::new());
             stage.push(&INSERT_ORDER, values.to_vec());
@@ -443,12 +469,7 @@ impl Tx<'_> {
             let known = &mut stage.known;
             // One that was not read may hold a port that is thought to be free.
             known.orders.get(&order.order_no)?;
-            if let Some(holders) = known.ports.get_mut(&(order.device_id, order.port_no)) {
-                holders.retain(|no| *no != order.order_no);
-                if holds_port(order) {
-                    holders.push(order.order_no);
-                }
-            }
+            known.hold(order, holds_port(order));
             known.orders.insert(order.order_no, Some(order.clone()));
             let key = Value::Text(order.order_no.as_str().to_owned().into());
             if stage.waits(&INSERT_ORDER, &key) {
@@ -658,7 +679,10 @@ impl Tx<'_> {
         let staged = self.conn.staged(|stage| {
             stage.known.devices.get(&device)?;
             stage.known.devices.insert(device, Some(counters.clone()));
-            stage.push(&UPDATE_COUNTERS, values.to_vec());
+            // A bind writes them as well.
+            if !stage.amend(&UPDATE_BIND, &values) {
+                stage.push(&UPDATE_COUNTERS, values.to_vec());
+            }
             Some(())
         });
         if staged.is_none() {

@@ -252,6 +252,8 @@ impl Tx<'_> {
             status_at: at,
             updated_at: at,
         };
+        // A number of our own making names nothing yet; should it all the same, the batch is run again and finds it taken.
+        self.conn.staged(|stage| stage.known.orders.entry(order.order_no).or_insert(None).is_none().then_some(()));
         let mut tries = 1;
         while !self.insert_order(&order)? {
             // Another part of the process may have been given the same salt; money is not refused for a number.

@@ -9,14 +9,15 @@
 
 use std::{borrow::Cow, fmt::Write as _};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
+    bind::BindRow,
     conn::Value,
     rows::{CommandRow, Counters},
 };
 use crate::{
-    model::{DeviceId, Order, OrderNo},
+    model::{CardNo, DeviceId, Order, OrderNo},
     store::{Earlier, Idempotency},
 };
 
@@ -64,6 +65,25 @@ pub(super) struct Known {
     /// AP3000 records by their key, and the order each is of.
     pub(super) settled: FxHashMap<Vec<u8>, Option<OrderNo>>,
     pub(super) answers: Vec<(Idempotency, Option<Earlier>)>,
+    /// Cards that are not registered.
+    pub(super) foreign_cards: FxHashSet<CardNo>,
+    /// What a bind asks of its device; taken by the first bind, which changes it.
+    pub(super) binds: FxHashMap<DeviceId, BindRow>,
+    /// All orders of a device that hold a port, or still show on it.
+    pub(super) held: FxHashMap<DeviceId, Vec<OrderNo>>,
+}
+
+impl Known {
+    /// An order is as `order` says from now on: it holds its port, or does not.
+    pub(super) fn hold(&mut self, order: &Order, holds: bool) {
+        let port = self.ports.get_mut(&(order.device_id, order.port_no));
+        for holders in port.into_iter().chain(self.held.get_mut(&order.device_id)) {
+            holders.retain(|no| *no != order.order_no);
+            if holds {
+                holders.push(order.order_no);
+            }
+        }
+    }
 }
 
 impl Stage {
@@ -96,6 +116,18 @@ impl Stage {
             group.places.insert(key.clone(), group.rows.len());
         }
         group.rows.push(row);
+    }
+
+    /// Puts `values` over the first ones of the row with this key that waits to be written by `bulk`; false: none waits. The key is the
+    /// first of them.
+    pub(super) fn amend(&mut self, bulk: &'static Bulk, values: &[Value<'static>]) -> bool {
+        let Some(group) = self.groups.iter_mut().find(|group| std::ptr::eq(group.bulk, bulk)) else { return false };
+        let place = values.first().and_then(|key| group.places.get(key));
+        let Some(row) = place.and_then(|place| group.rows.get_mut(*place)) else { return false };
+        for (old, new) in row.iter_mut().zip(values) {
+            *old = new.clone();
+        }
+        true
     }
 
     /// Whether a row with this key waits to be written by `bulk`.
@@ -171,18 +203,19 @@ mod tests {
     #[test]
     fn writes_are_made_by_rank_and_the_last_one_of_a_row_counts() {
         let mut stage = Stage::default();
-        assert!(!stage.is_dirty());
+        assert!(!stage.is_dirty() && !stage.amend(&SECOND, &[Value::Int(1)]));
         stage.push(&SECOND, vec![Value::Int(1), Value::Bool(false)]);
         stage.push(&FIRST, vec![Value::Int(9)]);
         stage.push(&SECOND, vec![Value::Int(2), Value::Bool(false)]);
         stage.push(&SECOND, vec![Value::Int(1), Value::Bool(true)]);
         stage.push(&FIRST, vec![Value::Int(9)]);
         assert!(stage.waits(&SECOND, &Value::Int(2)) && !stage.waits(&SECOND, &Value::Int(3)));
+        assert!(stage.amend(&SECOND, &[Value::Int(2), Value::Bool(true)]) && !stage.amend(&SECOND, &[Value::Int(3)]));
         let taken = stage.take();
         assert_eq!(taken.iter().map(|(sql, _)| &**sql).collect::<Vec<_>>(), ["first", "second"]);
         assert_eq!(taken[0].1, [Value::Array(vec![Value::Int(9), Value::Int(9)])]);
         let keys = Value::Array(vec![Value::Int(1), Value::Int(2)]);
-        assert_eq!(taken[1].1, [keys, Value::Array(vec![Value::Bool(true), Value::Bool(false)])]);
+        assert_eq!(taken[1].1, [keys, Value::Array(vec![Value::Bool(true), Value::Bool(true)])]);
         assert!(!stage.is_dirty());
     }
 

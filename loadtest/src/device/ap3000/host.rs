@@ -11,6 +11,8 @@
 //! Frames go by the id in them. A charger that restarts leaves the connection for 4 s; the connection stays. When 0x35 is
 //! sent is not documented: here with each connect, and on demand.
 
+use std::fmt;
+
 use chargegate::protocol::ap3000::body::{
     Body, FskParams, FskRequest, HostHeartbeat, HostOta, HostStatus, OtaPacket, OtaReply, ServerAddress,
     SubDeviceVersions,
@@ -30,6 +32,7 @@ use super::{
     Ap3000Device, LINK_AFTER_US, MODULE_EVERY_US, Model, NEVER, Request, SECOND_US, TIME_AGAIN_US, TIME_RETRY_US,
     iccid, magics, numbered,
 };
+use crate::device::ledger::Ledger;
 use crate::device::{Behaviour, Device, Event, Tail, earliest};
 
 /// Most chargers behind a host.
@@ -601,5 +604,9 @@ impl Device for HostDevice {
 
     fn poll_close(&mut self) -> bool {
         self.connected && self.closing != Closing::No && !std::mem::replace(&mut self.close_told, true)
+    }
+
+    fn ledgers(&self, each: &mut dyn FnMut(&dyn fmt::Display, &Ledger)) {
+        self.subs.iter().for_each(|sub| sub.device.ledgers(each));
     }
 }

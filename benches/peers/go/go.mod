@@ -1,0 +1,3 @@
+module chargegate/peer
+
+go 1.21

@@ -1,0 +1,240 @@
+//! Latencies, second by second.
+//!
+//! Each thread that measures owns a [`Recorder`]; once a second the run takes what it recorded and adds it up. So what belongs to
+//! a warm-up is left out, and a report can show how a latency went over time. Times begin when something was *to be* done, not
+//! when it was: a generator or server that stalls shows in the figures.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::report::{Percentiles, latency_histogram};
+
+/// Remarks kept of a window and of a run.
+pub const REMARKS_MAX: usize = 20;
+
+macro_rules! metrics {
+    ($( $(#[$meta:meta])* $name:ident $word:literal, )*) => {
+        /// What is timed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Metric {
+            $( $(#[$meta])* $name, )*
+        }
+
+        impl Metric {
+            /// All, in the order of the report.
+            pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$( Self::$name ),*];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// Its name in figures.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $( Self::$name => $word, )*
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// A heartbeat to its answer.
+    Heartbeat "heartbeat",
+    /// From the time a connection was to be opened to the first answer that makes a device known.
+    Bind "bind",
+    /// AP3000 0x20 to its answer.
+    Registration "registration",
+    /// A question for the time to its answer.
+    Time "time",
+    /// The first copy of a record to its acknowledgement.
+    Settlement "settlement",
+    /// BKV 1017 to its answer.
+    StatusPush "status_push",
+    /// A card to its answer.
+    Card "card",
+    /// Other requests of devices.
+    Other "other",
+    /// Reads of a device's status.
+    ApiStatus "api.status",
+    /// Reads of a page of orders.
+    ApiList "api.list",
+    /// Charges asked for.
+    ApiCharge "api.charge",
+    /// Stops asked for.
+    ApiStop "api.stop",
+    /// Commands asked for.
+    ApiCommand "api.command",
+    /// From the 202 of a charge to a frame at its device; 0 where that was there first.
+    ChargeFrame "frame.charge",
+    /// The same of commands.
+    CommandFrame "frame.command",
+    /// How late the generator did what was to be done.
+    Late "late",
+}
+
+/// Percentiles of a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Moment {
+    /// How many were recorded.
+    pub count: u64,
+    /// Median, ms.
+    pub p50_ms: f64,
+    /// 99 of 100, ms.
+    pub p99_ms: f64,
+    /// The slowest, ms.
+    pub max_ms: f64,
+}
+
+/// Latencies in microseconds, as buckets that can be sent and added up.
+#[derive(Clone, Debug)]
+pub struct Latency(pub Histogram<u64>);
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self(latency_histogram())
+    }
+}
+
+impl Latency {
+    /// Adds those of another.
+    pub fn add(&mut self, other: &Self) {
+        if !other.0.is_empty() {
+            self.0.add(&other.0).expect("all histograms have the same bounds");
+        }
+    }
+
+    /// A quantile in milliseconds.
+    pub fn ms(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1e3
+    }
+
+    /// What is kept of a second.
+    pub fn moment(&self) -> Moment {
+        Moment { count: self.0.len(), p50_ms: self.ms(0.5), p99_ms: self.ms(0.99), max_ms: self.ms(1.0) }
+    }
+
+    /// Percentiles, `None` if nothing was recorded.
+    pub fn percentiles(&self) -> Option<Percentiles> {
+        Percentiles::of(&self.0)
+    }
+}
+
+impl Serialize for Latency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let buckets = self.0.iter_recorded().map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()));
+        serializer.collect_seq(buckets)
+    }
+}
+
+impl<'de> Deserialize<'de> for Latency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut latency = Self::default();
+        for (value, count) in Vec::<(u64, u64)>::deserialize(deserializer)? {
+            latency.0.saturating_record_n(value, count);
+        }
+        Ok(latency)
+    }
+}
+
+/// What was recorded in some time.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Window {
+    /// By [`Metric`]; what is missing at the end is empty.
+    latencies: Vec<Option<Latency>>,
+    /// When the first connection was to be opened, on the run's clock in microseconds.
+    pub connects_from_us: Option<u64>,
+    /// When the last device was bound.
+    pub bound_until_us: Option<u64>,
+    /// The first things that were not as they should be.
+    pub remarks: Vec<String>,
+}
+
+impl Window {
+    /// Latencies of one kind.
+    pub fn latency(&self, metric: Metric) -> Option<&Latency> {
+        self.latencies.get(metric as usize)?.as_ref().filter(|latency| !latency.0.is_empty())
+    }
+
+    /// Records a latency.
+    pub fn record(&mut self, metric: Metric, us: u64) {
+        self.slot(metric as usize).0.saturating_record(us);
+    }
+
+    fn slot(&mut self, at: usize) -> &mut Latency {
+        if self.latencies.len() <= at {
+            self.latencies.resize_with(Metric::COUNT, || None);
+        }
+        self.latencies[at].get_or_insert_default()
+    }
+
+    /// Keeps a remark, of the first few.
+    pub fn remark(&mut self, remark: impl FnOnce() -> String) {
+        if self.remarks.len() < REMARKS_MAX {
+            self.remarks.push(remark());
+        }
+    }
+
+    /// Adds what was recorded elsewhere or later.
+    pub fn add(&mut self, other: &Self) {
+        for (at, latency) in other.latencies.iter().enumerate() {
+            if let Some(latency) = latency.as_ref().filter(|latency| !latency.0.is_empty()) {
+                self.slot(at).add(latency);
+            }
+        }
+        self.connects_from_us = self.connects_from_us.into_iter().chain(other.connects_from_us).min();
+        self.bound_until_us = self.bound_until_us.max(other.bound_until_us);
+        for remark in &other.remarks {
+            self.remark(|| remark.clone());
+        }
+    }
+
+    /// From the first connection that was to be opened to the last device bound, in microseconds.
+    pub fn binding_us(&self) -> Option<u64> {
+        Some(self.bound_until_us?.saturating_sub(self.connects_from_us?)).filter(|us| *us > 0)
+    }
+}
+
+/// Where one thread records.
+#[derive(Debug, Default)]
+pub struct Recorder(Mutex<Window>);
+
+impl Recorder {
+    /// The window that is recorded now.
+    pub fn window(&self) -> MutexGuard<'_, Window> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a latency.
+    pub fn record(&self, metric: Metric, us: u64) {
+        self.window().record(metric, us);
+    }
+
+    /// Takes what was recorded since the last time.
+    pub fn take(&self) -> Window {
+        std::mem::take(&mut *self.window())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_add_up_and_survive_a_pipe() {
+        let (mut one, mut two) = (Window::default(), Window::default());
+        for us in [100, 200, 1_000_000] {
+            one.record(Metric::Heartbeat, us);
+        }
+        two.record(Metric::Heartbeat, 50_000);
+        two.record(Metric::Late, 3);
+        (one.connects_from_us, two.connects_from_us, two.bound_until_us) = (Some(9), Some(5), Some(12));
+        let sent: Window = serde_json::from_str(&serde_json::to_string(&two).unwrap()).unwrap();
+        one.add(&sent);
+        let heartbeats = one.latency(Metric::Heartbeat).unwrap().percentiles().unwrap();
+        assert_eq!(one.latency(Metric::Heartbeat).unwrap().0.len(), 4);
+        assert!((999_000..=1_001_000).contains(&heartbeats.max_us), "{heartbeats:?}");
+        assert_eq!((one.binding_us(), one.latency(Metric::Late).map(|late| late.0.len())), (Some(7), Some(1)));
+        assert!(one.latency(Metric::Bind).is_none());
+    }
+}
