@@ -12,7 +12,7 @@
 //! cargo bench --bench cluster                                # every scenario but `connections`, on 1 and 2 instances
 //! cargo bench --bench cluster -- latency --instances 2 --rounds 5 --seconds 10
 //! cargo bench --bench cluster -- orders --embedded
-//! cargo bench --bench cluster -- connections                 # 50,001 devices on three instances, for three minutes
+//! cargo bench --bench cluster -- connections                 # 50,001 devices on three instances, for three minutes, then storms
 //! ```
 //!
 //! | scenario | what is measured |
@@ -21,7 +21,7 @@
 //! | `orders` | charges from keep-alive clients, each with one request under way, over distinct ports; what follows an order until it charges is part of the load |
 //! | `commands` | the same with named commands to distinct devices; acknowledged by the devices, as the store has it |
 //! | `settlements` | end reports of AP3000 chargers, acknowledged after their commit |
-//! | `connections` | resident memory of three instances with 50,001 devices that beat, and whether every heartbeat is answered |
+//! | `connections` | three instances with 50,001 devices: how fast devices never seen are accepted and bound, memory of the instances and of the kernel while they beat, whether every heartbeat is answered; then, with the same devices again, one instance and all of them killed and started again, until every device is bound |
 //!
 //! `orders` and `commands` also say how much CPU time each accepted request cost, process by process, with all that follows it; with
 //! `--statements` which statements PostgreSQL ran for it.
@@ -40,10 +40,15 @@ mod spent;
 mod support;
 
 use std::{
-    io::{BufReader, Write as _},
+    fmt,
+    io::{self, BufReader, Write as _},
     net::SocketAddr,
+    ops::Range,
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -90,6 +95,9 @@ struct Args {
     /// Rounds of each scenario, each on an empty system.
     #[arg(long, default_value_t = 1)]
     rounds: u32,
+    /// Storms of each kind in `connections`.
+    #[arg(long, default_value_t = 1)]
+    storms: usize,
     /// Print what PostgreSQL did for each request of `orders` and `commands`, statement by statement; costs some of its time.
     #[arg(long)]
     statements: bool,
@@ -108,7 +116,10 @@ struct Args {
     /// Settings of PostgreSQL, as NAME=VALUE.
     #[arg(long = "set", default_values_t = ["shared_buffers=256MB".to_owned(), "max_wal_size=4GB".to_owned()])]
     settings: Vec<String>,
-    /// Be a simulator: first device, number of devices, where to connect, seconds.
+    /// Devices of `connections` that connect per second, over all instances.
+    #[arg(long, default_value_t = 12_000)]
+    ramp: u32,
+    /// Be a simulator: first device, number of devices, where to connect, how many per second.
     #[arg(long, hide = true, value_delimiter = ',')]
     part: Vec<String>,
     /// Passed by cargo.
@@ -130,14 +141,14 @@ fn main() {
         };
         for instances in if args.instances.is_empty() { default } else { &args.instances } {
             for _ in 0..args.rounds {
-                let system = System::start(&args, *instances);
+                let mut system = System::start(&args, *instances);
                 println!("\n{scenario:?}, {}", system.name);
                 match scenario {
                     Scenario::Latency => latency(&args, &system),
                     Scenario::Orders => orders(&args, &system),
                     Scenario::Commands => commands(&args, &system),
                     Scenario::Settlements => settlements(&args, &system),
-                    Scenario::Connections => connections(&args, &system),
+                    Scenario::Connections => connections(&args, &mut system),
                 }
             }
         }
@@ -305,6 +316,7 @@ fn latency_of(args: &Args, system: &System, ask: Ask, row: &str, name: &str) {
         }
     };
     told("answer", &api.latency);
+    told("fsync", &fsync);
     for (way, what, times) in [("yes", "same", &api.same_instance), ("no", "other", &api.other_instance)] {
         if times.seen > 0 {
             told(what, &times.after_answer);
@@ -419,55 +431,220 @@ fn settlements(args: &Args, system: &System) {
     assert!(stored[0][0] >= totals.settled, "acknowledged and not in the store");
 }
 
-fn connections(args: &Args, system: &System) {
-    let instances = u32::try_from(system.instances.len()).expect("few");
+/// Seconds between two lines of the table of `connections`.
+const LINE_S: u64 = 20;
+/// Between two looks at a counter while devices come: short beside what is measured, and rare enough to cost nothing.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long devices may take to come, and to come back.
+const ALL_THERE: Duration = Duration::from_mins(10);
+
+/// Two fleets, one after the other: devices never seen, which stay and beat for the seconds of measuring, and the same devices again, of
+/// whose instances one is killed and started again, then all of them.
+fn connections(args: &Args, system: &mut System) {
     let devices = args.devices.unwrap_or(50_001);
+    let empty = Memory::of(system);
+    println!("resident KiB before the first device: {:?}", empty.resident_kib);
+    let fleet = Simulated::start(args, system, devices);
+    let joined = fleet.joined(system);
+    println!("devices never seen: {joined}");
+    record("fleet/accept_per_s", "/s", joined.accepted_per_s);
+    record("fleet/first_bound_per_s", "/s", joined.bound_per_s);
+    thread::sleep(Duration::from_secs(SETTLE_S));
+    println!("| second | devices online | resident KiB of each instance | together MB |\n|---:|---:|---|---:|");
+    let began = now();
     let seconds = args.seconds.unwrap_or(180);
-    let before: Vec<u64> = system.instances.iter().map(resident_kib).collect();
-    let share = devices.div_ceil(instances);
-    let ramp_s = u64::from(share.div_ceil(RAMP_PER_S / instances)) + SETTLE_S;
-    let parts: Vec<Part> = (0..instances)
-        .map(|nth| {
-            let count = share.min(devices - share * nth);
-            Part::start(share * nth, count, system.devices()[nth as usize], ramp_s + seconds, RAMP_PER_S / instances)
-        })
-        .collect();
-    println!(
-        "| second | devices connected | online | resident KiB of each instance | together MiB |\n|---:|---:|---:|---|---:|"
-    );
-    let mut second = 0;
-    while second + 20 < ramp_s + seconds {
-        thread::sleep(Duration::from_secs(20));
-        second += 20;
-        let resident: Vec<u64> = system.instances.iter().map(resident_kib).collect();
-        let sum = |name: &str| system.instances.iter().map(|instance| instance.metric(name)).sum::<u64>();
-        let connected = (0..args.shards).map(|shard| sum(&format!("chargegate_tcp_connections{{shard=\"{shard}\"}}")));
-        let (connected, online) = (connected.sum::<u64>(), sum("chargegate_devices_online"));
-        let together = resident.iter().sum::<u64>() / 1024;
-        println!("| {second} | {connected} | {online} | {resident:?} | {together} |");
+    loop {
+        let resident = Memory::of(system).resident_kib;
+        let together = resident.iter().sum::<u64>() as f64 * 1024.0 / 1e6;
+        let second = now().duration_since(began).as_secs();
+        println!("| {second} | {} | {resident:?} | {together:.1} |", system.sum(ONLINE));
+        if second >= seconds {
+            break;
+        }
+        thread::sleep(Duration::from_secs(LINE_S.min(seconds - second)));
     }
-    println!("resident KiB before the first device: {before:?}");
-    for part in parts {
-        println!("{}", part.finish());
+    let full = Memory::of(system);
+    let each = |after: u64, before: u64| (after as f64 - before as f64) / f64::from(devices);
+    let resident = |memory: &Memory| memory.resident_kib.iter().sum::<u64>() * 1024;
+    let user = each(resident(&full), resident(&empty));
+    let (slab, buffers) = (each(full.slab, empty.slab), each(full.buffers, empty.buffers));
+    println!(
+        "for each device: {user:.0} bytes of the instances, {slab:.0} of the kernel's slab and {buffers:.0} of socket buffers;"
+    );
+    println!("what is the kernel's is of both ends of a connection, and of whatever else the machine did meanwhile");
+    record("fleet/connections", "", system.sum(ONLINE) as f64);
+    record("fleet/resident_mb", "MB", resident(&full) as f64 / 1e6);
+    record("fleet/bytes_per_device", "bytes", user);
+    record("fleet/kernel_bytes_per_device", "bytes", (slab + buffers) / 2.0);
+    fleet.finish();
+
+    if args.storms == 0 {
+        return;
+    }
+    let fleet = Simulated::start(args, system, devices);
+    let joined = fleet.joined(system);
+    println!("the same devices again: {joined}");
+    record("fleet/bound_per_s", "/s", joined.bound_per_s);
+    for round in 0..args.storms {
+        let nth = round % system.instances.len();
+        let one = fleet.storm(system, nth..nth + 1);
+        println!("one instance killed and started again: {one}");
+        record("fleet/recovery_s", "s", one.all_s);
+        let all = 0..system.instances.len();
+        let all = fleet.storm(system, all);
+        println!("all instances killed and started again: {all}");
+        record("fleet/recovery_all_s", "s", all.all_s);
+    }
+    fleet.finish();
+}
+
+const ONLINE: &str = "chargegate_devices_online";
+const ACCEPTED: &str = "chargegate_tcp_accepted_total";
+
+impl System {
+    /// A counter or gauge of all instances.
+    fn sum(&self, name: &str) -> u64 {
+        self.instances.iter().map(|instance| instance.metric(name)).sum()
     }
 }
 
-fn resident_kib(instance: &Gateway) -> u64 {
-    instance.metric("process_resident_memory_bytes") / 1024
+/// What is held now.
+struct Memory {
+    resident_kib: Vec<u64>,
+    /// Bytes of the kernel's objects: sockets, files, epoll entries.
+    slab: u64,
+    /// Bytes of what waits in TCP's sockets.
+    buffers: u64,
+}
+
+impl Memory {
+    fn of(system: &System) -> Self {
+        let number = |file: &str, line: &str, after: &str| {
+            let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let line = text.lines().find_map(|text| text.strip_prefix(line)).expect("a line of every kernel");
+            let mut words = line.split_whitespace().skip_while(|word| !after.is_empty() && *word != after);
+            if !after.is_empty() {
+                words.next();
+            }
+            words.next().and_then(|word| word.parse::<u64>().ok()).expect("a number")
+        };
+        Self {
+            resident_kib: system.instances.iter().map(|instance| instance.resident() / 1024).collect(),
+            slab: number("/proc/meminfo", "Slab:", "") * 1024,
+            buffers: number("/proc/net/sockstat", "TCP:", "mem") * 4096,
+        }
+    }
+}
+
+/// How devices came.
+struct Joined {
+    devices: u64,
+    accepted_per_s: f64,
+    bound_per_s: f64,
+    /// Until all were bound.
+    all_s: f64,
+}
+
+impl fmt::Display for Joined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { devices, accepted_per_s, bound_per_s, all_s } = self;
+        write!(f, "{devices} bound after {all_s:.1} s; accepted {accepted_per_s:.0}/s, bound {bound_per_s:.0}/s")
+    }
+}
+
+/// The middle of a rise: from a tenth to nine tenths of what there is in the end.
+#[derive(Default)]
+struct Rise(Vec<(f64, u64)>);
+
+impl Rise {
+    fn per_s(&self, whole: u64) -> f64 {
+        let at = |share: u64| self.0.iter().find(|(_, count)| *count >= whole * share / 10);
+        match (at(1), at(9)) {
+            (Some(first), Some(last)) if last.0 > first.0 => (last.1 - first.1) as f64 / (last.0 - first.0),
+            _ => f64::NAN,
+        }
+    }
+}
+
+/// Simulators, one for each instance.
+struct Simulated {
+    parts: Vec<Part>,
+    share: u32,
+    devices: u32,
+    began: Instant,
+}
+
+impl Simulated {
+    fn start(args: &Args, system: &System, devices: u32) -> Self {
+        let instances = u32::try_from(system.instances.len()).expect("few");
+        let share = devices.div_ceil(instances);
+        let began = now();
+        let part = |nth: u32| {
+            let (first, count) = (share * nth, share.min(devices - share * nth));
+            Part::start(first, count, system.devices()[nth as usize], (args.ramp / instances).max(1))
+        };
+        Self { parts: (0..instances).map(part).collect(), share, devices, began }
+    }
+
+    /// Waits until all devices are bound.
+    fn joined(&self, system: &System) -> Joined {
+        watch(system, 0..system.instances.len(), u64::from(self.devices), self.began)
+    }
+
+    /// Kills instances as a power cut would, starts them again, and waits until their devices are back. The time is from when the
+    /// last of them listens.
+    fn storm(&self, system: &mut System, which: Range<usize>) -> Joined {
+        for instance in &mut system.instances[which.clone()] {
+            instance.kill9();
+        }
+        for instance in &mut system.instances[which.clone()] {
+            instance.start_again();
+        }
+        let last = u64::from(self.devices) - u64::from(self.share) * (self.parts.len() as u64 - 1);
+        let devices = which.clone().map(|nth| if nth + 1 == self.parts.len() { last } else { self.share.into() }).sum();
+        watch(system, which, devices, now())
+    }
+
+    fn finish(self) {
+        for part in self.parts {
+            println!("{}", part.finish());
+        }
+    }
+}
+
+/// Looks on until `devices` are bound at `which` of the instances.
+fn watch(system: &System, which: Range<usize>, devices: u64, began: Instant) -> Joined {
+    let (mut accepted, mut bound) = (Rise::default(), Rise::default());
+    loop {
+        let sum =
+            |name: &str| system.instances[which.clone()].iter().map(|instance| instance.metric(name)).sum::<u64>();
+        let all_s = now().duration_since(began).as_secs_f64();
+        let online = sum(ONLINE);
+        accepted.0.push((all_s, sum(ACCEPTED)));
+        bound.0.push((all_s, online));
+        if online >= devices {
+            let (accepted_per_s, bound_per_s) = (accepted.per_s(devices), bound.per_s(devices));
+            return Joined { devices, accepted_per_s, bound_per_s, all_s };
+        }
+        assert!(all_s < ALL_THERE.as_secs_f64(), "{online} of {devices} devices are bound after {all_s:.0} s");
+        thread::sleep(LOOK);
+    }
 }
 
 /// A simulator process: one has descriptors for the devices of one instance only.
 struct Part(Child);
 
 impl Part {
-    fn start(first: u32, count: u32, connect: SocketAddr, seconds: u64, ramp_per_s: u32) -> Self {
+    fn start(first: u32, count: u32, connect: SocketAddr, ramp_per_s: u32) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.arg(format!("--part={first},{count},{connect},{seconds},{ramp_per_s}")).stdout(Stdio::piped());
+        command.arg(format!("--part={first},{count},{connect},{ramp_per_s}"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Self(command.spawn().expect("this program runs again"))
     }
 
-    /// Waits for its end and says what came of it.
+    /// Ends it and says what came of it.
     fn finish(mut self) -> String {
+        drop(self.0.stdin.take());
         let out = self.0.stdout.take().expect("it is piped");
         let summary: Value = serde_json::from_reader(BufReader::new(out)).expect("a summary");
         drop(self.0.wait());
@@ -488,8 +665,16 @@ impl Part {
     }
 }
 
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After an end in order there is nothing to kill.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 fn simulate_part(part: &[String]) {
-    let [first, count, connect, seconds, ramp] = part else { panic!("five words") };
+    let [first, count, connect, ramp] = part else { panic!("four words") };
     let number = |text: &str| text.parse::<u32>().expect("a number");
     let plan = Plan {
         connect: vec![connect.parse().expect("an address")],
@@ -498,7 +683,7 @@ fn simulate_part(part: &[String]) {
         ports: 2,
         sockets: 0,
         ramp_per_s: number(ramp),
-        duration: Some(Duration::from_secs(number(seconds).into())),
+        duration: None,
         drain: Duration::from_secs(10),
         behaviour: Behaviour { heartbeat_us: 60 * SECOND_US, time_factor: 1, seed: 1, unplugged_percent: 0 },
         source_addresses: 8,
@@ -507,7 +692,14 @@ fn simulate_part(part: &[String]) {
         api: None,
     };
     let extras = Extras { first_device: number(first), ..Extras::default() };
-    let summary = simulate(&plan, extras, |_, _| {});
+    let stop = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&stop);
+    thread::spawn(move || {
+        // The bench closes it when it has seen enough, and its end closes it too.
+        drop(io::copy(&mut io::stdin(), &mut io::sink()));
+        over.store(true, Ordering::Relaxed);
+    });
+    let summary = run_with(&plan, extras, &stop, |_, _| {}).expect("the simulator runs");
     println!("{}", serde_json::to_string(&summary).expect("a summary is JSON"));
 }
 

@@ -194,11 +194,11 @@ impl Tx<'_> {
     /// Reads into the stage what the jobs will ask for. Their devices are locked.
     pub(in crate::store) fn prefetch(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
         let mut wanted = Wanted::of(jobs);
-        self.read_commands(&mut wanted)?;
-        let commands_of = std::mem::take(&mut wanted.commands_of);
         if !wanted.binds.is_empty() {
             self.read_binds(&mut wanted)?;
         }
+        self.read_commands(&mut wanted)?;
+        let commands_of = std::mem::take(&mut wanted.commands_of);
         self.read_orders(&mut wanted)?;
         // Those of orders that hold a port; the others are read.
         wanted.commands_of.retain(|no| !commands_of.contains(no));
