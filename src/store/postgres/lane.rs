@@ -3,7 +3,7 @@
 //! ```text
 //! BEGIN; the lane's row says which batch this is      one round trip
 //! lock the batch's devices, in the order of their ids, and read what the jobs will ask for
-//! the jobs, as for every store, on what was read; what they write, a statement per table
+//! the jobs, as for every store, on what was read; what they write, in a statement or two
 //! COMMIT
 //! ```
 //!

@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{
+        Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OrderStatus, OtaTask, ServerId,
+    },
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
         EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, FrameFilter, FrameRecord,
@@ -44,6 +46,12 @@ impl Filter {
             self.values.push(value.value().into_owned());
             self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
+    }
+
+    /// A condition without a value: what follows from the others, as an index names it.
+    fn that_is(&mut self, condition: &str) {
+        self.sql.push_str(if self.sql.is_empty() { " WHERE " } else { " AND " });
+        self.sql.push_str(condition);
     }
 }
 
@@ -107,6 +115,9 @@ impl Reader for SqlReader<'_> {
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("port_no = ?", filter.port_no.map(i64::from));
         sql.and("status = ?", filter.status.map(|status| i64::from(status.code())));
+        if filter.status.is_some_and(OrderStatus::is_active) {
+            sql.that_is("is_active = TRUE");
+        }
         sql.and("business_no = ?", filter.business_no.map(i64::from));
         sql.and("created_at >= ?", filter.created_from);
         sql.and("created_at < ?", filter.created_to);
@@ -295,8 +306,7 @@ impl Reader for SqlReader<'_> {
             Some(CommandState::Acked) => None,
         };
         if let Some(known) = known {
-            sql.sql.push_str(if sql.sql.is_empty() { " WHERE " } else { " AND " });
-            sql.sql.push_str(known);
+            sql.that_is(known);
         }
         let count = format!(
             "SELECT count(*) FROM (SELECT 1 FROM outbound_queue{} LIMIT {QUEUE_TOTAL_MAX}) AS counted",

@@ -1,7 +1,7 @@
 //! What a transaction on PostgreSQL has read and not yet written.
 //!
 //! A round trip costs more than most statements. So the rows a batch of jobs needs are read in a few statements at its start
-//! ([`super::prefetch`]), jobs find them here, and what they write waits here until one statement per table writes it, from arrays.
+//! ([`super::prefetch`]), jobs find them here, and what they write waits here until a statement or two write it, from arrays.
 //!
 //! Whoever changes anything of a device holds the lock of its row, so what was read of it stays true until the commit. A statement
 //! that goes to the database directly has everything written before it; one that writes also makes everything read before
