@@ -188,7 +188,7 @@ impl Engine {
         }));
         // Behind the devices of the plan, each with room for the chargers behind it.
         peers.extend(mine(extras.hosts).map(|host| {
-            let first = extras.first_device.saturating_add(plan.devices);
+            let first = extras.first_host.unwrap_or_else(|| extras.first_device.saturating_add(plan.devices));
             let index = first.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
             let device = HostDevice::new(index, extras.sub_devices, plan.ports, plan.behaviour);
             let device = Active::new(device, extras.activity, plan.behaviour.seed, index);

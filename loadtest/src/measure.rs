@@ -73,6 +73,19 @@ metrics! {
     Late "late",
 }
 
+/// Percentiles of a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Moment {
+    /// How many were recorded.
+    pub count: u64,
+    /// Median, ms.
+    pub p50_ms: f64,
+    /// 99 of 100, ms.
+    pub p99_ms: f64,
+    /// The slowest, ms.
+    pub max_ms: f64,
+}
+
 /// Latencies in microseconds, as buckets that can be sent and added up.
 #[derive(Clone, Debug)]
 pub struct Latency(pub Histogram<u64>);
@@ -89,6 +102,16 @@ impl Latency {
         if !other.0.is_empty() {
             self.0.add(&other.0).expect("all histograms have the same bounds");
         }
+    }
+
+    /// A quantile in milliseconds.
+    pub fn ms(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1e3
+    }
+
+    /// What is kept of a second.
+    pub fn moment(&self) -> Moment {
+        Moment { count: self.0.len(), p50_ms: self.ms(0.5), p99_ms: self.ms(0.99), max_ms: self.ms(1.0) }
     }
 
     /// Percentiles, `None` if nothing was recorded.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::asker::{Asker, Asking, Ordered};
 use crate::books::{Book, Charged};
 use crate::device::activity::Activity;
+use crate::device::ap3000::SUB_DEVICES_MAX;
 use crate::device::{Behaviour, SECOND_US};
 use crate::engine::{Clock, Engine, Shared};
 use crate::fleet::{Fleet, Protocol};
@@ -244,6 +245,8 @@ fn plan(scenario: &Scenario, target: &Target, part: Part) -> (Plan, Extras) {
         hosts: part.share(fleet.hosts),
         sub_devices: fleet.sub_devices,
         first_device: part.before(fleet.devices),
+        // Behind the devices of all processes.
+        first_host: Some(fleet.devices + part.before(fleet.hosts) * (u32::from(SUB_DEVICES_MAX) + 1)),
     };
     (plan, extras)
 }

@@ -264,7 +264,7 @@ impl Prepared {
     #[cfg(target_os = "linux")]
     fn add_glommio(&mut self, shard: ShardId, cpu: Option<usize>) -> Result<(), StartError> {
         let refused = |source| StartError::Engine { engine: Engine::Glommio, source };
-        let (waker, wake) = super::glommio::prepare().map_err(refused)?;
+        let (poll, waker) = super::mio::prepare().map_err(refused)?;
         let (made, is_made) = sync_channel(1);
         self.add(shard, Box::new(waker), move |work| {
             // Out of lockable memory, glommio returns an error or panics, depending on where it is.
@@ -274,7 +274,7 @@ impl Prepared {
             };
             drop(made.send(Ok(())));
             let Ok(work) = work.recv() else { return };
-            work.run(shard, |driver, bound| super::glommio::run(&executor, wake, bound, driver));
+            work.run(shard, |driver, bound| super::glommio::run(&executor, poll, bound, driver));
         })?;
         let made = is_made.recv().unwrap_or_else(|_| Err(io::Error::other("its thread is gone")));
         made.map_err(refused)

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::chart::{Band, Line, Scale, by_percentile, over_time};
-use super::json::{Moment, Report, Result, Short};
-use crate::measure::Metric;
+use super::json::{Report, Result, Short};
+use crate::measure::{Metric, Moment};
 
 const STYLE: &str = include_str!("style.css");
 
