@@ -20,7 +20,7 @@
 //! | `latency` | 20 charges, then 20 named commands a second, each to another device: request to 202, 202 to the frame at the device; beside them, what a bare fsync takes |
 //! | `orders` | charges from keep-alive clients, each with one request under way, over distinct ports; what follows an order until it charges is part of the load |
 //! | `commands` | the same with named commands to distinct devices; acknowledged by the devices, as the store has it |
-//! | `settlements` | end reports of AP3000 chargers, acknowledged after their commit |
+//! | `settlements` | end reports of AP3000 chargers, acknowledged after their commit: how many are offered is raised until no more are acknowledged |
 //! | `connections` | three instances with 50,001 devices: how fast devices never seen are accepted and bound, memory of the instances and of the kernel while they beat, whether every heartbeat is answered; then, with the same devices again, one instance and all of them killed and started again, until every device is bound |
 //!
 //! `orders` and `commands` also say how much CPU time each accepted request cost, process by process, with all that follows it; with
@@ -40,6 +40,7 @@ mod spent;
 mod support;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     io::{self, BufReader, Write as _},
     net::SocketAddr,
@@ -55,7 +56,7 @@ use std::{
 
 use chargegate_loadtest::{
     api::{ApiPlan, ApiSummary, Ask, ToFrame},
-    device::{Behaviour, SECOND_US, activity::Activity},
+    device::{Behaviour, Request, SECOND_US, activity::Activity},
     fleet::Protocol,
     report::{Percentiles, Summary, Totals},
     run::{Extras, Plan, run_with},
@@ -404,31 +405,104 @@ fn commands(args: &Args, system: &System) {
     println!("{} in another state", others[0][0]);
 }
 
-/// Cards that charge without the gateway leave a record at the charger at the end of each short charge.
+/// Records per second that the chargers are to have first, and how much more each time until the gateway keeps up no longer.
+const OFFERED_FIRST: f64 = 3_000.0;
+const OFFERED_STEP: f64 = 1.5;
+
+/// Cards that charge without the gateway leave a record at the charger at the end of each short charge. How many end per second is
+/// given; it is raised until no more are acknowledged: chargers whose records wait send them again, and what is measured then is
+/// how much is sent again.
 fn settlements(args: &Args, system: &System) {
-    let devices = args.devices.unwrap_or(6_000);
-    let seconds = args.seconds.unwrap_or(30);
-    // A card is swiped at each charger this often: more than any store takes, so that records wait at the devices.
-    let activity =
-        Activity { swipe_every_us: SECOND_US / 3, offline_percent: 100, cards: 1_000, ..Activity::default() };
-    let plan = plan(system, devices, 16, 3_600, seconds, None);
-    let mut settled = Vec::new();
-    let extras = Extras { activity, ..Extras::default() };
-    let summary = simulate(&plan, extras, |second, totals| settled.push((second, totals.settled)));
-    let from = plan.duration.unwrap_or_default().as_secs() - seconds;
-    let window: Vec<_> = settled.iter().filter(|(second, _)| (from..from + seconds).contains(second)).collect();
-    let mut each: Vec<i64> = window.windows(2).map(|pair| pair[1].1 - pair[0].1).collect();
-    each.sort_unstable();
-    let (Some(least), Some(most)) = (each.first(), each.last()) else { return println!("too short") };
-    println!("settlements acknowledged per second: median {}, least {least}, most {most}", each[each.len() / 2]);
-    let line = summary.requests.iter().find(|line| line.request == "settlement");
-    if let Some(latency) = line.and_then(|line| line.latency.as_ref()) {
-        println!("from report to acknowledgement {latency}");
+    println!("| offered/s | acknowledged/s | sent again/s | report to acknowledgement | CPU µs for each |");
+    println!("|---:|---:|---:|---|---|");
+    let (mut best, mut offered) = (0.0_f64, OFFERED_FIRST);
+    loop {
+        let acknowledged = settlements_at(args, system, offered);
+        let grew = acknowledged > best * 1.05;
+        best = best.max(acknowledged);
+        if !grew || acknowledged < offered * 0.9 {
+            break;
+        }
+        offered *= OFFERED_STEP;
+    }
+    println!("settlements acknowledged per second, at most: {best:.0}");
+    let store = if system.postgres.is_some() { "postgres" } else { "embedded" };
+    if system.instances.len() == 1 {
+        record(&format!("settlements/{store}/per_s"), "/s", best);
     }
     let stored = system.query("SELECT count(*), count(DISTINCT key) FROM settlements");
-    let totals = &summary.totals;
-    println!("{} ended, {} acknowledged, {} in the store", totals.charges_ended, totals.settled, stored[0][0]);
-    assert!(stored[0][0] >= totals.settled, "acknowledged and not in the store");
+    println!("{} in the store, {} different", stored[0][0], stored[0][1]);
+}
+
+/// Acknowledged records per second where `offered` charges end per second.
+fn settlements_at(args: &Args, system: &System, offered: f64) -> f64 {
+    let devices = args.devices.unwrap_or(4_000);
+    let seconds = args.seconds.unwrap_or(5).max(2);
+    let swipe_every_us = (f64::from(devices) / offered * SECOND_US as f64) as u64;
+    let activity = Activity { swipe_every_us, offline_percent: 100, cards: 1_000, ..Activity::default() };
+    let plan = plan(system, devices, 16, 3_600, seconds, None);
+    let before = system.query("SELECT count(*) FROM settlements")[0][0];
+    let last = plan.duration.unwrap_or_default().as_secs();
+    // Each second of the measured time: acknowledged, sent, CPU time.
+    let mut marks: Vec<(u64, i64, i64, BTreeMap<String, f64>)> = Vec::new();
+    let summary = simulate(&plan, Extras { activity, ..Extras::default() }, |second, totals| {
+        if (last - seconds..last).contains(&second) {
+            marks.push((second, totals.settled, totals.sent[Request::Settlement as usize], cpu_us()));
+        }
+    });
+    let [(second_0, settled_0, sent_0, cpu_0), .., (second_1, settled_1, sent_1, cpu_1)] = &marks[..] else {
+        panic!("{} seconds were measured", marks.len())
+    };
+    let (settled, sent) = (settled_1 - settled_0, sent_1 - sent_0);
+    let per_second = |count: i64| count as f64 / (second_1 - second_0) as f64;
+    let each = cpu_1.iter().map(|(who, us)| {
+        let us = (us - cpu_0.get(who).unwrap_or(&0.0)) / settled.max(1) as f64;
+        (who, us)
+    });
+    let each: Vec<String> = each.filter(|(_, us)| *us >= 1.0).map(|(who, us)| format!("{who} {us:.0}")).collect();
+    let line = summary.requests.iter().find(|line| line.request == "settlement");
+    let latency = line.and_then(|line| line.latency.as_ref()).map(ToString::to_string).unwrap_or_default();
+    println!(
+        "| {offered:.0} | {:.0} | {:.0} | {latency} | {} |",
+        per_second(settled),
+        per_second((sent - settled).max(0)),
+        each.join(", ")
+    );
+    let stored = system.query("SELECT count(*) FROM settlements")[0][0] - before;
+    assert!(stored >= summary.totals.settled, "{} acknowledged, {stored} in the store", summary.totals.settled);
+    per_second(settled)
+}
+
+/// CPU time by the scheduler's count of this process, and of the processes it started: the gateway's by thread, others by program.
+fn cpu_us() -> BTreeMap<String, f64> {
+    let mut spent = BTreeMap::new();
+    let own = std::process::id();
+    let text = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    // Descendants: the server's processes are children of its first.
+    let mut ours = vec![own];
+    let mut at = 0;
+    while let Some(pid) = ours.get(at).copied() {
+        at += 1;
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let task = task.path().display().to_string();
+            ours.extend(
+                text(format!("{task}/children")).split(' ').filter_map(|child| child.trim().parse::<u32>().ok()),
+            );
+            let process = text(format!("/proc/{pid}/comm"));
+            let who = match process.trim() {
+                _ if pid == own => "simulator".to_owned(),
+                "chargegate" => text(format!("{task}/comm"))
+                    .trim()
+                    .trim_end_matches(|c: char| c.is_ascii_digit() || c == '-')
+                    .to_owned(),
+                other => other.to_owned(),
+            };
+            let us = text(format!("{task}/schedstat")).split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
+            *spent.entry(who).or_default() += us.unwrap_or(0.0) / 1e3;
+        }
+    }
+    spent
 }
 
 /// Seconds between two lines of the table of `connections`.

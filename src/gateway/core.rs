@@ -48,9 +48,9 @@ use drain::Drain;
 
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
-/// Jobs under way above which a bind waits for room: a fleet that comes back leaves room for the reports of those who are there, and
-/// for what is told of each device behind its bind.
-const BINDS_MAX: usize = JOBS_MAX / 2;
+/// Jobs under way above which a bind waits for room. A fleet that comes back leaves some for the reports of those who are there and
+/// for what is told of each device behind its bind; as many settlements as there may be leave some for binds.
+const BINDS_MAX: usize = JOBS_MAX / 4 * 3;
 /// Binds that wait for room; one that finds no place here is tried again a second later.
 const BINDS_WAITING_MAX: usize = 65_536;
 /// Command of an AP3000 settlement and of its acknowledgement.
