@@ -48,6 +48,7 @@ lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: skipped"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck tuning/check tuning/pin; else echo "shellcheck is not installed: skipped"; fi
 
 fmt:
 	$(CARGO) fmt --all

@@ -97,7 +97,7 @@ struct Args {
     rounds: u32,
     /// Storms of each kind in `connections`.
     #[arg(long, default_value_t = 1)]
-    storms: u32,
+    storms: usize,
     /// Print what PostgreSQL did for each request of `orders` and `commands`, statement by statement; costs some of its time.
     #[arg(long)]
     statements: bool,

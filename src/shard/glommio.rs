@@ -10,12 +10,12 @@
 //! turns are the same too ([`Epoll`]). What is ready is fetched from the set without waiting, as long as there is any, and a
 //! request goes to the ring only when the shard has nothing left to do. Per message there is no task, no waker and no request.
 //!
-//! **The preemption timer must not ring.** `LocalExecutor::run` looks at its rings, then runs its tasks unless the timer has rung,
-//! and if it has run none it sleeps: whether none was there, or the timer rang in between. A thread that is not scheduled for the
-//! timer's time at that point goes to sleep beside a task that was woken already, until some other event comes; the devices whose
-//! messages woke it may wait for their answers for good. Nothing but the timers and the wake-ups of other threads completes in
-//! the ring that stands for the signal, and other threads wake a shard through the set. Nothing here needs to be preempted: the
-//! task is alone.
+//! **The preemption timer must not ring.** `LocalExecutor::run` looks at its rings, then runs its tasks unless a signal is there, and
+//! if it has run none it sleeps: whether there was none to run, or the signal came in between. A thread that is not scheduled for
+//! the timer's time at that point goes to sleep beside a task that was woken already, until some other event comes; the devices
+//! whose messages woke it may wait for their answers for good. What gives the signal is a completion in one of its rings, and
+//! there is none: the timer is set to more than a process's life, the alarm of a wait is in that ring only while the executor
+//! sleeps, and other threads wake a shard through the set. Nothing here needs to be preempted: the task is alone.
 //!
 //! glommio must start with 8 MiB of lockable memory, so its buffers are small: its own default would register 10 MiB.
 
