@@ -121,18 +121,14 @@ impl Wire {
         Ok((Self { poll, events: Events::with_capacity(EVENTS_MAX), read, links: Vec::new(), idle: Vec::new() }, waker))
     }
 
-    /// Takes a kept connection that is not too old; the one used last, so that the others may age.
+    /// Takes a kept connection that is not too old; the one used last, so that the others may age. Closes those that have.
     pub(super) fn take_idle(&mut self, now: Instant) -> Option<usize> {
-        let (link, since) = self.idle.pop()?;
-        if now.saturating_duration_since(since) < IDLE_AGE_MAX {
-            return Some(link);
+        while let Some(&(oldest, since)) = self.idle.first()
+            && now.saturating_duration_since(since) >= IDLE_AGE_MAX
+        {
+            self.close(oldest);
         }
-        // Those before it are older still.
-        self.close(link);
-        while let Some((link, _)) = self.idle.pop() {
-            self.close(link);
-        }
-        None
+        self.idle.pop().map(|(link, _)| link)
     }
 
     /// Gives back a connection that was taken and not used.
@@ -232,7 +228,8 @@ impl Wire {
                 Parsed::Bad => return self.end(index, Answer::None(Failure::Protocol), false, ended),
                 Parsed::Status { code, retry_after, body } => {
                     let answer = Answer::Status { code, retry_after };
-                    return self.end(index, answer, body == Body::Ended, ended);
+                    // A full buffer may have left something unread behind the answer.
+                    return self.end(index, answer, body == Body::Ended && got < READ_BYTES, ended);
                 }
             }
             // There was no more; what comes later is told.
@@ -311,7 +308,8 @@ fn parse(answer: &[u8], unix_s: i64) -> Parsed {
         let mut head = httparse::Response::new(&mut fields);
         let length = match head.parse(rest) {
             Ok(httparse::Status::Complete(length)) => length,
-            Ok(httparse::Status::Partial) if rest.len() <= HEAD_BYTES_MAX => return Parsed::More,
+            // All of it counts: there might be no end of preliminary answers.
+            Ok(httparse::Status::Partial) if answer.len() <= HEAD_BYTES_MAX => return Parsed::More,
             Ok(httparse::Status::Partial) | Err(_) => return Parsed::Bad,
         };
         let (Some(code), Some(behind)) = (head.code, rest.get(length..)) else { return Parsed::Bad };
@@ -426,6 +424,32 @@ mod tests {
         ] {
             assert_eq!(ended(answer), expected, "{answer}");
         }
+    }
+
+    #[test]
+    fn an_endless_head_is_no_answer() {
+        let preliminary = "HTTP/1.1 100 Continue\r\n\r\n";
+        assert_eq!(ended(&preliminary.repeat(3)), Parsed::More);
+        assert_eq!(ended(&preliminary.repeat(1 + HEAD_BYTES_MAX / preliminary.len())), Parsed::Bad);
+        let field = |bytes| format!("HTTP/1.1 200 Said\r\nX: {}", "y".repeat(bytes));
+        assert_eq!(ended(&field(100)), Parsed::More);
+        assert_eq!(ended(&field(HEAD_BYTES_MAX)), Parsed::Bad);
+    }
+
+    #[test]
+    fn connections_that_were_idle_for_too_long_are_closed() {
+        let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut wire, _waker) = Wire::new().unwrap();
+        let [old, new] = [(); 2].map(|()| wire.adopt(connect()).unwrap());
+        let at = clock::instant();
+        wire.put_back(old, at);
+        wire.put_back(new, at + IDLE_AGE_MAX / 2);
+        assert_eq!(wire.take_idle(at + IDLE_AGE_MAX), Some(new));
+        assert_eq!(wire.links.iter().filter(|link| link.is_some()).count(), 1, "the older one is gone");
+        wire.put_back(new, at + IDLE_AGE_MAX);
+        assert_eq!(wire.take_idle(at + IDLE_AGE_MAX * 2), None);
+        assert!(wire.links.iter().all(Option::is_none));
     }
 
     #[test]
