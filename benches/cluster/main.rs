@@ -316,6 +316,7 @@ fn latency_of(args: &Args, system: &System, ask: Ask, row: &str, name: &str) {
         }
     };
     told("answer", &api.latency);
+    told("fsync", &fsync);
     for (way, what, times) in [("yes", "same", &api.same_instance), ("no", "other", &api.other_instance)] {
         if times.seen > 0 {
             told(what, &times.after_answer);

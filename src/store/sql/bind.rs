@@ -113,7 +113,6 @@ pub(super) static UPDATE_BIND: Bulk = Bulk {
     // Behind the counters of devices that are bound later in the batch.
     rank: 1,
     keyed: true,
-    along: None,
 };
 
 impl Tx<'_> {

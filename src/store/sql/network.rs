@@ -4,7 +4,7 @@
 use super::{
     apply::Tx,
     conn::{Conn, Row, all, one, run},
-    row::{active, order_no},
+    row::order_no,
 };
 use crate::{
     gateway::network::{Answer, Listed, NetworkList, Refresh, SocketState},
@@ -128,9 +128,7 @@ impl Tx<'_> {
         let holders = all(
             self.conn,
             concat!(
-                "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND status IN ",
-                active!(),
-                " UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1"
+                "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND is_active = TRUE UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1"
             ),
             [device_id.to_string()],
             |row| Ok((row.get::<u16>(0)?, order_no(row, 1)?)),

@@ -110,7 +110,7 @@ impl Tx<'_> {
         let waiting = all(
             self.conn,
             "SELECT body FROM outbound_queue WHERE device_id = $1 AND kind IN ('set_params', 'query_params') \
-             AND state IN ('queued', 'claimed', 'written') AND not_after > $2",
+             AND is_open = TRUE AND not_after > $2",
             (device_id.to_string(), at),
             |row| row.get::<String>(0),
         )?;

@@ -10,8 +10,8 @@ use super::{
     card::OFFLINE_CARD,
     conn::{Value, all},
     network::{listed, socket_columns},
-    row::{active, card_no, device_id, order, order_columns, order_no, port, port_columns},
-    rows::{command_row, command_row_columns, counters},
+    row::{card_no, device_id, order, order_columns, order_no, port, port_columns},
+    rows::{command_row, command_row_columns, counters, holds_port},
     settle::key_bytes,
 };
 use crate::{
@@ -194,23 +194,17 @@ impl Tx<'_> {
     /// Reads into the stage what the jobs will ask for. Their devices are locked.
     pub(in crate::store) fn prefetch(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
         let mut wanted = Wanted::of(jobs);
-        if !wanted.unfinished.is_empty() {
-            self.read_unfinished(&mut wanted)?;
-        }
-        if !wanted.commands.is_empty() {
-            self.read_commands(&wanted.commands)?;
-        }
         if !wanted.binds.is_empty() {
             self.read_binds(&mut wanted)?;
         }
-        if !wanted.ports.is_empty() {
-            self.read_ports(&mut wanted)?;
-        }
-        if !wanted.orders.is_empty() {
-            self.read_orders(&wanted.orders)?;
-        }
+        self.read_commands(&mut wanted)?;
+        let commands_of = std::mem::take(&mut wanted.commands_of);
+        self.read_orders(&mut wanted)?;
+        // Those of orders that hold a port; the others are read.
+        wanted.commands_of.retain(|no| !commands_of.contains(no));
         if !wanted.commands_of.is_empty() {
-            self.read_commands_of(&wanted.commands_of)?;
+            (wanted.commands, wanted.unfinished) = Default::default();
+            self.read_commands(&mut wanted)?;
         }
         if !wanted.settled.is_empty() {
             self.read_settled(&wanted.settled)?;
@@ -282,12 +276,9 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ANY($1::text[]) AND status IN ",
-                active!(),
-                " UNION ALL SELECT ",
+                " FROM orders WHERE device_id = ANY($1::text[]) AND is_active = TRUE UNION ALL SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = ANY($1::text[]) AND device_end_pending = TRUE AND status NOT IN ",
-                active!()
+                " FROM orders WHERE device_id = ANY($1::text[]) AND device_end_pending = TRUE AND is_active = FALSE"
             ),
             &ids[..],
             order,
@@ -312,24 +303,45 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn read_unfinished(&self, wanted: &mut Wanted) -> Result<(), StoreError> {
-        let rows = all(
+    /// Commands by their numbers, those of orders, and those of devices that have not come to an end.
+    fn read_commands(&self, wanted: &mut Wanted) -> Result<(), StoreError> {
+        if wanted.commands.is_empty() && wanted.commands_of.is_empty() && wanted.unfinished.is_empty() {
+            return Ok(());
+        }
+        let mut rows = all(
             self.conn,
             concat!(
                 "SELECT ",
                 command_row_columns!(),
-                " FROM outbound_queue WHERE device_id = ANY($1::text[]) AND state IN ('queued', 'claimed', 'written') \
-                 ORDER BY id"
+                " FROM outbound_queue WHERE id = ANY($1::bigint[]) UNION ALL SELECT ",
+                command_row_columns!(),
+                " FROM outbound_queue WHERE order_no = ANY($2::text[]) UNION ALL SELECT ",
+                command_row_columns!(),
+                " FROM outbound_queue WHERE device_id = ANY($3::text[]) AND is_open = TRUE"
             ),
-            [texts(&wanted.unfinished, ToString::to_string)],
+            [
+                Value::Array(wanted.commands.iter().map(|id| Value::Int(*id)).collect()),
+                texts(&wanted.commands_of, |no| no.as_str().to_owned()),
+                texts(&wanted.unfinished, ToString::to_string),
+            ],
             command_row,
         )?;
-        wanted.orders.extend(rows.iter().filter_map(|row| row.order_no));
+        // Oldest first; one that was asked for in several ways counts once.
+        rows.sort_unstable_by_key(|row| row.id);
+        rows.dedup_by_key(|row| row.id);
         self.conn.staged(|stage| {
             let known = &mut stage.known;
+            known.commands_of.extend(wanted.commands_of.iter().map(|no| (*no, Vec::new())));
             known.unfinished.extend(wanted.unfinished.iter().map(|device| (*device, Vec::new())));
             for row in rows {
-                known.unfinished.entry(row.device_id).or_default().push(row.id);
+                if let Some(no) = row.order_no.filter(|no| wanted.commands_of.contains(no)) {
+                    known.commands_of.entry(no).or_default().push(row.id);
+                }
+                if row.is_unfinished() && wanted.unfinished.contains(&row.device_id) {
+                    // What is done with it depends on its order.
+                    wanted.orders.extend(row.order_no);
+                    known.unfinished.entry(row.device_id).or_default().push(row.id);
+                }
                 known.commands.insert(row.id, row);
             }
             Some(())
@@ -337,100 +349,52 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn read_commands(&self, ids: &FxHashSet<i64>) -> Result<(), StoreError> {
-        let rows = all(
-            self.conn,
-            concat!("SELECT ", command_row_columns!(), " FROM outbound_queue WHERE id = ANY($1::bigint[])"),
-            [Value::Array(ids.iter().map(|id| Value::Int(*id)).collect())],
-            command_row,
-        )?;
-        self.conn.staged(|stage| {
-            stage.known.commands.extend(rows.into_iter().map(|row| (row.id, row)));
-            Some(())
-        });
-        Ok(())
-    }
-
-    fn read_ports(&self, wanted: &mut Wanted) -> Result<(), StoreError> {
+    /// Orders by their numbers, and those that hold ports.
+    fn read_orders(&self, wanted: &mut Wanted) -> Result<(), StoreError> {
+        if wanted.orders.is_empty() && wanted.ports.is_empty() {
+            return Ok(());
+        }
         let rows = all(
             self.conn,
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM UNNEST($1::text[], $2::int[]) AS p(device_id, port_no) JOIN orders USING (device_id, port_no) \
-                 WHERE status IN ",
-                active!(),
-                " UNION ALL SELECT ",
+                " FROM orders WHERE order_no = ANY($1::text[]) UNION ALL SELECT ",
                 order_columns!(),
-                " FROM UNNEST($1::text[], $2::int[]) AS p(device_id, port_no) JOIN orders USING (device_id, port_no) \
-                 WHERE device_end_pending = TRUE AND status NOT IN ",
-                active!()
+                " FROM UNNEST($2::text[], $3::int[]) AS p(device_id, port_no) JOIN orders USING (device_id, port_no) \
+                 WHERE is_active = TRUE UNION ALL SELECT ",
+                order_columns!(),
+                " FROM UNNEST($2::text[], $3::int[]) AS p(device_id, port_no) JOIN orders USING (device_id, port_no) \
+                 WHERE device_end_pending = TRUE AND is_active = FALSE"
             ),
             [
+                texts(&wanted.orders, |no| no.as_str().to_owned()),
                 texts(&wanted.ports, |(device, _)| device.to_string()),
                 Value::Array(wanted.ports.iter().map(|(_, port_no)| Value::Int((*port_no).into())).collect()),
             ],
             order,
         )?;
-        // What is done to the order of a port needs its commands as well.
-        wanted.commands_of.extend(rows.iter().map(|order| order.order_no));
-        for order in &rows {
-            wanted.orders.remove(&order.order_no);
-        }
         self.conn.staged(|stage| {
             let known = &mut stage.known;
+            known.orders.extend(wanted.orders.iter().map(|no| (*no, None)));
             known.ports.extend(wanted.ports.iter().map(|place| (*place, Vec::new())));
             for order in rows {
-                known.ports.entry((order.device_id, order.port_no)).or_default().push(order.order_no);
-                known.orders.insert(order.order_no, Some(order));
-            }
-            Some(())
-        });
-        Ok(())
-    }
-
-    fn read_orders(&self, numbers: &FxHashSet<OrderNo>) -> Result<(), StoreError> {
-        let rows = all(
-            self.conn,
-            concat!("SELECT ", order_columns!(), " FROM orders WHERE order_no = ANY($1::text[])"),
-            [texts(numbers, |no| no.as_str().to_owned())],
-            order,
-        )?;
-        self.conn.staged(|stage| {
-            let known = &mut stage.known;
-            known.orders.extend(numbers.iter().map(|no| (*no, None)));
-            for order in rows {
                 // Of a device that is not locked, it may change yet.
-                if known.devices.contains_key(&order.device_id) {
-                    known.orders.insert(order.order_no, Some(order));
-                } else {
+                if !known.devices.contains_key(&order.device_id) {
                     known.orders.remove(&order.order_no);
+                    continue;
                 }
-            }
-            Some(())
-        });
-        Ok(())
-    }
-
-    fn read_commands_of(&self, numbers: &FxHashSet<OrderNo>) -> Result<(), StoreError> {
-        let rows = all(
-            self.conn,
-            concat!(
-                "SELECT ",
-                command_row_columns!(),
-                " FROM outbound_queue WHERE order_no = ANY($1::text[]) ORDER BY id"
-            ),
-            [texts(numbers, |no| no.as_str().to_owned())],
-            command_row,
-        )?;
-        self.conn.staged(|stage| {
-            let known = &mut stage.known;
-            known.commands_of.extend(numbers.iter().map(|no| (*no, Vec::new())));
-            for row in rows {
-                if let Some(no) = row.order_no {
-                    known.commands_of.entry(no).or_default().push(row.id);
+                let place = (order.device_id, order.port_no);
+                if holds_port(&order)
+                    && let Some(holders) = known.ports.get_mut(&place)
+                    // Asked for by its number as well.
+                    && !holders.contains(&order.order_no)
+                {
+                    holders.push(order.order_no);
+                    // What is done to the order of a port needs its commands as well.
+                    wanted.commands_of.insert(order.order_no);
                 }
-                known.commands.insert(row.id, row);
+                known.orders.insert(order.order_no, Some(order));
             }
             Some(())
         });

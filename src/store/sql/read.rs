@@ -8,7 +8,7 @@ use super::{
     idempotency::earlier,
     ota, proof,
     row::{
-        active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
+        card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
     },
     rows::{command_row_columns, queue_entry},
@@ -154,9 +154,7 @@ impl Reader for SqlReader<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = $1 AND status IN ",
-                active!(),
-                " ORDER BY port_no"
+                " FROM orders WHERE device_id = $1 AND is_active = TRUE ORDER BY port_no"
             ),
             [device_id.to_string()],
             order,
@@ -287,9 +285,18 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("state = ?", filter.state.map(|state| state.as_str().to_owned()));
-        if filter.state.is_none() {
+        // What the indexes know of the state.
+        let known = match filter.state {
+            None | Some(CommandState::Queued | CommandState::Claimed | CommandState::Written) => Some("is_open = TRUE"),
+            Some(CommandState::Refused | CommandState::Expired | CommandState::Withdrawn | CommandState::Dead) => {
+                Some("is_failed = TRUE")
+            }
+            // Most commands: those of any place in the order of their numbers are near.
+            Some(CommandState::Acked) => None,
+        };
+        if let Some(known) = known {
             sql.sql.push_str(if sql.sql.is_empty() { " WHERE " } else { " AND " });
-            sql.sql.push_str("state IN ('queued', 'claimed', 'written')");
+            sql.sql.push_str(known);
         }
         let count = format!(
             "SELECT count(*) FROM (SELECT 1 FROM outbound_queue{} LIMIT {QUEUE_TOTAL_MAX}) AS counted",
@@ -310,7 +317,7 @@ impl Reader for SqlReader<'_> {
         let mut counts = QueueCounts::default();
         let by_state = all(
             self.conn,
-            "SELECT state, count(*) FROM outbound_queue WHERE state IN ('queued', 'claimed', 'written') GROUP BY state",
+            "SELECT state, count(*) FROM outbound_queue WHERE is_open = TRUE GROUP BY state",
             (),
             |row| Ok((CommandState::from_word(row.text(0)?), row.get::<i64>(1)?.unsigned_abs())),
         )?;
@@ -374,13 +381,14 @@ impl Reader for SqlReader<'_> {
         limit: u32,
     ) -> Result<Vec<DeviceId>, StoreError> {
         let Some(owner) = owner else {
-            let sql = "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT $1";
+            let sql =
+                "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' AND is_open = TRUE LIMIT $1";
             return all(self.conn, sql, [limit], |row| device_id(row, 0));
         };
         all(
             self.conn,
             "SELECT DISTINCT q.device_id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
-             WHERE q.state = 'queued' AND d.owner = $2 LIMIT $1",
+             WHERE q.state = 'queued' AND q.is_open = TRUE AND d.owner = $2 LIMIT $1",
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )

@@ -58,14 +58,6 @@ macro_rules! transaction_columns {
 }
 pub(super) use {card_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns};
 
-/// Statuses that hold a port, as the indexes name them.
-macro_rules! active {
-    () => {
-        "(0, 1, 2, 8, 9, 10)"
-    };
-}
-pub(super) use active;
-
 fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Result<T, StoreError> {
     let text = row.text(column)?;
     text.parse().map_err(|_| row.corrupt(column, text))

@@ -9,7 +9,7 @@ use super::{
     apply::Tx,
     conn::{one, run, scalar},
     order::{Cause, Totals},
-    row::{active, order, order_columns},
+    row::{order, order_columns},
     rows::SettlementRow,
 };
 use crate::{
@@ -106,8 +106,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND business_no = $3 AND status IN ",
-                    active!()
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND business_no = $3 AND is_active = TRUE",
                 ),
                 (&device_id, settlement.port_no, business_no),
                 order,
