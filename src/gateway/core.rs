@@ -721,7 +721,8 @@ impl Core {
             && let Some(device_id) = self.shared.binds_waiting.pop_front()
         {
             let mut cx = Cx { now, shared: &mut self.shared, effects };
-            if let Some(device) = self.by_id.get(&device_id).and_then(|key| self.devices.get_mut(*key)) {
+            let key = self.by_id.get(&self.devices, device_id);
+            if let Some(device) = key.and_then(|key| self.devices.get_mut(key)) {
                 device.bind_on(&mut cx);
             }
         }
