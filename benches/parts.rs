@@ -1,4 +1,5 @@
-//! What the parts of the gateway cost that are neither codec nor core nor store: transitions of an order, timers, mailboxes, signatures.
+//! What the parts of the gateway cost that are neither codec nor core nor store: transitions of an order, timers, mailboxes,
+//! signatures.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,8 +17,8 @@ use chargegate::signature::{SignedRequest, standard_webhooks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sha2::{Digest as _, Sha256};
 
-// The heap of deadlines is private to the core. It stands on slots alone, so that its source can be a part of this program, and the
-// library has no door that only a bench goes through.
+// The heap of deadlines is private to the core. It stands on slots alone, so that its source can be a part of this program, and
+// the library has no door that only a bench goes through.
 #[path = "../src/gateway/slots.rs"]
 #[allow(dead_code, unused_imports, reason = "only keys are needed of it")]
 mod slots;
@@ -142,7 +143,8 @@ fn mailboxes(c: &mut Criterion) {
             std::iter::from_fn(|| mailbox.take()).count()
         });
     });
-    // The sender runs ahead as far as the mailbox has room, so this is what both sides take together, caches between them included.
+    // The sender runs ahead as far as the mailbox has room, so this is what both sides take together, caches between them
+    // included.
     let ended = Arc::new(AtomicBool::new(false));
     let sender = {
         let (mailbox, ended) = (mailbox.clone(), Arc::clone(&ended));

@@ -20,6 +20,7 @@
 #[path = "../tests/services/mod.rs"]
 mod services;
 mod store;
+mod support;
 
 use std::{
     sync::Arc,
@@ -80,7 +81,15 @@ fn main() {
         for (lanes, rows) in args.lanes.iter().zip(&mut all) {
             for (row, figures) in rows.iter_mut().enumerate() {
                 let url = server.database_like(&template, &ROWS[row].replace(' ', "_"));
-                figures.push(measure(&server, &url, *lanes, row, args.jobs));
+                let figure = measure(&server, &url, *lanes, row, args.jobs);
+                // Others than the default are compared here, by whoever asks for them.
+                if args.lanes.len() == 1 {
+                    let name = format!("store/postgres/{}", ROWS[row].replace(' ', "_"));
+                    support::record(&format!("{name}/per_s"), "/s", figure.per_second);
+                    support::record(&format!("{name}/cpu_us/here"), "µs", figure.own_us);
+                    support::record(&format!("{name}/cpu_us/postgres"), "µs", figure.server_us);
+                }
+                figures.push(figure);
                 let (_, name) = url.rsplit_once('/').expect("a URL of this server");
                 // What one round leaves to vacuum and to write out shall not slow the next one.
                 let drop = format!("DROP DATABASE \"{name}\"");

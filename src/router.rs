@@ -220,7 +220,8 @@ impl Router {
 }
 
 const fn entry(queued: &Queued) -> Entry {
-    Entry { id: queued.id, priority: queued.priority, at_ns: queued.at.saturating_mul(1_000_000) }
+    let Queued { id, device_id, priority, at, .. } = *queued;
+    Entry { id, device_id: Some(device_id), priority, at_ns: at.saturating_mul(1_000_000) }
 }
 
 /// Why a failed order failed.

@@ -115,7 +115,7 @@ fn what_one_that_is_gone_had_becomes_nobodys() {
     a.bind(&bench, ap(1));
     bench.created(ap(1), 1, None, T0 + 1);
     assert_eq!(has(&bench, &a.own), [ap(1)]);
-    b.queue.push(&a.own, vec![Entry { id: 7, priority: chargegate::model::Priority::Low, at_ns: 1 }]);
+    b.queue.push(&a.own, vec![Entry { id: 7, device_id: None, priority: chargegate::model::Priority::Low, at_ns: 1 }]);
     // It leaves the store and nothing else, as one that is killed and found dead.
     first.stop();
     assert_eq!(names(&bench), ["a"], "it still has a device");

@@ -202,7 +202,7 @@ fn a_command_that_came_to_the_wrong_instance_is_passed_on_or_left_for_the_bind()
     // Nobody listens there: its entry waits for the bind like the row.
     two.gives(ap(2), "nobody");
     let ids = |device| two.bench.read(move |reader| reader.commands(device, None, 1, 10)).rows[0].id;
-    let entry = |device| Entry { id: ids(device), priority: Priority::Normal, at_ns: T0 * 1_000_000 };
+    let entry = |device| Entry { id: ids(device), device_id: None, priority: Priority::Normal, at_ns: T0 * 1_000_000 };
     two.a.queue.push(&two.b.own, vec![entry(ap(1)), entry(ap(2))]);
     let popped = eventually("it comes back", || {
         two.a.queue.pop(10, Duration::from_millis(100)).ok().filter(|ids| !ids.is_empty())
@@ -210,6 +210,16 @@ fn a_command_that_came_to_the_wrong_instance_is_passed_on_or_left_for_the_bind()
     assert_eq!(popped, [ids(ap(1))]);
     two.finish_polls();
     assert!(two.b.mailbox.is_empty());
+}
+
+#[test]
+fn an_entry_that_names_its_device_wakes_the_shard_without_a_look_at_the_row() {
+    let two = Two::start(&services::redis().database());
+    two.bind(ap(1));
+    // The row is not there: only the claim would look for it.
+    let entry = Entry { id: i64::MAX, device_id: Some(ap(1)), priority: Priority::Normal, at_ns: T0 * 1_000_000 };
+    two.a.queue.push(&two.b.own, vec![entry]);
+    assert!(matches!(two.b.next("a wake-up"), Message::CommandsQueued(device_id) if device_id == ap(1)));
 }
 
 #[test]

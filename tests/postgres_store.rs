@@ -20,15 +20,16 @@ use std::{
 };
 
 use chargegate::{
-    model::{DeviceId, OrderNumbers, Protocol, ServerId},
+    gateway::order::Event,
+    model::{CommandState, DeviceId, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Bound, Created, Job, Latest, NewOrder, Notify, Outcome, Reply, Requester, Store,
+        Bind, Bound, CommandUpdate, Created, Job, Latest, NewOrder, Notify, Outcome, Reply, Requester, Store,
         postgres::{Options, PostgresStore, Timeouts},
     },
 };
 use postgres::{Client, NoTls};
 use services::{Postgres, PostgresOptions};
-use store::{PATIENCE, T0, Told, ap, ap_settlement, clock, minutes, postgres_database, until};
+use store::{PATIENCE, T0, Told, ap, ap_settlement, clock, minutes, order_job, postgres_database, until};
 
 /// One process of a cluster, as far as the store is concerned.
 struct Instance {
@@ -61,6 +62,22 @@ impl Instance {
         match self.run(bind(device_id)) {
             Outcome::Bound(bound) => *bound,
             other => panic!("{other:?}"),
+        }
+    }
+
+    fn new_order(&self, device_id: DeviceId, port_no: u16, epoch: Option<i64>) -> NewOrder {
+        NewOrder {
+            order_no: self.numbers.next(T0),
+            device_id,
+            port_no,
+            spec: minutes(60),
+            epoch,
+            at: T0,
+            deadline: T0 + 60_000,
+            request_id: String::new(),
+            requester: Requester::default(),
+            card_no: None,
+            idempotency: None,
         }
     }
 
@@ -130,19 +147,7 @@ fn instances_share_devices_and_ports() {
                     }
                     if round == 0 {
                         for n in 1..=DEVICES {
-                            let new = NewOrder {
-                                order_no: instance.numbers.next(T0),
-                                device_id: ap(n),
-                                port_no: 1,
-                                spec: minutes(60),
-                                epoch: None,
-                                at: T0,
-                                deadline: T0 + 60_000,
-                                request_id: String::new(),
-                                requester: Requester::default(),
-                                card_no: None,
-                                idempotency: None,
-                            };
+                            let new = instance.new_order(ap(n), 1, None);
                             match instance.run(Job::CreateOrder(Box::new(new))) {
                                 Outcome::Created(created) => match *created {
                                     Created::Order { order, .. } => winners.lock().push((n, order.order_no)),
@@ -171,6 +176,53 @@ fn instances_share_devices_and_ports() {
         }
     }
     assert_log_is_in_order(&mut client(&url));
+}
+
+/// Whatever the planner made of the tables while they were empty: what a batch costs does not grow with them.
+#[test]
+fn a_start_reads_its_own_rows_and_changes_its_order_in_place() {
+    const ORDERS: u32 = 300;
+    let url = postgres_database("plans");
+    let instance = Instance::open(&url, "a", |_| {});
+    for device in 0..ORDERS / 10 {
+        instance.bind(ap(device));
+    }
+    for n in 0..ORDERS {
+        let new = instance.new_order(ap(n / 10), (n % 10) as u16 + 1, Some(1));
+        let Outcome::Created(created) = instance.run(Job::CreateOrder(Box::new(new))) else { panic!() };
+        let Created::Order { order, command: Some(command) } = *created else { panic!("no claimed start") };
+        let written = CommandUpdate {
+            device_id: order.device_id,
+            id: command.id,
+            epoch: 1,
+            state: CommandState::Written,
+            order_no: Some(order.order_no),
+            attempts: 1,
+            reason: None,
+            result: None,
+            at: T0,
+        };
+        assert!(matches!(instance.run(Job::Command(written)), Outcome::Done));
+        for event in [Event::StartAcked, Event::Evidence] {
+            let job = order_job(order.order_no, event, T0);
+            assert!(matches!(instance.run(Job::Order(Box::new(job))), Outcome::Order(_)));
+        }
+    }
+    assert_log_is_in_order(&mut client(&url));
+    // What a session counted is told when it ends.
+    drop(instance);
+    let mut client = client(&url);
+    let orders = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'orders'";
+    until("the sessions have told what they did", || count(&mut client, orders) == i64::from(ORDERS) * 3);
+    let in_place = count(&mut client, "SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'orders'");
+    assert!(in_place >= i64::from(ORDERS) * 5 / 2, "{in_place} in place");
+    for table in ["orders", "outbound_queue", "events", "event_log"] {
+        let sql = format!(
+            "SELECT coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes WHERE relname = '{table}'"
+        );
+        let read = count(&mut client, &sql);
+        assert!(read <= i64::from(ORDERS) * 40, "{read} entries of indexes of {table} were read for {ORDERS} starts");
+    }
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chargegate::cluster::{Link, ServerId, link::LinkSettings};
-use chargegate::model::Priority;
-use chargegate::queue::{EmbeddedQueue, Entry, Queue, QueueError, RedisQueue};
+use chargegate::model::{DeviceId, Priority};
+use chargegate::queue::{EmbeddedQueue, Entry, Queue, QueueError, RedisQueue, Taken};
 use proptest::prelude::*;
 use services::{Persistence, Redis};
 
@@ -91,7 +91,7 @@ fn both(test: impl Fn(&mut Fixture)) {
 }
 
 fn entry(id: i64, priority: Priority, at_ns: i64) -> Entry {
-    Entry { id, priority, at_ns }
+    Entry { id, device_id: None, priority, at_ns }
 }
 
 fn ids(range: std::ops::Range<i64>) -> Vec<Entry> {
@@ -119,6 +119,17 @@ fn ties_are_in_the_order_of_ids_as_text() {
     both(|fixture| {
         fixture.push([9, 10, 100, 11, 1].map(|id| entry(id, Priority::High, AT_NS)).to_vec());
         assert_eq!(fixture.pop(10), [1, 10, 100, 11, 9]);
+    });
+}
+
+#[test]
+fn an_entry_says_whom_it_is_for_and_keeps_its_place() {
+    both(|fixture| {
+        let device_id: DeviceId = "40aace04".parse().unwrap();
+        let named = |id| Entry { device_id: Some(device_id), ..entry(id, Priority::High, AT_NS) };
+        fixture.push(vec![named(9), named(10), entry(100, Priority::High, AT_NS), named(1), named(1)]);
+        let whom = |id| Taken { id, device_id: (id != 100).then_some(device_id) };
+        assert_eq!(fixture.queue.take(10, NONE).unwrap(), [1, 10, 100, 9].map(whom));
     });
 }
 
@@ -208,7 +219,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             10..30 => AT_NS + at * SECOND,
             _ => AT_NS - at * 100 * SECOND,
         };
-        Entry { id, priority, at_ns }
+        Entry { id, device_id: None, priority, at_ns }
     });
     let step =
         prop_oneof![prop::collection::vec(entry, 0..12).prop_map(Step::Push), (0..12_usize).prop_map(Step::Pop),];

@@ -56,7 +56,7 @@ fn a_trusted_certificate_is_needed_and_enough() {
         let queue = Arc::new(RedisQueue::new(Arc::clone(&link), &server));
         let popping = Arc::clone(&queue);
         let popped = thread::spawn(move || popping.pop(9, PATIENCE));
-        queue.push(&server, vec![Entry { id: 7, priority: Priority::High, at_ns: 0 }]);
+        queue.push(&server, vec![Entry { id: 7, device_id: None, priority: Priority::High, at_ns: 0 }]);
         assert_eq!(popped.join().unwrap().as_deref(), Ok(&[7][..]), "blocking commands too");
     }
     let unknown = Link::open(settings(format!("rediss://localhost:{port}"), None)).expect_err("nobody trusts it");

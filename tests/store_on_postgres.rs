@@ -4,6 +4,8 @@
 
 mod services;
 
+#[path = "store_binds.rs"]
+mod binds;
 #[path = "store_cards.rs"]
 mod cards;
 #[path = "store_conformance.rs"]

@@ -441,6 +441,8 @@ impl Request {
 enum Answer {
     Status(u16),
     With(u16, String),
+    /// Byte for byte.
+    Raw(&'static str),
     /// Closes the connection instead.
     Close,
     /// Answers 200 when the gate opens.
@@ -504,6 +506,12 @@ fn serve(stream: TcpStream, script: &Script, got: &Watched<Vec<Request>>) {
         let (status, headers) = match answer {
             Answer::Status(status) => (status, String::new()),
             Answer::With(status, headers) => (status, headers),
+            Answer::Raw(answer) => {
+                if writer.write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+                continue;
+            }
             Answer::Close => return,
             Answer::Wait(gate) => {
                 gate.wait("the gate opens", |open| *open);
@@ -631,6 +639,62 @@ fn both_signatures_verify_over_what_was_received() {
             "data": { "energy_wh": 1500, "名": "桩" },
         })
     );
+}
+
+#[test]
+fn a_connection_is_kept_for_as_long_as_its_answers_end() {
+    // In order, because they are of one key; the last one says itself that it closes.
+    let answers = Mutex::new(
+        [
+            "HTTP/1.1 204 Said\r\n\r\n",
+            "HTTP/1.1 200 Said\r\nContent-Length: 5\r\n\r\ntaken",
+            "HTTP/1.1 200 Said\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ntaken\r\n0\r\nX-Sum: 1\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Said\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 Said\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        ]
+        .into_iter(),
+    );
+    let receiver = Receiver::new(move |_| Answer::Raw(answers.lock().next().unwrap_or("HTTP/1.1 200 Said\r\n\r\n")));
+    let store = store(&["erp"]);
+    let pusher = start(&store, vec![receiver.endpoint("erp")], settings());
+    let last = store.append(&keyed(&["KEY"], 6));
+    pusher.events_committed(last);
+    receiver.wait("all six", |got| got.len() == 6);
+    store.rows.wait("all are stored as delivered", |rows| rows.cursor("erp") == Some(last));
+    assert_eq!(receiver.connections.load(Ordering::SeqCst), 2, "the sixth came on a second connection");
+    let sent: Vec<_> = receiver.requests().iter().map(|request| request.sequence_no()).collect();
+    assert_eq!(sent, [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn what_is_no_answer_in_http_fails_and_is_tried_again() {
+    let nonsense = Mutex::new(["SSH-2.0-OpenSSH_9.6\r\n\r\n", "HTTP/1.1 2"].into_iter());
+    let receiver = Receiver::new(move |_| nonsense.lock().next().map_or(Answer::Status(200), Answer::Raw));
+    let store = store(&["erp"]);
+    let settings = Settings { retry_delays: vec![Duration::from_millis(1); 3], ..settings() };
+    let pusher =
+        start(&store, vec![receiver.endpoint("erp")], Settings { timeout: Duration::from_millis(500), ..settings });
+    let last = store.append(&keyed(&["KEY"], 1));
+    pusher.events_committed(last);
+    store.rows.wait("it is stored as delivered", |rows| rows.cursor("erp") == Some(last) && rows.parked.is_empty());
+    let failures: HashMap<_, _> = pusher.counters()[0].failures().collect();
+    assert_eq!((failures["protocol"], failures["timeout"]), (1, 1));
+}
+
+#[test]
+fn a_url_with_a_user_is_delivered_to_in_order_too() {
+    let receiver = Receiver::new(|_| Answer::Status(200));
+    let store = store(&["erp"]);
+    let url = format!("http://gateway:word@{}/hook", receiver.addr);
+    let pusher = start(&store, vec![Endpoint { url, ..receiver.endpoint("erp") }], settings());
+    let last = store.append(&keyed(&["KEY"], 3));
+    pusher.events_committed(last);
+    receiver.wait("all three", |got| got.len() == 3);
+    let requests = receiver.requests();
+    for (n, request) in (1..).zip(&requests) {
+        assert_eq!((request.sequence_no(), request.line.as_str()), (n, "POST /hook HTTP/1.1"));
+        assert_eq!(request.header("authorization"), format!("Basic {}", STANDARD.encode("gateway:word")));
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Devices: each sends 50-byte BKV heartbeats and reads 28-byte replies. What else the gateway writes (a new device is asked for its
-//! sockets) is read and not answered.
+//! Devices: each sends 50-byte BKV heartbeats and reads 28-byte replies. What else the gateway writes (a new device is asked
+//! for its sockets) is read and not answered.
 //!
-//! Two ways to load a server. **Closed loop**: a number of heartbeats is outstanding, the next one is sent when a reply has come; it
-//! shows what a server can do at most. **Open loop**: heartbeats leave at their times whatever becomes of the ones before, and latency
-//! counts from the time a heartbeat was due; it shows what a server does at a given rate.
+//! Two ways to load a server. **Closed loop**: a number of heartbeats is outstanding, the next one is sent when a reply has
+//! come; it shows what a server can do at most. **Open loop**: heartbeats leave at their times whatever becomes of the ones
+//! before, and latency counts from the time a heartbeat was due; it shows what a server does at a given rate.
 
 use std::{
     collections::VecDeque,
@@ -117,8 +117,8 @@ impl Load {
         }
     }
 
-    /// Open loop: sends `per_s` heartbeats a second for `span`, from one device after the other, and waits for all replies. Gives the
-    /// latency of each, µs. Waits busily: a timer of milliseconds would be what is measured.
+    /// Open loop: sends `per_s` heartbeats a second for `span`, from one device after the other, and waits for all replies.
+    /// Gives the latency of each, µs. Waits busily: a timer of milliseconds would be what is measured.
     pub(crate) fn offer(&mut self, per_s: u32, span: Duration) -> anyhow::Result<Histogram<u64>> {
         let mut latency_us = Histogram::new(3)?;
         let messages = (f64::from(per_s) * span.as_secs_f64()) as usize;

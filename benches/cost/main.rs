@@ -1,5 +1,5 @@
-//! What a heartbeat costs the server, beside a bare epoll loop that only reads 50 bytes and writes 28, and beside servers in Go and on
-//! tokio that do the same.
+//! What a heartbeat costs the server, beside a bare epoll loop that only reads 50 bytes and writes 28, and beside servers in Go
+//! and on tokio that do the same.
 //!
 //! ```text
 //! core 0: server, a fresh process per round        core 1: this process, N connections
@@ -7,17 +7,17 @@
 //!
 //! | scenario | what is measured |
 //! |---|---|
-//! | `heartbeat` | closed loop: CPU time per heartbeat and throughput, by connections and heartbeats outstanding; memory of an idle connection |
+//! | `heartbeat` | closed loop: CPU per heartbeat and throughput, by connections and heartbeats outstanding; idle memory |
 //! | `growth` | open loop: CPU, latency and memory of the gateway by connections and rate |
 //! | `syscalls` | system calls per heartbeat, counted by strace |
 //! | `start` | from the start of the process to `/readyz` 200, with an empty store |
 //!
-//! Servers alternate within a round; tables show medians over rounds, and the median of the ratios within each round, so that what disturbs
-//! the whole machine for a while disturbs all servers. The cost is CPU time of the server's process, all threads, from the scheduler's
-//! own nanosecond counts; its split into user and system time comes from the coarser `utime` and `stime`.
+//! Servers alternate within a round; tables show medians over rounds, and the median of the ratios within each round, so that
+//! what disturbs the whole machine for a while disturbs all servers. The cost is CPU time of the server's process, all threads,
+//! from the scheduler's own nanosecond counts; its split into user and system time comes from the coarser `utime` and `stime`.
 //!
 //! ```sh
-//! scripts/bench-peers                                        # builds the servers in Go and on tokio; without them, they are left out
+//! scripts/bench-peers                                        # builds the servers in Go and on tokio, left out otherwise
 //! cargo bench --bench cost                                   # heartbeats: the gateway on both engines, and the peers
 //! cargo bench --bench cost -- --quick                        # one size, few rounds
 //! cargo bench --bench cost -- growth start
@@ -70,8 +70,8 @@ struct Args {
     /// Growth: heartbeats a second.
     #[arg(long, value_delimiter = ',', default_values_t = [5_000, 10_000, 20_000, 40_000])]
     rates: Vec<u32>,
-    /// Seconds that each window, or each rate, is measured for; servers that do nothing by themselves are measured for half of it. By default a gateway writes
-    /// latest values every three seconds.
+    /// Seconds that each window, or each rate, is measured for; servers that do nothing by themselves are measured for half of
+    /// it. By default a gateway writes latest values every three seconds.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Messages measured per round and window, instead of a time.

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 
 /// Programs of `benches/peers` that do what the bare loop does, where they have been built.
 const PEERS: [&str; 2] = ["go", "tokio"];
-/// What a gateway's store writes by itself, it writes this often (`store.flush_interval`). Quiet is what stays quiet for longer, and what is
-/// measured for this long holds one such write, as any other three seconds would.
+/// What a gateway's store writes by itself, it writes this often (`store.flush_interval`). Quiet is what stays quiet for
+/// longer, and what is measured for this long holds one such write, as any other three seconds would.
 pub(crate) const FLUSH: Duration = Duration::from_secs(3);
 
 pub(crate) struct Contestant {
@@ -33,8 +33,8 @@ impl Contestant {
     }
 }
 
-/// All servers in the order of their turns, the bare loop first. Gateways keep their data in directories below `data`; a peer that has not
-/// been built is left out, and said.
+/// All servers in the order of their turns, the bare loop first. Gateways keep their data in directories below `data`; a peer
+/// that has not been built is left out, and said.
 pub(crate) fn contestants(engines: &[String], more: &[String], data: &Path) -> anyhow::Result<Vec<Contestant>> {
     let this = std::env::current_exe()?;
     let bare = move |port: u16| {

@@ -44,8 +44,8 @@ const fn goal(what: &'static str, row: &'static str, bound: Bound) -> Goal {
 
 use Bound::{AtLeast, AtMost, Below};
 
-/// All goals, in the order in which they are shown. A row that is the median of ratios within rounds is as good on a busy machine as on an
-/// idle one; the others want an idle one.
+/// All goals, in the order in which they are shown. A row that is the median of ratios within rounds is as good on a busy
+/// machine as on an idle one; the others want an idle one.
 pub(crate) const GOALS: &[Goal] = &[
     goal(
         "CPU per heartbeat over a bare loop, 15,000 connections, 50 outstanding",

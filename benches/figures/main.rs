@@ -1,8 +1,8 @@
 //! One table of what was measured, beside what is to be reached.
 //!
-//! The other benches leave their figures as lines of a file (`CHARGEGATE_FIGURES`, see `benches/support`), criterion leaves samples in
-//! directories of its own. This reads both, prints each goal with the median of its rounds, and writes the same as Markdown and as one HTML
-//! page with plots. Nothing is measured here.
+//! The other benches leave their figures as lines of a file (`CHARGEGATE_FIGURES`, see `benches/support`), criterion leaves
+//! samples in directories of its own. This reads both, prints each goal with the median of its rounds, and writes the same as
+//! Markdown and as one HTML page with plots. Nothing is measured here.
 //!
 //! ```sh
 //! make bench                                # measures everything, and ends with this

@@ -72,6 +72,9 @@ struct Args {
     /// Events a second; several rates alternate.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000])]
     rate: Vec<usize>,
+    /// Deliver by threads and the HTTP client, as to endpoints with TLS, but without the TLS.
+    #[arg(long)]
+    threads: bool,
     /// Rounds of each rate.
     #[arg(long, default_value_t = 1)]
     rounds: usize,
@@ -121,9 +124,11 @@ fn round(args: &Args, rate: usize) {
     bind(store.as_ref());
 
     let receivers = Receivers::start(&times, rate * WARM_UP_S);
+    // A user in the URL is more than is written without the HTTP client.
+    let user = if args.threads { "bench@" } else { "" };
     let endpoint = |(n, addr): (usize, &SocketAddr)| Endpoint {
         name: format!("receiver-{n}"),
-        url: format!("http://{addr}/hook"),
+        url: format!("http://{user}{addr}/hook"),
         secrets: vec!["secret".to_owned()],
         api_key: None,
         events: vec!["*".to_owned()],
@@ -182,7 +187,8 @@ fn report(
             histogram.max() as f64 / 1e3
         );
     }
-    record(&format!("webhook/{rate}/p99_ms"), "ms", all.value_at_quantile(0.99) as f64 / 1e3);
+    let row = if args.threads { "webhook/threads" } else { "webhook" };
+    record(&format!("{row}/{rate}/p99_ms"), "ms", all.value_at_quantile(0.99) as f64 / 1e3);
     let hung = pusher.counters().pop().expect("ten endpoints");
     println!(
         "hung endpoint: breaker {}, {} in flight, {} parked",
@@ -205,7 +211,7 @@ fn report(
         of(&|thread| thread == RECEIVER_THREAD),
         of(&|thread| thread != RECEIVER_THREAD && !thread.starts_with("webhook")),
     );
-    record(&format!("webhook/{rate}/cpu_us"), "µs", webhook);
+    record(&format!("{row}/{rate}/cpu_us"), "µs", webhook);
     let by_thread: Vec<String> = cpu.iter().map(|(thread, us)| format!("{thread} {:.1}", us / deliveries)).collect();
     println!("by thread: {}", by_thread.join(", "));
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::SECOND_US;
 use crate::device::charge::draw;
 use crate::engine::Shared;
+use crate::post::Connection;
 use crate::report::{Percentiles, latency_histogram};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -285,6 +286,9 @@ pub struct ApiClient {
     /// Of the gateway; devices are spread over them by index.
     instances: u32,
     shared: Shared,
+    /// For a base that is plain HTTP.
+    connection: Option<Connection>,
+    /// For others.
     agent: ureq::Agent,
     on_their_way: VecDeque<OnItsWay>,
     later: BinaryHeap<Reverse<(u64, Later)>>,
@@ -296,7 +300,9 @@ impl ApiClient {
     /// A client for the share `thread` of the plan's threads; devices are connected to `instances` instances.
     pub fn new(plan: ApiPlan, thread: u32, instances: usize, shared: Shared) -> Self {
         let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
+        let base = plan.bases.get(base_of(&plan, thread));
         Self {
+            connection: base.and_then(|base| Connection::to(base, TIMEOUT)),
             plan,
             thread,
             instances: u32::try_from(instances).unwrap_or(u32::MAX).max(1),
@@ -407,7 +413,7 @@ impl ApiClient {
 
     /// Which of the base URLs is used, by this thread.
     fn base(&self) -> u32 {
-        self.thread % u32::try_from(self.plan.bases.len()).unwrap_or(u32::MAX).max(1)
+        u32::try_from(base_of(&self.plan, self.thread)).unwrap_or(u32::MAX)
     }
 
     /// Posts a request that is to bring a frame to a device.
@@ -495,30 +501,36 @@ impl ApiClient {
         None
     }
 
-    fn send(&mut self, path: &str, body: &[u8]) -> Result<(u16, Answer), ureq::Error> {
-        let base =
-            usize::try_from(self.base()).ok().and_then(|nth| self.plan.bases.get(nth)).map_or("", String::as_str);
-        let mut request = self
-            .agent
-            .post(format!("{base}{path}"))
-            .header("Content-Type", "application/json")
-            .header("X-Api-Key", &self.plan.key);
+    fn send(&mut self, path: &str, body: &[u8]) -> anyhow::Result<(u16, Answer)> {
+        let mut headers = vec![("X-Api-Key", self.plan.key.as_str())];
+        let (timestamp, nonce, signature);
         if let Some(secret) = &self.plan.secret {
             self.drawn += 1;
-            let timestamp = unix_s().to_string();
-            let nonce = format!("sim-{timestamp}-{}-{}", self.thread, self.drawn);
-            let signed = SignedRequest { method: "POST", path, timestamp: &timestamp, nonce: &nonce, body };
-            request = request
-                .header("X-Signature", signed.sign(secret))
-                .header("X-Timestamp", &timestamp)
-                .header("X-Nonce", &nonce);
+            timestamp = unix_s().to_string();
+            nonce = format!("sim-{timestamp}-{}-{}", self.thread, self.drawn);
+            signature = SignedRequest { method: "POST", path, timestamp: &timestamp, nonce: &nonce, body }.sign(secret);
+            headers.extend([("X-Signature", &*signature), ("X-Timestamp", &*timestamp), ("X-Nonce", &*nonce)]);
+        }
+        // A body that is no JSON is still an answer with a status.
+        let none = Answer { error: None, data: None };
+        if let Some(connection) = &mut self.connection {
+            let (status, answer) = connection.post(self.shared.clock.now_us(), path, &headers, body)?;
+            return Ok((status, serde_json::from_slice(answer).unwrap_or(none)));
+        }
+        let base = self.plan.bases.get(base_of(&self.plan, self.thread)).map_or("", String::as_str);
+        let mut request = self.agent.post(format!("{base}{path}")).header("Content-Type", "application/json");
+        for (name, value) in headers {
+            request = request.header(name, value);
         }
         let mut response = request.send(body)?;
         let status = response.status().as_u16();
-        // A body that is no JSON is still an answer with a status.
-        let answer = response.body_mut().read_json().unwrap_or(Answer { error: None, data: None });
-        Ok((status, answer))
+        Ok((status, response.body_mut().read_json().unwrap_or(none)))
     }
+}
+
+/// Which of the base URLs a thread uses.
+fn base_of(plan: &ApiPlan, thread: u32) -> usize {
+    usize::try_from(thread).unwrap_or_default() % plan.bases.len().max(1)
 }
 
 /// Time between requests at a rate; a day for rates that are none.

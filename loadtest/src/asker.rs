@@ -95,6 +95,11 @@ struct Accepted {
     data: Created,
 }
 
+#[derive(Default, Deserialize)]
+struct Refusal {
+    error: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct Created {
     order_no: String,
@@ -293,14 +298,15 @@ impl Asker {
         };
         let Some((status, body)) = answer.answered else {
             add(&self.counters.api_failed, 1);
-            self.recorder.window().remark(|| format!("{}: no answer", metric.as_str()));
+            self.recorder.window().refused("transport");
             return self.give_back(now_us, &answer.about);
         };
         self.recorder.record(metric, now_us.saturating_sub(answer.due_us));
         if status != meant {
             add(&self.counters.api_refused, 1);
-            let text = || String::from_utf8_lossy(body.get(..body.len().min(160)).unwrap_or_default()).into_owned();
-            self.recorder.window().remark(|| format!("{}: {status} {}", metric.as_str(), text()));
+            let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
+            let code = refusal.error.unwrap_or_else(|| status.to_string());
+            self.recorder.window().refused(&format!("{} {code}", metric.as_str()));
             return self.give_back(now_us, &answer.about);
         }
         add(&self.counters.api_answered, 1);

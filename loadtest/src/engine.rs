@@ -47,6 +47,8 @@ const RECONNECT_US: u64 = 4 * SECOND_US;
 const CONNECT_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// Connects begun in one turn, so that connected devices are served in between.
 const CONNECTS_PER_TURN: u32 = 128;
+/// Timers handled in one turn, so that answers are read in between.
+const TIMERS_PER_TURN: u32 = 1024;
 /// Longest sleep, so that the end of the run is noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 const NEVER: u64 = u64::MAX;
@@ -188,7 +190,7 @@ impl Engine {
         }));
         // Behind the devices of the plan, each with room for the chargers behind it.
         peers.extend(mine(extras.hosts).map(|host| {
-            let first = extras.first_device.saturating_add(plan.devices);
+            let first = extras.first_host.unwrap_or_else(|| extras.first_device.saturating_add(plan.devices));
             let index = first.saturating_add(host.saturating_mul(u32::from(SUB_DEVICES_MAX) + 1));
             let device = HostDevice::new(index, extras.sub_devices, plan.ports, plan.behaviour);
             let device = Active::new(device, extras.activity, plan.behaviour.seed, index);
@@ -447,10 +449,12 @@ impl Engine {
         if self.shared.silent.load(Relaxed) {
             return NEVER;
         }
+        let mut budget = TIMERS_PER_TURN;
         while let Some(&Reverse((due_us, at))) = self.timers.peek() {
-            if due_us > now_us {
+            if due_us > now_us || budget == 0 {
                 return due_us;
             }
+            budget -= 1;
             self.timers.pop();
             if self.peers[at].armed_us == due_us {
                 self.fire_one(at, due_us, now_us);
@@ -479,7 +483,8 @@ impl Engine {
             Link::Down(_) | Link::Connecting(..) => {}
         }
         let peer = &mut self.peers[at];
-        peer.last_us = peer.last_us.max(due_us);
+        // Who misbehaves does not make up for what it missed.
+        peer.last_us = peer.last_us.max(if peer.rude { now_us } else { due_us });
         let device_us = peer.last_us;
         peer.device.timeout(device_us);
         self.settle(at, device_us);

@@ -3,6 +3,7 @@
 //! - [`device`] the devices: state machines without I/O, which tests also drive in virtual time.
 //! - [`engine`] their sockets: many devices on one thread.
 //! - [`fleet`] which devices there are, and which ports are free; [`api`] charges those ports by REST.
+//! - [`http`] the connections it does that on.
 //! - [`report`] counters, latencies, the progress line and the summary.
 //! - [`run`] puts it together for a [`Plan`](run::Plan).
 //!
@@ -14,7 +15,7 @@
 //! - [`verify`] whether each frame of the server answers what was asked; [`books`] whether the API knows what the devices know.
 //! - [`measure`] latencies second by second, [`figures`] their names and thresholds.
 //!
-//! Only [`engine`] touches device sockets; only [`api`], [`http`] and [`books`] the gateway's REST interface.
+//! Only [`engine`] touches device sockets; only [`api`] (by [`post`]), [`http`] and [`books`] the gateway's REST interface.
 
 pub mod api;
 pub mod asker;
@@ -25,6 +26,7 @@ pub mod figures;
 pub mod fleet;
 pub mod http;
 pub mod measure;
+pub mod post;
 pub mod processes;
 pub mod report;
 pub mod run;

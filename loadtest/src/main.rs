@@ -329,7 +329,13 @@ fn extras(args: &RunArgs) -> Extras {
         cards: args.activity.cards,
         alarm_every_us: every_us(args.activity.alarms_per_s),
     };
-    Extras { activity, hosts: args.hosts, sub_devices: args.sub_devices, first_device: args.first_device }
+    Extras {
+        activity,
+        hosts: args.hosts,
+        sub_devices: args.sub_devices,
+        first_device: args.first_device,
+        first_host: None,
+    }
 }
 
 fn plan(args: RunArgs) -> Plan {

@@ -4,6 +4,7 @@
 //! a warm-up is left out, and a report can show how a latency went over time. Times begin when something was *to be* done, not
 //! when it was: a generator or server that stalls shows in the figures.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
@@ -73,6 +74,19 @@ metrics! {
     Late "late",
 }
 
+/// Percentiles of a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Moment {
+    /// How many were recorded.
+    pub count: u64,
+    /// Median, ms.
+    pub p50_ms: f64,
+    /// 99 of 100, ms.
+    pub p99_ms: f64,
+    /// The slowest, ms.
+    pub max_ms: f64,
+}
+
 /// Latencies in microseconds, as buckets that can be sent and added up.
 #[derive(Clone, Debug)]
 pub struct Latency(pub Histogram<u64>);
@@ -89,6 +103,16 @@ impl Latency {
         if !other.0.is_empty() {
             self.0.add(&other.0).expect("all histograms have the same bounds");
         }
+    }
+
+    /// A quantile in milliseconds.
+    pub fn ms(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1e3
+    }
+
+    /// What is kept of a second.
+    pub fn moment(&self) -> Moment {
+        Moment { count: self.0.len(), p50_ms: self.ms(0.5), p99_ms: self.ms(0.99), max_ms: self.ms(1.0) }
     }
 
     /// Percentiles, `None` if nothing was recorded.
@@ -125,6 +149,8 @@ pub struct Window {
     pub bound_until_us: Option<u64>,
     /// The first things that were not as they should be.
     pub remarks: Vec<String>,
+    /// Answers of the API that were not those meant, by error code; `transport` for those that did not come.
+    pub refusals: BTreeMap<String, u64>,
 }
 
 impl Window {
@@ -152,6 +178,12 @@ impl Window {
         }
     }
 
+    /// Counts an answer of the API that was not the one meant.
+    pub fn refused(&mut self, code: &str) {
+        let code = if self.refusals.len() < REMARKS_MAX { code } else { "other" };
+        *self.refusals.entry(code.to_owned()).or_default() += 1;
+    }
+
     /// Adds what was recorded elsewhere or later.
     pub fn add(&mut self, other: &Self) {
         for (at, latency) in other.latencies.iter().enumerate() {
@@ -163,6 +195,9 @@ impl Window {
         self.bound_until_us = self.bound_until_us.max(other.bound_until_us);
         for remark in &other.remarks {
             self.remark(|| remark.clone());
+        }
+        for (code, count) in &other.refusals {
+            *self.refusals.entry(code.clone()).or_default() += count;
         }
     }
 

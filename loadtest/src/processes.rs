@@ -20,7 +20,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::books::{Reader, Verdict, unix_ms};
-use crate::measure::Window;
+use crate::measure::{Latency, Metric, Moment, Window};
 use crate::report::Totals;
 use crate::report::json::Report;
 use crate::scenario::{CONNECTIONS_PER_PROCESS, Scenario};
@@ -47,12 +47,10 @@ pub struct Second {
     pub second: u64,
     /// Everything counted since the begin.
     pub totals: Totals,
-    /// What was recorded in this second.
-    pub window: Window,
+    /// Latencies by [`Metric`](crate::measure::Metric).
+    pub moments: Vec<Option<Moment>>,
     /// CPU time of all processes of the run, microseconds.
     pub cpu_us: u64,
-    /// How many processes have told it.
-    told: u32,
 }
 
 /// What happened, before it is judged.
@@ -60,12 +58,52 @@ pub struct Second {
 pub struct Happened {
     /// Second by second.
     pub seconds: Vec<Second>,
+    /// What was recorded in each phase, and behind the last.
+    pub windows: Vec<Window>,
     /// What is left at the end.
     pub outcome: Outcome,
     /// Unix time of the begin, ms.
     pub begun_ms: i64,
     /// Whether somebody ended it early.
     pub interrupted: bool,
+}
+
+/// Adds up what the processes tell.
+struct Sum<'a, P> {
+    scenario: &'a Scenario,
+    processes: u32,
+    /// Seconds that some have told, and how many.
+    told: BTreeMap<u64, (Tick, u32)>,
+    happened: Happened,
+    progress: P,
+}
+
+impl<P: FnMut(&str)> Sum<'_, P> {
+    fn take(&mut self, tick: Tick) {
+        let second = tick.second;
+        let told = match self.told.remove(&second) {
+            None => (tick, 1),
+            Some((mut sum, count)) => {
+                sum.totals = sum.totals.plus(&tick.totals);
+                sum.window.add(&tick.window);
+                sum.cpu_us += tick.cpu_us;
+                (sum, count + 1)
+            }
+        };
+        if told.1 < self.processes {
+            self.told.insert(second, told);
+            return;
+        }
+        // Only percentiles are kept of a second; its buckets go into those of its phase.
+        let (Tick { totals, window, cpu_us, .. }, _) = told;
+        let phase = self.scenario.spans().position(|(_, _, to)| second <= to).unwrap_or(self.scenario.phase.len());
+        self.happened.windows.resize_with(self.scenario.phase.len() + 1, Window::default);
+        self.happened.windows[phase].add(&window);
+        let moments = Metric::ALL.iter().map(|metric| window.latency(*metric).map(Latency::moment)).collect();
+        let second = Second { second, totals, moments, cpu_us };
+        (self.progress)(&line(self.scenario, &second, self.happened.seconds.last()));
+        self.happened.seconds.push(second);
+    }
 }
 
 /// How many processes a scenario needs.
@@ -84,7 +122,7 @@ pub fn run(
     processes: u32,
     program: Option<&Path>,
     interrupt: &Arc<AtomicBool>,
-    mut progress: impl FnMut(&str),
+    progress: impl FnMut(&str),
 ) -> anyhow::Result<Report> {
     if scenario.asks() && target.api.is_empty() {
         bail!("the scenario asks the API: give --api and --api-key");
@@ -97,38 +135,17 @@ pub fn run(
         );
     }
     let share = |process| Share { scenario: scenario.clone(), target: target.clone(), process, processes };
-    let mut seconds: BTreeMap<u64, Second> = BTreeMap::new();
-    let mut before: Option<Second> = None;
-    let mut take = |tick: Tick, seconds: &mut BTreeMap<u64, Second>| {
-        let number = tick.second;
-        let second = seconds.entry(number).or_insert_with(|| Second {
-            second: number,
-            totals: Totals::default(),
-            window: Window::default(),
-            cpu_us: 0,
-            told: 0,
-        });
-        second.totals = second.totals.plus(&tick.totals);
-        second.window.add(&tick.window);
-        second.cpu_us += tick.cpu_us;
-        second.told += 1;
-        if second.told == processes {
-            progress(&line(scenario, second, before.as_ref()));
-            before = Some(second.clone());
-        }
-    };
-    let begun_ms = unix_ms();
+    let happened = Happened { begun_ms: unix_ms(), ..Happened::default() };
+    let mut sum = Sum { scenario, processes, told: BTreeMap::new(), happened, progress };
     let outcome = if processes == 1 {
-        work(&share(0), interrupt, || Ok(()), |tick| take(tick, &mut seconds))?
+        work(&share(0), interrupt, || Ok(()), |tick| sum.take(tick))?
     } else {
         let program = program.context("the program is not known")?;
         let mut children = Children::start(program, (0..processes).map(share))?;
-        children.finish(interrupt, |tick| take(tick, &mut seconds))?
+        children.finish(interrupt, |tick| sum.take(tick))?
     };
-    // The last second may be told by some only.
-    let seconds = seconds.into_values().filter(|second| second.told == processes).collect();
-    let interrupted = interrupt.load(Relaxed);
-    let happened = Happened { seconds, outcome, begun_ms, interrupted };
+    // A last second that only some have told is left out.
+    let happened = Happened { outcome, interrupted: interrupt.load(Relaxed), ..sum.happened };
     let verdict = judge(scenario, target, &happened);
     Ok(Report::new(scenario, processes, &happened, verdict))
 }
@@ -166,15 +183,10 @@ fn judge(scenario: &Scenario, target: &Target, happened: &Happened) -> Verdict {
 
 /// The line that is shown each second.
 fn line(scenario: &Scenario, second: &Second, before: Option<&Second>) -> String {
-    use crate::measure::Metric;
     let phase = scenario.spans().find(|(_, _, to)| second.second <= *to).map_or("drain", |(phase, ..)| &phase.name);
-    let count = |metric| second.window.latency(metric).map_or(0, |latency| latency.0.len());
-    let p99 = |metric| {
-        second.window.latency(metric).map_or_else(
-            || "–".to_owned(),
-            |latency| format!("{:.1} ms", latency.0.value_at_quantile(0.99) as f64 / 1e3),
-        )
-    };
+    let moment = |metric: Metric| second.moments.get(metric as usize).copied().flatten();
+    let count = |metric| moment(metric).map_or(0, |moment| moment.count);
+    let p99 = |metric| moment(metric).map_or_else(|| "–".to_owned(), |moment| format!("{:.1} ms", moment.p99_ms));
     let since = second.totals.since(&before.map(|before| before.totals).unwrap_or_default());
     let api = since.api_answered + since.api_refused + since.api_failed;
     let totals = &second.totals;

@@ -2,6 +2,13 @@
 //!
 //! Each engine thread owns one [`Counters`], which only it writes; readers add them up.
 
+/// Writes to a `String`, which cannot fail.
+macro_rules! put {
+    ($out:expr, $($argument:tt)*) => {
+        $out.push_str(&format!($($argument)*))
+    };
+}
+
 pub mod chart;
 pub mod html;
 pub mod json;

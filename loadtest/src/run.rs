@@ -74,6 +74,8 @@ pub struct Extras {
     pub sub_devices: u8,
     /// Index of the first device: processes that simulate one fleet together have each a part of it.
     pub first_device: u32,
+    /// Index of the first host, each of which takes its own and those of the chargers behind it; `None`: behind the devices.
+    pub first_host: Option<u32>,
 }
 
 /// As [`run`], with `extras`.

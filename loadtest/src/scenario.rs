@@ -95,11 +95,8 @@ impl<'de> Deserialize<'de> for Span {
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let millis = self.0.as_millis();
-        serializer.collect_str(&if millis % 1000 == 0 {
-            format_args!("{}s", millis / 1000).to_string()
-        } else {
-            format!("{millis}ms")
-        })
+        let text = if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") };
+        serializer.serialize_str(&text)
     }
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::asker::{Asker, Asking, Ordered};
 use crate::books::{Book, Charged};
 use crate::device::activity::Activity;
+use crate::device::ap3000::SUB_DEVICES_MAX;
 use crate::device::{Behaviour, SECOND_US};
 use crate::engine::{Clock, Engine, Shared};
 use crate::fleet::{Fleet, Protocol};
@@ -191,11 +192,9 @@ pub fn work(
     }
     drain_us.store(now_us, Relaxed);
     shared.draining.store(true, Relaxed);
-    // The records of charges that ended by now; those that end from now on come behind them.
-    let ended = totals().charges_ended;
     let drained_by_us = now_us + scenario.drain.us();
     let answered = |asker: &Option<JoinHandle<_>>| asker.as_ref().is_none_or(JoinHandle::is_finished);
-    while now_us < drained_by_us && !dead(&engines) && (totals().settled < ended || !answered(&asker)) {
+    while now_us < drained_by_us && !dead(&engines) && (totals().unsettled() > 0 || !answered(&asker)) {
         now_us = wait();
     }
     shared.silent.store(true, Relaxed);
@@ -244,6 +243,8 @@ fn plan(scenario: &Scenario, target: &Target, part: Part) -> (Plan, Extras) {
         hosts: part.share(fleet.hosts),
         sub_devices: fleet.sub_devices,
         first_device: part.before(fleet.devices),
+        // Behind the devices of all processes.
+        first_host: Some(fleet.devices + part.before(fleet.hosts) * (u32::from(SUB_DEVICES_MAX) + 1)),
     };
     (plan, extras)
 }

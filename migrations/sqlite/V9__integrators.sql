@@ -64,3 +64,6 @@ CREATE INDEX orders_created ON orders (created_at DESC, order_no DESC);
 CREATE INDEX settlements_order ON settlements (order_no) WHERE key IS NULL AND order_no IS NOT NULL;
 -- What became of the events of an order; hardly any delivery is ever parked.
 CREATE INDEX event_delivery_pos ON event_delivery (pos);
+
+-- Written with every flush of latest values, asked for once at a start: without it, such an update touches no index.
+DROP INDEX devices_last_seen;

@@ -2,9 +2,13 @@
 //! from the store, and told to the shard that has the device.
 //!
 //! ```text
-//! Queue ──ids──▶ thread ──one read──▶ here: the shard claims · elsewhere: that one's queue · nowhere: it waits for the bind
+//! Queue ──ids──▶ thread ──▶ of a device that is here: the shard claims
+//!                   └──one read──▶ here: the shard claims · elsewhere: that one's queue · nowhere: it waits for the bind
 //! Notes ───────▶ handler ──one read─▶ the shard follows
 //! ```
+//!
+//! An entry that names a device of a shard of this instance is not read: the claim reads the row anyway, and decides. Where the device has
+//! moved meanwhile the claim is fenced, and its bind took what was queued before.
 //!
 //! What is lost on the way is found by the command poll, the next bind, or a fenced job.
 
@@ -19,7 +23,7 @@ use parking_lot::Mutex;
 use super::{Note, ServerId};
 use crate::gateway::Message;
 use crate::model::DeviceId;
-use crate::queue::{Queue, QueueError};
+use crate::queue::{Queue, QueueError, Taken};
 use crate::router::Router;
 use crate::store::{NetworkTold, Queued, Reader, SettingsOutcome, Store, StoreError};
 use crate::telemetry::{Counter, Exposition, MetricSource};
@@ -201,9 +205,13 @@ struct Work {
 impl Work {
     fn run(self, stopped: &AtomicBool) {
         while !stopped.load(Ordering::Acquire) {
-            match self.queue.pop(POP_MAX, POP_WAIT) {
-                Ok(ids) if ids.is_empty() => {}
-                Ok(ids) => self.take(ids),
+            match self.queue.take(POP_MAX, POP_WAIT) {
+                Ok(taken) => {
+                    let unknown = self.wake_own(taken);
+                    if !unknown.is_empty() {
+                        self.look_up(unknown);
+                    }
+                }
                 // The pop waited for it already.
                 Err(QueueError::Away(_)) => {}
                 Err(QueueError::Closed) => return,
@@ -211,7 +219,27 @@ impl Work {
         }
     }
 
-    fn take(&self, ids: Vec<i64>) {
+    /// Wakes the shards of devices that are here, each device once, and gives the ids of the other entries.
+    fn wake_own(&self, taken: Vec<Taken>) -> Vec<i64> {
+        let router = &self.context.router;
+        let (mut woken, mut unknown) = (Vec::new(), Vec::new());
+        for Taken { id, device_id } in taken {
+            match device_id.filter(|device_id| router.has(*device_id)) {
+                Some(device_id) => {
+                    self.counters.claimed_here.inc();
+                    // One claim takes all that waits for the device.
+                    if !woken.contains(&device_id) {
+                        woken.push(device_id);
+                        router.commands_waiting(device_id);
+                    }
+                }
+                None => unknown.push(id),
+            }
+        }
+        unknown
+    }
+
+    fn look_up(&self, ids: Vec<i64>) {
         let count = ids.len() as u64;
         let (told, found) = bounded(1);
         let call = Box::new(move |reader: Result<&mut dyn Reader, StoreError>| {

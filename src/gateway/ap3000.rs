@@ -54,16 +54,19 @@ impl Core {
             return;
         }
         self.shared_mut().metrics.frames.ap3000(Direction::Up, frame.command);
-        if self.stranger(now, conn, device_id, effects) {
+        // A device that is bound here was admitted.
+        if device.is_none() && self.stranger(now, conn, device_id, effects) {
             return;
         }
-        let body = match decode_body(frame, Direction::Up) {
+        // Looked at in its place: it is large, and moving it costs more than reading it did.
+        let decoded = decode_body(frame, Direction::Up);
+        let body = match &decoded {
             Ok(body) => body,
             Err(error) => {
                 self.refused_body(
                     device_id,
                     u16::from(frame.command),
-                    error,
+                    *error,
                     now,
                     frame.raw,
                     u32::from(frame.msg_id),
@@ -80,7 +83,7 @@ impl Core {
         let legacy_heartbeat_answered =
             device.and_then(|key| self.device(key)).is_none_or(|device| !device.sends_heartbeat);
         let sent = effects.tx.len();
-        answer(ConnId::from(conn), &header, frame.command, &body, legacy_heartbeat_answered, now, effects);
+        answer(ConnId::from(conn), &header, frame.command, body, legacy_heartbeat_answered, now, effects);
         if matches!(body, Body::Empty(_)) && frame.command == HOST_UPDATE_REQUEST {
             // A host whose update failed asks for it again: 0 where there is one to give.
             let updating =
@@ -92,7 +95,7 @@ impl Core {
             // A reply has the command of what it answers.
             self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
         }
-        if let (Body::CardSwipe(swipe), None) = (&body, device) {
+        if let (Body::CardSwipe(swipe), None) = (body, device) {
             // Another connection has the device: no order would start here.
             let reply = CardReply {
                 card_id: swipe.card_id,
@@ -105,11 +108,11 @@ impl Core {
             effects.write(ConnId::from(conn), |out| encode::card_reply(out, &header, &reply));
             self.shared_mut().metrics.frames.ap3000(Direction::Down, frame.command);
         }
-        if let Body::FskRequest(request) = &body {
+        if let Body::FskRequest(request) = body {
             self.answer_fsk(now, conn, device, &header, request, effects);
         }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
-        if let Body::Settlement(settlement) = &body {
+        if let Body::Settlement(settlement) = body {
             let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack: Ack::Ap3000 { header } };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, settlement, epoch, frame.raw);
@@ -127,7 +130,7 @@ impl Core {
         }
         if let Some(device) = device {
             self.on_frame(now, device, effects, |device, cx| {
-                device.ap3000(cx, conn, frame, &body);
+                device.ap3000(cx, conn, frame, body);
             });
         }
     }

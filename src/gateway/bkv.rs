@@ -51,10 +51,13 @@ impl Core {
             return;
         }
         self.shared_mut().metrics.frames.bkv(Direction::Up, frame.command, frame.sub().unwrap_or(0));
-        if self.stranger(now, conn, device_id, effects) {
+        // A device that is bound here was admitted.
+        if device.is_none() && self.stranger(now, conn, device_id, effects) {
             return;
         }
-        let body = match decode_body(frame) {
+        // Looked at in its place: it is large, and moving it costs more than reading it did.
+        let decoded = decode_body(frame);
+        let body = match &decoded {
             Ok(body) => body,
             Err(error) => {
                 // A heartbeat of another length still wants the time.
@@ -63,24 +66,25 @@ impl Core {
                     effects.write(conn.into(), |out| encode::heartbeat_reply(out, frame.gateway_id, seconds));
                     self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, 0);
                 }
-                self.gn_unread(now, device, frame, error, effects);
+                self.gn_unread(now, device, frame, *error, effects);
                 return;
             }
         };
         let sent = effects.tx.len();
-        answer(conn.into(), frame.gateway_id, &body, now, effects);
+        let time_bcd = self.shared_mut().wall_bcd(now);
+        answer(conn.into(), frame.gateway_id, body, time_bcd, effects);
         if effects.tx.len() > sent {
             // A reply has the command and sub-command of what it answers.
             self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, frame.sub().unwrap_or(0));
         }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
         if let Some(report) = body.end_report() {
-            let ack = end_ack(frame.gateway_id, &body, &report, self.config().bkv.charge_end_ack);
+            let ack = end_ack(frame.gateway_id, body, &report, self.config().bkv.charge_end_ack);
             let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
             settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
         }
-        if let Body::Exception(exception) = &body {
+        if let Body::Exception(exception) = body {
             let header = exception.packet.header;
             let ack = Ack::BkvException { gateway_id: frame.gateway_id, header, socket: exception.socket };
             let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack };
@@ -99,17 +103,15 @@ impl Core {
             });
         }
         if let Some(device) = device {
-            self.on_frame(now, device, effects, |device, cx| device.bkv(cx, conn, frame, &body));
+            self.on_frame(now, device, effects, |device, cx| device.bkv(cx, conn, frame, body));
         }
     }
 }
 
 /// Replies that need nothing but the frame.
-fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, now: Now, effects: &mut Effects) {
+fn answer(conn: ConnId, gateway_id: GatewayId, body: &Body<'_>, time_bcd: [u8; 7], effects: &mut Effects) {
     match body {
-        Body::Heartbeat(_) => {
-            effects.write(conn, |out| encode::heartbeat_reply(out, gateway_id, now.unix_ms / 1000));
-        }
+        Body::Heartbeat(_) => effects.write(conn, |out| encode::heartbeat_reply_at(out, gateway_id, time_bcd)),
         Body::Push(packet) => {
             let header = packet.header;
             effects.write(conn, |out| encode::push_ack(out, gateway_id, header, true));

@@ -13,7 +13,7 @@ mod drain;
 mod outcomes;
 mod recall;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use rustc_hash::FxHashMap;
 
@@ -38,6 +38,7 @@ use crate::{
         Direction,
         ap3000::{self, Magics},
         bkv,
+        clock::DeviceTime,
     },
     shard::JOBS_MAX,
     store::{CommandLogRow, DeviceEvent, Job, Latest, SettlementKey},
@@ -47,6 +48,11 @@ use drain::Drain;
 
 /// Settlements and reports of one shard that wait for their commit.
 const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
+/// Jobs under way above which a bind waits for room. A fleet that comes back leaves some for the reports of those who are there and
+/// for what is told of each device behind its bind; as many settlements as there may be leave some for binds.
+const BINDS_MAX: usize = JOBS_MAX / 4 * 3;
+/// Binds that wait for room; one that finds no place here is tried again a second later.
+const BINDS_WAITING_MAX: usize = 65_536;
 /// Command of an AP3000 settlement and of its acknowledgement.
 const SETTLEMENT_ACK: u8 = 0x03;
 
@@ -232,6 +238,10 @@ pub(super) struct Shared {
     pub(super) reports: FxHashMap<u64, WaitingAck>,
     pub(super) report_ticket: u64,
     pub(super) dirty: Vec<Key>,
+    /// Devices whose bind waits for room, first come first served. Some may have gone since.
+    binds_waiting: VecDeque<DeviceId>,
+    /// Second of the wall clock, and how BKV/GN are told it: a heartbeat's answer needs no calendar.
+    wall: (i64, [u8; 7]),
     pub(super) ota: OtaShare,
     recorder: Recorder,
     anomalies: Anomalies,
@@ -240,6 +250,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The time as BKV/GN are told it.
+    pub(super) fn wall_bcd(&mut self, now: Now) -> [u8; 7] {
+        let second = now.unix_ms / 1000;
+        if self.wall.0 != second {
+            self.wall = (second, DeviceTime::from_unix(second).to_bcd());
+        }
+        self.wall.1
+    }
+
     fn count_waiting(&mut self, before: &Waits, after: &Waits) {
         let all = Priority::ALL.into_iter().zip(&mut self.commands_waiting);
         for ((priority, waiting), (before, after)) in all.zip(before.iter().zip(after)) {
@@ -266,6 +285,20 @@ impl Cx<'_> {
         self.shared.jobs += 1;
         self.effects.jobs.push_back(job);
         true
+    }
+
+    /// Whether a bind may be submitted now.
+    pub(super) const fn has_bind_room(&self) -> bool {
+        self.shared.jobs < BINDS_MAX
+    }
+
+    /// The device is asked for its bind when others are answered; false: too many wait for that.
+    pub(super) fn bind_later(&mut self, device_id: DeviceId) -> bool {
+        let has_room = self.shared.binds_waiting.len() < BINDS_WAITING_MAX;
+        if has_room {
+            self.shared.binds_waiting.push_back(device_id);
+        }
+        has_room
     }
 
     /// Submits an event; one that finds too many jobs under way is lost and counted.
@@ -432,6 +465,8 @@ impl Core {
             reports: FxHashMap::default(),
             report_ticket: 1,
             dirty: Vec::new(),
+            binds_waiting: VecDeque::new(),
+            wall: (0, DeviceTime::from_unix(0).to_bcd()),
             ota,
             recorder,
             anomalies: Anomalies::default(),
@@ -576,6 +611,7 @@ impl Core {
             Message::Outcome(outcome) => {
                 self.shared.jobs = self.shared.jobs.saturating_sub(1);
                 self.outcome(now, outcome, effects);
+                self.bind_waiting(now, effects);
             }
             Message::OrderChanged { order, commands, withdrawn } => {
                 self.with_device(now, order.device_id, effects, |device, cx| {
@@ -677,6 +713,22 @@ impl Core {
     /// Whether the shard was told to stop and has nothing left to do.
     pub fn is_stopped(&self) -> bool {
         self.stopping && self.shared.jobs == 0 && self.conns.len() == 0 && self.shared.dirty.is_empty()
+    }
+
+    /// Submits binds that waited for room.
+    fn bind_waiting(&mut self, now: Now, effects: &mut Effects) {
+        while self.shared.jobs < BINDS_MAX
+            && let Some(device_id) = self.shared.binds_waiting.pop_front()
+        {
+            let mut cx = Cx { now, shared: &mut self.shared, effects };
+            if let Some(device) = self.by_id.get(&device_id).and_then(|key| self.devices.get_mut(*key)) {
+                device.bind_on(&mut cx);
+            }
+        }
+        if self.shared.binds_waiting.is_empty() {
+            // The storm is over.
+            self.shared.binds_waiting = VecDeque::new();
+        }
     }
 
     fn flush(&mut self, now: Now, effects: &mut Effects) {

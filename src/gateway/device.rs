@@ -33,6 +33,8 @@ use crate::model::{DeviceId, OrderNo, PortStatus, Protocol};
 
 /// A bind that the store did not take is submitted again.
 const BIND_RETRY_MS: u64 = 1_000;
+/// In place of the time of the next try: the bind waits for room among the shard's jobs, which asks for it.
+const BIND_WAITS: u64 = u64::MAX - 1;
 /// An own question is pointless later.
 const ASK_MS: u64 = 10_000;
 /// How often a device that went away is looked at until it can be forgotten.
@@ -153,7 +155,7 @@ pub(super) struct Device {
     epoch: i64,
     /// Newest epoch the store told; `None` while it is asked for the next.
     known_epoch: Option<NonZeroI64>,
-    /// When the bind is submitted again; `u64::MAX`: it is submitted.
+    /// When the bind is submitted again; [`BIND_WAITS`]: once there is room; `u64::MAX`: it is submitted.
     bind_at: u64,
     absent_since: u64,
     sync_at: u64,

@@ -35,10 +35,12 @@ impl<T> Slots<T> {
         self.len
     }
 
+    #[inline]
     fn slot(&self, slot: u32) -> Option<&Slot<T>> {
         self.chunks.get((slot >> CHUNK_BITS) as usize)?.get(slot as usize % CHUNK)
     }
 
+    #[inline]
     fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot<T>> {
         self.chunks.get_mut((slot >> CHUNK_BITS) as usize)?.get_mut(slot as usize % CHUNK)
     }
@@ -58,6 +60,7 @@ impl<T> Slots<T> {
         Key { slot, generation }
     }
 
+    #[inline]
     pub(super) fn get(&self, key: Key) -> Option<&T> {
         self.slot(key.slot).filter(|slot| slot.generation == key.generation)?.value.as_ref()
     }
@@ -68,6 +71,7 @@ impl<T> Slots<T> {
         Some((Key { slot, generation: place.generation }, place.value.as_ref()?))
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.slot_mut(key.slot).filter(|slot| slot.generation == key.generation)?.value.as_mut()
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Entry, Queue, QueueError, cmp_as_text, now};
+use super::{Entry, Queue, QueueError, Taken, cmp_as_text, now};
 use crate::cluster::ServerId;
-use crate::model::Priority;
+use crate::model::{DeviceId, Priority};
 use crate::telemetry::{Counter, Exposition, MetricSource};
 
 /// Entries that may wait: the commands of some thousand devices with full lanes.
@@ -36,6 +36,7 @@ struct State {
 struct Place {
     score: f64,
     id: i64,
+    device_id: Option<DeviceId>,
     priority: Priority,
 }
 
@@ -104,7 +105,8 @@ impl Queue for EmbeddedQueue {
         }
         let mut state = self.state.lock();
         for entry in entries {
-            let place = Place { score: entry.score(), id: entry.id, priority: entry.priority };
+            let Entry { id, device_id, priority, .. } = entry;
+            let place = Place { score: entry.score(), id, device_id, priority };
             match state.places.get(&entry.id).copied() {
                 Some(before) if before.score <= place.score => {}
                 Some(before) => {
@@ -119,7 +121,7 @@ impl Queue for EmbeddedQueue {
         self.arrived.notify_one();
     }
 
-    fn pop(&self, max: usize, wait: Duration) -> Result<Vec<i64>, QueueError> {
+    fn take(&self, max: usize, wait: Duration) -> Result<Vec<Taken>, QueueError> {
         let deadline = now() + wait;
         let mut state = self.state.lock();
         while !state.closed && state.order.is_empty() && max > 0 {
@@ -132,7 +134,7 @@ impl Queue for EmbeddedQueue {
         }
         let first: Vec<Place> = state.order.iter().take(max).copied().collect();
         first.iter().for_each(|place| state.remove(*place));
-        Ok(first.iter().map(|place| place.id).collect())
+        Ok(first.iter().map(|place| Taken { id: place.id, device_id: place.device_id }).collect())
     }
 
     fn len_by_priority(&self) -> [u64; Priority::ALL.len()] {

@@ -13,6 +13,8 @@
 //! ids *as decimal text*, so "10" comes before "9": Redis compares members so, and both implementations do the same.
 //!
 //! Pushing an id that waits already keeps one entry with the lower score of the two: doubling never delays.
+//!
+//! An entry may name its device. That decides nothing: it tells whom to wake without a look into the store.
 
 mod embedded;
 mod redis;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::ServerId;
-use crate::model::Priority;
+use crate::model::{DeviceId, Priority};
 
 pub use self::embedded::EmbeddedQueue;
 pub use self::redis::RedisQueue;
@@ -35,6 +37,8 @@ const STEP_NS: i64 = 1_000_000_000_000;
 pub struct Entry {
     /// Of its row.
     pub id: i64,
+    /// Whom it is for, a hint; the same at each push of the same command.
+    pub device_id: Option<DeviceId>,
     /// How urgent.
     pub priority: Priority,
     /// Since when it waits, Unix nanoseconds. The same at each push of the same command keeps its place.
@@ -47,6 +51,15 @@ impl Entry {
         // Whole nanoseconds below the sum: the conversion rounds once, as Redis does with the same number as text.
         self.at_ns.saturating_add(i64::from(self.priority.code()) * STEP_NS) as f64
     }
+}
+
+/// What was taken out of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Of the command's row.
+    pub id: i64,
+    /// Whom it is for, as who pushed it knew; `None`: that did not say.
+    pub device_id: Option<DeviceId>,
 }
 
 /// Why there is nothing to pop.
@@ -65,12 +78,20 @@ pub trait Queue: Send + Sync {
     /// Adds entries to a server's queue. Never waits: what cannot be taken is dropped and counted.
     fn push(&self, server: &ServerId, entries: Vec<Entry>);
 
-    /// Takes at most `max` ids of this server, lowest score first; waits up to `wait` for the first one. May return fewer than there are.
-    /// Empty after `wait`, or if `max` is 0.
+    /// Takes at most `max` entries of this server, lowest score first; waits up to `wait` for the first one. May return fewer than there
+    /// are. Empty after `wait`, or if `max` is 0.
     ///
     /// # Errors
     /// Closed at once; away after at most `wait` and the time of a command.
-    fn pop(&self, max: usize, wait: Duration) -> Result<Vec<i64>, QueueError>;
+    fn take(&self, max: usize, wait: Duration) -> Result<Vec<Taken>, QueueError>;
+
+    /// The ids of [`Queue::take`].
+    ///
+    /// # Errors
+    /// As there.
+    fn pop(&self, max: usize, wait: Duration) -> Result<Vec<i64>, QueueError> {
+        Ok(self.take(max, wait)?.into_iter().map(|taken| taken.id).collect())
+    }
 
     /// Waiting entries of this server, as [`Priority::ALL`]. Never waits: where counting takes time, what was counted before, while the
     /// next count is asked for.
@@ -101,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_step_of_priority_is_worth_a_thousand_seconds() {
-        let entry = |priority, at_ns| Entry { id: 1, priority, at_ns };
+        let entry = |priority, at_ns| Entry { id: 1, device_id: None, priority, at_ns };
         let high = entry(Priority::High, NOW_NS);
         let normal = |waited_s: i64| entry(Priority::Normal, NOW_NS - waited_s * 1_000_000_000);
         assert!(high.score() < normal(999).score());
@@ -112,7 +133,7 @@ mod tests {
 
     #[test]
     fn scores_step_by_256_ns() {
-        let at = |at_ns| Entry { id: 1, priority: Priority::Emergency, at_ns }.score();
+        let at = |at_ns| Entry { id: 1, device_id: None, priority: Priority::Emergency, at_ns }.score();
         let even = NOW_NS / 256 * 256;
         assert_eq!(at(even), at(even + 100));
         assert!(at(even) < at(even + 256));

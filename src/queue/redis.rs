@@ -1,6 +1,7 @@
 //! The queue in Redis: a sorted set per instance that any instance adds to and its owner pops from.
 //!
-//! - Pushes go out as one pipeline of `ZADD … LT` of what came together (Redis 6.2 or newer).
+//! - Pushes go out as one pipeline of `ZADD … LT` of what came together (Redis 6.2 or newer). A member is the id, and behind a space the
+//!   device, if it is known: a space comes before all digits, so that members are in the order of their ids.
 //! - Popping has a connection of its own, for it blocks there: `ZPOPMIN` for all there is, else `BZPOPMIN` for the next one.
 //!   It blocks in rounds of a quarter of a second, so that closing is seen.
 //! - A reply lost with its connection loses the entries in it. A pop that fails waits before it tries to connect again.
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::{Condvar, Mutex};
 use redis::{Connection, Pipeline, RedisResult};
 
-use super::{Entry, Queue, QueueError, STEP_NS, now};
+use super::{Entry, Queue, QueueError, STEP_NS, Taken, now};
 use crate::cluster::link::{Conn, Link, LinkError};
 use crate::cluster::{Outbox, ServerId};
 use crate::model::Priority;
@@ -127,7 +128,7 @@ impl Queue for RedisQueue {
         self.outbox.push(entries.into_iter().map(|entry| (server.clone(), entry)));
     }
 
-    fn pop(&self, max: usize, wait: Duration) -> Result<Vec<i64>, QueueError> {
+    fn take(&self, max: usize, wait: Duration) -> Result<Vec<Taken>, QueueError> {
         let deadline = now() + wait;
         let mut popper = self.popper.lock();
         loop {
@@ -141,10 +142,10 @@ impl Queue for RedisQueue {
             match self.round(&mut popper, max, left.min(BLOCK_MAX)) {
                 Ok(members) => {
                     let found = members.len();
-                    let ids: Vec<i64> = members.iter().filter_map(|member| member.parse().ok()).collect();
-                    self.unreadable.add((found - ids.len()) as u64);
-                    if !ids.is_empty() || now() >= deadline {
-                        return Ok(ids);
+                    let taken: Vec<Taken> = members.iter().filter_map(|member| read(member)).collect();
+                    self.unreadable.add((found - taken.len()) as u64);
+                    if !taken.is_empty() || now() >= deadline {
+                        return Ok(taken);
                     }
                 }
                 Err(error) => {
@@ -205,7 +206,17 @@ fn key(server: &ServerId) -> String {
 }
 
 fn add(pipeline: &mut Pipeline, (server, entry): &(ServerId, Entry)) {
-    pipeline.cmd("ZADD").arg(key(server)).arg("LT").arg(entry.score()).arg(entry.id).ignore();
+    let member = match entry.device_id {
+        Some(device_id) => format!("{} {device_id}", entry.id),
+        None => entry.id.to_string(),
+    };
+    pipeline.cmd("ZADD").arg(key(server)).arg("LT").arg(entry.score()).arg(member).ignore();
+}
+
+/// A member of the set; a device that cannot be read is none.
+fn read(member: &str) -> Option<Taken> {
+    let (id, device_id) = member.split_once(' ').unwrap_or((member, ""));
+    Some(Taken { id: id.parse().ok()?, device_id: device_id.parse().ok() })
 }
 
 /// Entries by priority: those between the newest possible one of the next higher priority and of this one.
@@ -228,4 +239,18 @@ fn count(connection: &mut Conn, key: &str, now_ns: i64) -> RedisResult<[u64; PRI
 fn unix_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_other_builds_are_read_as_far_as_they_go() {
+        let id = |id| Some(Taken { id, device_id: None });
+        assert_eq!(read("7"), id(7));
+        assert_eq!(read("7 nobody"), id(7));
+        assert_eq!(read("7 40aace04"), Some(Taken { id: 7, device_id: "40aace04".parse().ok() }));
+        assert_eq!((read("x 40aace04"), read(""), read(" 40aace04")), (None, None, None));
+    }
 }

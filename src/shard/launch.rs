@@ -31,18 +31,10 @@ use crate::{
     store::Store,
 };
 
-/// What `auto` starts. CPU per heartbeat of one shard that only counts bytes and replies, as a ratio to a bare epoll loop
-/// (`cargo bench --bench cost`, 15,000 connections, Linux 6.18, two virtual cores under other load, medians of three rounds;
-/// the rings were 1,024 deep then, and at today's 256 two rounds gave 1.39 and 1.24 for the larger windows):
-///
-/// | window | mio | glommio |
-/// |---:|---:|---:|
-/// | 50 | 1.14 | 1.91 |
-/// | 1,000 | 0.94 | 1.45 |
-/// | 15,000 | 1.00 | 1.18 |
-///
-/// User time is 0.4 to 0.5 µs on epoll and 1.3 to 2.3 µs on io_uring, where each message costs a new poll request in the ring and
-/// each park about four system calls. `docs/benchmarks.md` has the figures of the whole gateway.
+/// What `auto` starts. Per message both engines make the same calls, a `recv` and a `send`; they differ in how they wait, which is one
+/// `epoll_wait` on epoll, and about nine calls into the rings, a memory barrier and four calls more on io_uring. So they are the same where
+/// a shard has much to do in each turn, and epoll is cheaper where it often waits: as a ratio to a bare epoll loop, at 1,000 connections with
+/// 50 outstanding, 1.4 for io_uring where epoll has 1.0 to 1.1. `docs/benchmarks.md` has the figures.
 const AUTO: Engine = Engine::Mio;
 /// Connections the kernel queues per listener; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -264,7 +256,7 @@ impl Prepared {
     #[cfg(target_os = "linux")]
     fn add_glommio(&mut self, shard: ShardId, cpu: Option<usize>) -> Result<(), StartError> {
         let refused = |source| StartError::Engine { engine: Engine::Glommio, source };
-        let (waker, wake) = super::glommio::prepare().map_err(refused)?;
+        let (poll, waker) = super::mio::prepare().map_err(refused)?;
         let (made, is_made) = sync_channel(1);
         self.add(shard, Box::new(waker), move |work| {
             // Out of lockable memory, glommio returns an error or panics, depending on where it is.
@@ -274,7 +266,7 @@ impl Prepared {
             };
             drop(made.send(Ok(())));
             let Ok(work) = work.recv() else { return };
-            work.run(shard, |driver, bound| super::glommio::run(&executor, wake, bound, driver));
+            work.run(shard, |driver, bound| super::glommio::run(&executor, poll, bound, driver));
         })?;
         let made = is_made.recv().unwrap_or_else(|_| Err(io::Error::other("its thread is gone")));
         made.map_err(refused)

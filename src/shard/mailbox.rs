@@ -12,7 +12,7 @@ use crossbeam::queue::SegQueue;
 
 use crate::gateway::Message;
 
-/// Wakes a parked engine: `mio::Waker`, or a byte on a socketpair for glommio.
+/// Wakes a parked engine: for both a `mio::Waker`, which makes the shard's epoll set ready.
 pub trait Wake: Send + Sync {
     /// Makes the engine's wait return soon. Must not block.
     fn wake(&self);

@@ -13,6 +13,7 @@
 
 use std::{
     io::{self, Read, Write},
+    os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
 };
 
@@ -51,7 +52,7 @@ impl Wake for mio::Waker {
     }
 }
 
-/// What a shard on epoll needs before its thread starts.
+/// What a shard needs before its thread starts.
 pub(super) fn prepare() -> io::Result<(Poll, mio::Waker)> {
     let poll = Poll::new()?;
     let waker = mio::Waker::new(poll.registry(), WAKE)?;
@@ -59,43 +60,76 @@ pub(super) fn prepare() -> io::Result<(Poll, mio::Waker)> {
 }
 
 /// Runs a shard on the current thread until it is drained.
-pub(super) fn run(mut poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::Result<()> {
-    let registry = poll.registry().try_clone()?;
-    let adopt = |bound, index| Acceptor::new(bound, index, &registry);
-    let listeners = Listeners::new(bound, adopt)?;
-    let mut shard = Shard {
-        sockets: Peers { registry: poll.registry().try_clone()?, sockets: Sockets::new() },
-        buffer: vec![0; READ_BUFFER_BYTES].into(),
-        listeners,
-        again: Vec::new(),
-    };
-    let mut events = Events::with_capacity(EVENTS_PER_TURN);
-    let mut readable = Vec::new();
-    loop {
-        // The sockets that the last turn left unread; those this turn leaves go to the other list.
-        std::mem::swap(&mut readable, &mut shard.again);
-        for event in &events {
-            shard.handle_event(event, &mut driver);
-        }
-        for conn in readable.drain(..) {
-            shard.read(conn, &mut driver);
-        }
-        let accepting = shard.accept(&mut driver);
-        let mut wait_ms = driver.turn(&mut shard.sockets);
-        if driver.finished() {
-            return Ok(());
-        }
-        shard.listeners.follow(&mut driver, adopt);
-        wait_ms = if shard.again.is_empty() { accepting.wait_ms(wait_ms) } else { 0 };
+pub(super) fn run(poll: Poll, bound: Vec<Bound>, mut driver: Driver) -> io::Result<()> {
+    let mut epoll = Epoll::new(poll, bound)?;
+    while let Some(mut wait_ms) = epoll.turn(&mut driver) {
         if wait_ms > 0 && !driver.park() {
             wait_ms = 0;
         }
-        match poll.poll(&mut events, Some(Duration::from_millis(wait_ms))) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
-            result => result?,
-        }
+        epoll.look(wait_ms)?;
         driver.unpark();
         driver.awake();
+    }
+    Ok(())
+}
+
+/// A shard's epoll set with all that is in it. The io_uring engine takes its turns with it too, and only waits another way.
+pub(super) struct Epoll {
+    poll: Poll,
+    /// What the last look has found.
+    events: Events,
+    shard: Shard,
+    /// The list that a turn reads while it fills [`Shard::again`].
+    readable: Vec<ConnId>,
+}
+
+impl Epoll {
+    pub(super) fn new(poll: Poll, bound: Vec<Bound>) -> io::Result<Self> {
+        let registry = poll.registry();
+        let listeners = Listeners::new(bound, |bound, index| Acceptor::new(bound, index, registry))?;
+        let shard = Shard {
+            sockets: Peers { registry: registry.try_clone()?, sockets: Sockets::new() },
+            buffer: vec![0; READ_BUFFER_BYTES].into(),
+            listeners,
+            again: Vec::new(),
+        };
+        Ok(Self { poll, events: Events::with_capacity(EVENTS_PER_TURN), shard, readable: Vec::new() })
+    }
+
+    /// Handles what the last look has found, and all else that a turn is. Returns for how many milliseconds the shard may wait
+    /// at most, 0 where there is more to do; `None`: it is drained.
+    pub(super) fn turn(&mut self, driver: &mut Driver) -> Option<u64> {
+        let Self { poll, events, shard, readable } = self;
+        // The sockets that the last turn left unread; those this turn leaves go to the other list.
+        std::mem::swap(readable, &mut shard.again);
+        for event in &*events {
+            shard.handle_event(event, driver);
+        }
+        for conn in readable.drain(..) {
+            shard.read(conn, driver);
+        }
+        let accepting = shard.accept(driver);
+        let wait_ms = driver.turn(&mut shard.sockets);
+        if driver.finished() {
+            return None;
+        }
+        shard.listeners.follow(driver, |bound, index| Acceptor::new(bound, index, poll.registry()));
+        Some(if shard.again.is_empty() { accepting.wait_ms(wait_ms) } else { 0 })
+    }
+
+    /// Waits until something is ready, at most `wait_ms`, and keeps it for the next turn. Returns whether anything is.
+    pub(super) fn look(&mut self, wait_ms: u64) -> io::Result<bool> {
+        match self.poll.poll(&mut self.events, Some(Duration::from_millis(wait_ms))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+            result => result?,
+        }
+        Ok(!self.events.is_empty())
+    }
+
+    /// The set itself: readable while something in it is ready.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the set is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(self.poll.as_raw_fd()) }
     }
 }
 

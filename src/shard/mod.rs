@@ -281,20 +281,27 @@ impl Driver {
                 }
             }
             tx.clear();
-            for conn in closes.drain(..) {
-                io.close(conn);
+            // Nearly every round is one write and nothing else, and nothing else has to cost nothing.
+            if !closes.is_empty() {
+                for conn in closes.drain(..) {
+                    io.close(conn);
+                }
             }
             for (conn, reason) in failed {
                 self.core.closed(self.clock.now(), conn, reason, &mut self.effects);
                 io.close(conn);
             }
         }
-        for (reply, answer) in self.effects.answers.drain(..) {
-            reply.send(answer);
+        if !self.effects.answers.is_empty() {
+            for (reply, answer) in self.effects.answers.drain(..) {
+                reply.send(answer);
+            }
         }
-        for (shard, message) in self.effects.tells.drain(..) {
-            let told = self.peers.mailbox(shard).is_none_or(|mailbox| mailbox.send(message).is_ok());
-            self.core.told(told);
+        if !self.effects.tells.is_empty() {
+            for (shard, message) in self.effects.tells.drain(..) {
+                let told = self.peers.mailbox(shard).is_none_or(|mailbox| mailbox.send(message).is_ok());
+                self.core.told(told);
+            }
         }
     }
 

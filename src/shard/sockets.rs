@@ -27,17 +27,12 @@ impl<S> Sockets<S> {
         self.slots[index] = Some((conn.generation, socket));
     }
 
+    #[inline]
     pub(super) fn find(&mut self, conn: ConnId) -> Option<&mut S> {
         match self.slots.get_mut(conn.slot as usize) {
             Some(Some((generation, socket))) if *generation == conn.generation => Some(socket),
             _ => None,
         }
-    }
-
-    /// The socket in a slot, whatever its generation.
-    pub(super) fn at(&mut self, slot: u32) -> Option<(ConnId, &mut S)> {
-        let (generation, socket) = self.slots.get_mut(slot as usize)?.as_mut()?;
-        Some((ConnId { slot, generation: *generation }, socket))
     }
 
     pub(super) fn remove(&mut self, conn: ConnId) -> Option<S> {
@@ -162,8 +157,8 @@ mod tests {
         sockets.insert(next, 'b');
         assert_eq!(sockets.find(CONN), None);
         assert_eq!(sockets.remove(CONN), None);
-        assert_eq!(sockets.at(3), Some((next, &mut 'b')));
-        assert_eq!(sockets.at(4), None);
+        assert_eq!(sockets.find(next), Some(&mut 'b'));
+        assert_eq!(sockets.find(ConnId { slot: 4, ..next }), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, after, select};
 
 use super::{
     CommandLogRow, DeliveryLogRow, StoreError,
@@ -14,6 +14,8 @@ use super::{
 /// Rows of a log per transaction.
 const ROWS_MAX: usize = 2000;
 const IDLE: Duration = Duration::from_millis(250);
+/// How long rows wait for others: a transaction costs more than a few of them, and nobody waits for the logs.
+const GATHER: Duration = Duration::from_millis(100);
 /// Pieces pruned between two transactions of rows: together more than these bring.
 const PIECES: usize = 4;
 
@@ -71,6 +73,7 @@ pub(super) fn write(logs: &mut impl Logs, queue: &Receiver<LogMessage>, counters
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         };
+        let gathered = after(GATHER);
         while let Some(message) = next.take() {
             match message {
                 LogMessage::Commands(more) => commands.extend(more),
@@ -78,7 +81,10 @@ pub(super) fn write(logs: &mut impl Logs, queue: &Receiver<LogMessage>, counters
                 LogMessage::Prune(wanted) => pruning = Some(wanted),
             }
             if commands.len().max(deliveries.len()) < ROWS_MAX {
-                next = queue.try_recv().ok();
+                next = select! {
+                    recv(queue) -> message => message.ok(),
+                    recv(gathered) -> _ => None,
+                };
             }
         }
         if !commands.is_empty() {

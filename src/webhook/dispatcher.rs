@@ -1,13 +1,13 @@
 //! The thread of one endpoint: moves events from the log into its [`Queue`], attempts to its senders, progress to the store.
 //!
 //! ```text
-//! tail / store.read ──▶ queue ──▶ senders ──▶ receiver
-//!                         │  ▲        │
-//!        store.submit ◀───┘  └────────┘   one inbox for everything that comes back
+//! tail / store.read ──▶ queue ──▶ wire (kept connections) ◀──▶ receiver
+//!                         │  ▲      ▲ new connections
+//!        store.submit ◀───┘  └── senders (also all of TLS) ◀──▶ receiver
 //! ```
 //!
-//! It never waits for one of them alone: reads, flushes and attempts come back through the inbox, whose capacity exceeds what can
-//! be under way. A read or flush whose answer does not come in time is asked for again; its late answer misses by its ticket.
+//! It never waits for one of them alone: reads, flushes, connections and what senders do come back through the inbox, whose capacity exceeds
+//! what can be under way, and the wait for the wire's answers ends with each of them. A read or flush whose answer does not come in time is asked for again; its late answer misses by its ticket.
 //!
 //! What operators change, on whichever instance, is stored and found by looking: every few seconds, and at once where the change was
 //! made here. Rows that others parked are taken over when the queue is at rest: nothing more is read, what was read is delivered or
@@ -15,15 +15,17 @@
 //! bound, whatever was added.
 
 use std::{
+    net::TcpStream,
     panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam::channel::{Receiver as Inbox, Sender, bounded};
+use mio::Waker;
 
 use super::{
     Shared,
@@ -37,6 +39,7 @@ use super::{
     subscription::Subscription,
     tail::Taken,
     transport::Receiver,
+    wire::{self, Wire},
 };
 use crate::{
     gateway::Now,
@@ -71,6 +74,8 @@ pub(super) enum Input {
     Wake,
     /// An attempt ended.
     Answered { attempt: Attempt, answer: Answer, took: Duration },
+    /// There is a connection for an attempt, or none; when it began.
+    Connected { attempt: Attempt, connection: Result<TcpStream, Failure>, started: Instant },
     /// Events behind the asked position.
     Read { ticket: u64, from: Option<i64>, events: Result<Vec<EventRecord>, StoreError> },
     /// Where to go on.
@@ -103,6 +108,10 @@ pub(super) struct Loaded {
 /// The way to a dispatcher.
 pub(super) struct Mailbox {
     inputs: Sender<Input>,
+    /// Ends the dispatcher's wait.
+    waker: Waker,
+    /// It waits, or is about to: whoever puts something in has to end that.
+    waiting: AtomicBool,
     woken: AtomicBool,
     /// Somebody changed what is stored of the endpoint.
     changed: AtomicBool,
@@ -111,12 +120,15 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    pub(super) fn new(concurrency: usize) -> (Arc<Self>, Inbox<Input>) {
+    /// `waker` ends the dispatcher's wait.
+    pub(super) fn new(concurrency: usize, waker: Waker) -> (Arc<Self>, Inbox<Input>) {
         // One answer per attempt under way, one wake, and late answers of reads and flushes.
         let (inputs, inbox) = bounded(concurrency * 2 + 64);
         (
             Arc::new(Self {
                 inputs,
+                waker,
+                waiting: AtomicBool::new(false),
                 woken: AtomicBool::new(false),
                 changed: AtomicBool::new(false),
                 stop_by: AtomicU64::new(u64::MAX),
@@ -146,6 +158,33 @@ impl Mailbox {
     /// For threads of the store: a full inbox loses the input, and the dispatcher asks again at its deadline.
     fn offer(&self, input: Input) {
         self.inputs.try_send(input).ok();
+        self.rouse();
+    }
+
+    /// For senders, which wait for room.
+    fn put(&self, input: Input) {
+        // Fails only when the dispatcher is gone.
+        self.inputs.send(input).ok();
+        self.rouse();
+    }
+
+    /// Ends the dispatcher's wait, behind what was put in.
+    fn rouse(&self) {
+        // Either this sees that it waits, or it sees what was put in.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::Relaxed)
+            && self.waiting.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.waker.wake()
+        {
+            log::error!(error:%; "a webhook dispatcher was not woken: it looks around by itself");
+        }
+    }
+
+    /// Whether the dispatcher may wait: nothing is in its inbox, and what comes from now on ends the wait.
+    fn may_wait(&self, inbox: &Inbox<Input>) -> bool {
+        self.waiting.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        inbox.is_empty()
     }
 }
 
@@ -169,6 +208,9 @@ pub(super) struct Dispatcher {
     mailbox: Arc<Mailbox>,
     inbox: Inbox<Input>,
     senders: Senders,
+    wire: Wire,
+    /// What ended there, until it is handled.
+    ended: Vec<wire::Ended>,
     queue: Queue,
     schedule: Schedule,
     breaker: Breaker,
@@ -242,7 +284,7 @@ impl Dispatcher {
         subscription: Subscription,
         receiver: Arc<Receiver>,
         counters: Arc<EndpointCounters>,
-        (mailbox, inbox): (Arc<Mailbox>, Inbox<Input>),
+        (mailbox, inbox, wire): (Arc<Mailbox>, Inbox<Input>, Wire),
         begin: Option<i64>,
     ) -> Self {
         let settings = &shared.settings;
@@ -252,17 +294,22 @@ impl Dispatcher {
             parked_max: settings.parked_max,
         };
         let senders = {
-            let (receiver, inputs) = (Arc::clone(&receiver), mailbox.inputs.clone());
+            let (receiver, mailbox) = (Arc::clone(&receiver), Arc::clone(&mailbox));
             Senders::new(
                 settings.concurrency,
                 Box::new(move |attempt| {
                     let started = clock::instant();
                     // A lost answer would block its key for good.
+                    if receiver.is_plain() {
+                        let connection = panic::catch_unwind(AssertUnwindSafe(|| receiver.connect()))
+                            .unwrap_or(Err(Failure::Internal));
+                        mailbox.put(Input::Connected { attempt, connection, started });
+                        return;
+                    }
                     let answer = panic::catch_unwind(AssertUnwindSafe(|| receiver.post(&attempt.event)))
                         .unwrap_or(Answer::None(Failure::Internal));
                     let took = clock::instant().saturating_duration_since(started);
-                    // Fails only when the dispatcher is gone.
-                    inputs.send(Input::Answered { attempt, answer, took }).ok();
+                    mailbox.put(Input::Answered { attempt, answer, took });
                 }),
             )
         };
@@ -274,6 +321,8 @@ impl Dispatcher {
             mailbox,
             inbox,
             senders,
+            wire,
+            ended: Vec::new(),
             queue: Queue::resume(name, limits, 0),
             schedule: Schedule::new(settings.retry_delays.clone(), settings.jitter_seed),
             breaker: Breaker::new(settings.breaker, settings.jitter_seed),
@@ -329,14 +378,15 @@ impl Dispatcher {
                 return self.end();
             }
             let wait = Duration::from_millis(self.poll_timeout(now, stop_by).saturating_sub(now.mono_ms));
-            if let Ok(input) = self.inbox.recv_timeout(wait) {
+            let wait = if self.mailbox.may_wait(&self.inbox) { wait } else { Duration::ZERO };
+            self.wire.wait(wait, &mut self.ended);
+            self.mailbox.waiting.store(false, Ordering::Relaxed);
+            // Bounded by the inbox, so that a busy receiver cannot keep us from the rest.
+            for _ in 0..self.inbox.len() {
+                let Ok(input) = self.inbox.try_recv() else { break };
                 self.handle(input, stopping);
-                // Bounded by the inbox, so that a busy receiver cannot keep us from the rest.
-                for _ in 0..self.inbox.len() {
-                    let Ok(input) = self.inbox.try_recv() else { break };
-                    self.handle(input, stopping);
-                }
             }
+            self.handle_ended(stopping);
         }
     }
 
@@ -658,22 +708,72 @@ impl Dispatcher {
             if attempt.made > 0 {
                 self.counters.retried.fetch_add(1, Ordering::Relaxed);
             }
-            if let Err((attempt, error)) = self.senders.push(attempt) {
-                // Costs an attempt that was not made: rare enough not to deserve a state of its own.
-                if self.log.permits(LogKind::Thread, now) {
-                    log::error!(endpoint = self.name.as_str(), error:%; "no thread for webhook deliveries");
-                }
-                self.breaker.handle_unknown(now);
-                self.count_failure(Failure::Internal);
-                let reason = Failure::Internal.reason().into_owned();
-                self.queue.handle_step(
-                    &attempt.key,
-                    Step::Park { delay: Duration::from_millis(PAUSE_MS), reason },
-                    now,
-                );
-                self.touch(now, 1);
-                break;
+            let at = clock::instant();
+            let kept = if self.receiver.may_reuse() { self.wire.take_idle(at) } else { None };
+            match kept {
+                Some(kept) => self.send(kept, attempt, at),
+                None if self.hand_over(attempt, now) => {}
+                None => break,
             }
+        }
+        self.handle_ended(false);
+    }
+
+    /// Sends an attempt that began at `started` on a connection.
+    fn send(&mut self, connection: usize, attempt: Attempt, started: Instant) {
+        let Some((bytes, unix_s)) = self.receiver.write_request(&attempt.event) else {
+            self.wire.put_back(connection, started);
+            self.ended.push(wire::Ended::failed(attempt, Failure::Data, started));
+            return;
+        };
+        let deadline = started + self.receiver.timeout();
+        let request = wire::Request { attempt, bytes, unix_s, started, deadline };
+        self.wire.send(connection, request, &mut self.ended);
+    }
+
+    /// Gives an attempt to a thread; false: there is none.
+    fn hand_over(&mut self, attempt: Attempt, now: Now) -> bool {
+        let Err((attempt, error)) = self.senders.push(attempt) else { return true };
+        // Costs an attempt that was not made: rare enough not to deserve a state of its own.
+        if self.log.permits(LogKind::Thread, now) {
+            log::error!(endpoint = self.name.as_str(), error:%; "no thread for webhook deliveries");
+        }
+        self.breaker.handle_unknown(now);
+        self.count_failure(Failure::Internal);
+        let reason = Failure::Internal.reason().into_owned();
+        self.queue.handle_step(&attempt.key, Step::Park { delay: Duration::from_millis(PAUSE_MS), reason }, now);
+        self.touch(now, 1);
+        false
+    }
+
+    /// Handles what ended on the wire.
+    fn handle_ended(&mut self, stopping: bool) {
+        if self.ended.is_empty() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let mut ended = std::mem::take(&mut self.ended);
+        for ended in ended.drain(..) {
+            match ended {
+                wire::Ended::Answered { attempt, answer, took } => {
+                    self.handle_answered(&attempt, answer, took, now);
+                    self.stopped_clean += usize::from(stopping);
+                }
+                wire::Ended::Cut(attempt) => {
+                    // What comes of no thread for it is as for every attempt.
+                    let _handed_over = self.hand_over(attempt, now);
+                }
+            }
+        }
+        // Its room is used again; nothing has ended meanwhile.
+        self.ended = ended;
+    }
+
+    fn handle_connected(&mut self, attempt: Attempt, connection: Result<TcpStream, Failure>, started: Instant) {
+        let adopted = connection.and_then(|stream| self.wire.adopt(stream).map_err(|_| Failure::Internal));
+        match adopted {
+            Ok(connection) => self.send(connection, attempt, started),
+            Err(failure) => self.ended.push(wire::Ended::failed(attempt, failure, started)),
         }
     }
 
@@ -891,6 +991,9 @@ impl Dispatcher {
             Input::Answered { attempt, answer, took } => {
                 self.handle_answered(&attempt, answer, took, now);
                 self.stopped_clean += usize::from(stopping);
+            }
+            Input::Connected { attempt, connection, started } => {
+                self.handle_connected(attempt, connection, started);
             }
             Input::Read { ticket, from, events } => {
                 if let Some(events) = self.result_of(ticket, events, now) {

@@ -10,7 +10,7 @@
 //! commit ─▶ feed thread ─▶ tail (newest events, shared)
 //!                            │
 //!          per endpoint:     ▼
-//!                        dispatcher ─▶ queue (lanes per key) ─▶ up to 32 senders ─▶ receiver
+//!                        dispatcher ─▶ queue (lanes per key) ─▶ up to 32 connections ─▶ receiver
 //!                            │
 //!                            ▼  one batch at a time: parked, dead, then the cursor
 //!                          store
@@ -75,6 +75,7 @@ mod tail;
 mod target;
 mod transport;
 mod trial;
+mod wire;
 
 pub use breaker::{BreakerSettings, BreakerState};
 pub use cards::{Answered, CardDesk, CardSettings};
@@ -89,6 +90,7 @@ use dispatcher::{Dispatcher, Ended, Mailbox};
 use subscription::Subscription;
 use tail::Tail;
 use transport::Receiver;
+use wire::Wire;
 
 /// Events the feed reads at once.
 const FEED_BATCH: u32 = 512;
@@ -470,7 +472,8 @@ impl Shared {
         let counters = counters.unwrap_or_else(|| Arc::new(EndpointCounters::new(&endpoint.name)));
         // Until the store says so.
         counters.disabled.store(false, Ordering::Relaxed);
-        let (mailbox, inbox) = Mailbox::new(self.settings.concurrency);
+        let (wire, waker) = Wire::new().map_err(EndpointError::Thread)?;
+        let (mailbox, inbox) = Mailbox::new(self.settings.concurrency, waker);
         let receiver = Arc::new(receiver);
         let dispatcher = Dispatcher::new(
             Arc::clone(self),
@@ -478,7 +481,7 @@ impl Shared {
             subscription.clone(),
             Arc::clone(&receiver),
             Arc::clone(&counters),
-            (Arc::clone(&mailbox), inbox),
+            (Arc::clone(&mailbox), inbox, wire),
             begin,
         );
         let (end, ended) = bounded(1);

@@ -102,7 +102,8 @@ fn refusal_v6(addr: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// Looks up one endpoint's host and passes on only the addresses that may be sent to.
+/// Looks up one endpoint's host and passes on only the addresses that may be sent to. Clones share the lookup.
+#[derive(Clone)]
 pub(super) struct CheckedResolver {
     allow_private: bool,
     /// When the request gives no time limit.
@@ -128,6 +129,21 @@ struct LookupState {
 impl CheckedResolver {
     pub(super) fn new(allow_private: bool, timeout: Duration) -> Self {
         Self { allow_private, timeout, lookup: Arc::default() }
+    }
+
+    /// The addresses of a host that may be sent to. May take as long as `timeout`.
+    pub(super) fn resolved(&self, host: &str, port: u16, timeout: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
+        let addrs = self.addresses(host, port, timeout)?;
+        self.permitted(addrs).map_err(|refused| ureq::Error::Other(Box::new(refused)))
+    }
+
+    /// Whether [`CheckedResolver::resolved`] has an address without asking anybody. Never blocks.
+    pub(super) fn is_permitted_now(&self, host: &str, port: u16) -> bool {
+        let addrs = match bare(host).parse::<IpAddr>() {
+            Ok(addr) => Some(vec![SocketAddr::new(addr, port)]),
+            Err(_) => self.lookup.state.lock().found_within(clock::instant(), LOOKUP_FRESH),
+        };
+        addrs.is_some_and(|addrs| self.permitted(addrs).is_ok_and(|permitted| !permitted.is_empty()))
     }
 
     fn addresses(&self, host: &str, port: u16, timeout: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
@@ -220,8 +236,7 @@ impl Resolver for CheckedResolver {
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(default_port);
         let timeout = timeout.not_zero().map_or(self.timeout, |left| *left);
-        let addrs = self.addresses(host, port, timeout)?;
-        let permitted = self.permitted(addrs).map_err(|refused| ureq::Error::Other(Box::new(refused)))?;
+        let permitted = self.resolved(host, port, timeout)?;
         let mut resolved = self.empty();
         permitted.into_iter().take(ADDRS_MAX).for_each(|addr| resolved.push(addr));
         Ok(resolved)

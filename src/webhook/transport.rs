@@ -1,10 +1,12 @@
 //! One attempt: body, headers, HTTP request, answer.
 //!
-//! Knows nothing of order, retries or other attempts. Follows no redirect, uses no proxy, and takes no longer than its timeout.
+//! Knows nothing of order, retries or other attempts. Follows no redirect, uses no proxy, and takes no longer than its timeout. What goes to
+//! plain HTTP is only written here: `wire` sends it.
 
 use std::{
     cell::Cell,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -18,7 +20,7 @@ use ureq::{
 
 use super::{
     Endpoint, EndpointError, Settings, body,
-    clock::Clock,
+    clock::{self, Clock},
     retry::{Answer, Failure, retry_after},
     target::{CheckedResolver, LookupFailed, TargetRefused},
 };
@@ -31,9 +33,10 @@ use crate::{
 /// An answer's body says nothing we need: read so far, so that its connection can be used again.
 const ANSWER_BODY_MAX: u64 = 64 * 1024;
 /// Shorter than the keep-alive of common servers (5 s), so that we close first and rarely meet a connection they just closed.
-const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
+pub(super) const IDLE_AGE_MAX: Duration = Duration::from_secs(4);
 /// URLs longer than this are a mistake.
 const URL_BYTES_MAX: usize = 2_048;
+const USER_AGENT: &str = concat!("chargegate/", env!("CARGO_PKG_VERSION"));
 
 /// An endpoint, checked and ready to be sent to. Used by all its sender threads at once.
 pub(super) struct Receiver {
@@ -43,10 +46,21 @@ pub(super) struct Receiver {
     secrets: Vec<String>,
     api_key: Option<HeaderValue>,
     agent: Agent,
+    resolver: CheckedResolver,
+    /// What `wire` is given; `None`: all goes through the agent.
+    plain: Option<Plain>,
     /// For a whole attempt.
     timeout: Duration,
     nonces: Nonces,
     clock: Clock,
+}
+
+/// A receiver of plain HTTP.
+struct Plain {
+    host: String,
+    port: u16,
+    /// What all requests begin with: request line and the fields that never change.
+    head: Vec<u8>,
 }
 
 impl Receiver {
@@ -84,7 +98,7 @@ impl Receiver {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None)
-            .user_agent(concat!("chargegate/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             .timeout_global(Some(settings.timeout))
             .max_idle_connections(settings.concurrency)
             .max_idle_connections_per_host(settings.concurrency)
@@ -92,6 +106,8 @@ impl Receiver {
             .build();
         let resolver = CheckedResolver::new(settings.allow_private_targets, settings.timeout);
         Ok(Self {
+            plain: Plain::of(&uri, &path, api_key.as_ref()),
+            resolver: resolver.clone(),
             uri,
             path,
             secrets: endpoint.secrets.clone(),
@@ -114,6 +130,66 @@ impl Receiver {
             Ok(answer) => answer,
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// Whether requests are written by [`Receiver::write_request`], on connections of [`Receiver::connect`].
+    pub(super) const fn is_plain(&self) -> bool {
+        self.plain.is_some()
+    }
+
+    /// Whether a request may go out on a kept connection now: the target's addresses were looked up and judged just now, or stand in the
+    /// URL. Else a new connection is to be made, for which they are.
+    pub(super) fn may_reuse(&self) -> bool {
+        self.plain.as_ref().is_some_and(|plain| self.resolver.is_permitted_now(&plain.host, plain.port))
+    }
+
+    /// For how long an attempt may last.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// A connection to one of the permitted addresses of the target. Blocks, as long as an attempt may last.
+    pub(super) fn connect(&self) -> Result<TcpStream, Failure> {
+        let plain = self.plain.as_ref().ok_or(Failure::Internal)?;
+        let until = clock::instant() + self.timeout;
+        let addresses = self.resolver.resolved(&plain.host, plain.port, self.timeout);
+        let mut last = Failure::Connect;
+        for address in addresses.map_err(|error| failure(&error))? {
+            let left = until.saturating_duration_since(clock::instant());
+            if left.is_zero() {
+                return Err(Failure::Timeout);
+            }
+            match TcpStream::connect_timeout(&address, left) {
+                Ok(stream) => return stream.set_nodelay(true).map(|()| stream).map_err(|error| io_failure(&error)),
+                Err(error) => last = io_failure(&error),
+            }
+        }
+        Err(last)
+    }
+
+    /// A whole request for an event as it goes over a connection, and its time in Unix seconds; `None`: the event cannot be sent.
+    pub(super) fn write_request(&self, event: &EventRecord) -> Option<(Vec<u8>, i64)> {
+        let plain = self.plain.as_ref()?;
+        // The one field that was not made here.
+        if !event.event_id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        let nonce = self.nonces.next();
+        let body = body::encode(event, &nonce)?;
+        let unix_s = self.clock.now().unix_ms.div_euclid(1_000);
+        let Signed { timestamp, signature, standard } = self.sign(&event.event_id, &nonce, unix_s, &body);
+        let mut request = Vec::with_capacity(plain.head.len() + body.len() + FIELDS_BYTES);
+        request.extend_from_slice(&plain.head);
+        write!(
+            request,
+            "X-Signature: {signature}\r\nX-Timestamp: {timestamp}\r\nX-Nonce: {nonce}\r\nwebhook-id: {}\r\n\
+             webhook-timestamp: {timestamp}\r\nwebhook-signature: {standard}\r\nContent-Length: {}\r\n\r\n",
+            event.event_id,
+            body.len()
+        )
+        .ok()?;
+        request.extend_from_slice(&body);
+        Some((request, unix_s))
     }
 
     /// Sends one event once, on a connection of its own, in the time of an attempt or `within`, if that is shorter.
@@ -181,20 +257,17 @@ impl Receiver {
         body: &[u8],
         reuse: Reuse,
     ) -> Result<Response<Body>, ureq::Error> {
-        let timestamp = unix_s.to_string();
-        // Rotation is between two secrets of Standard Webhooks; the gateway's scheme has room for one signature: the first's.
-        let first = self.secrets.first().map_or("", String::as_str);
-        let signed = SignedRequest { method: "POST", path: &self.path, timestamp: &timestamp, nonce, body };
+        let Signed { timestamp, signature, standard } = self.sign(id, nonce, unix_s, body);
         let mut request = self
             .agent
             .post(&self.uri)
             .header("Content-Type", "application/json")
-            .header("X-Signature", signed.sign(first))
+            .header("X-Signature", signature)
             .header("X-Timestamp", &timestamp)
             .header("X-Nonce", nonce)
             .header("webhook-id", id)
             .header("webhook-timestamp", &timestamp)
-            .header("webhook-signature", standard_webhooks(self.secrets.iter().map(String::as_str), id, unix_s, body));
+            .header("webhook-signature", standard);
         if let Some(key) = &self.api_key {
             request = request.header("X-Api-Key", key.clone());
         }
@@ -206,8 +279,49 @@ impl Receiver {
         request.send(body)
     }
 
+    fn sign(&self, id: &str, nonce: &str, unix_s: i64, body: &[u8]) -> Signed {
+        let timestamp = unix_s.to_string();
+        // Rotation is between two secrets of Standard Webhooks; the gateway's scheme has room for one signature: the first's.
+        let first = self.secrets.first().map_or("", String::as_str);
+        let signed = SignedRequest { method: "POST", path: &self.path, timestamp: &timestamp, nonce, body };
+        let signature = signed.sign(first);
+        let standard = standard_webhooks(self.secrets.iter().map(String::as_str), id, unix_s, body);
+        Signed { timestamp, signature, standard }
+    }
+
     fn failed(&self, error: &ureq::Error) -> Answer {
         Answer::None(failure(error))
+    }
+}
+
+/// About what the fields take that differ from request to request.
+const FIELDS_BYTES: usize = 512;
+
+/// The fields that vouch for a body.
+struct Signed {
+    timestamp: String,
+    signature: String,
+    standard: String,
+}
+
+impl Plain {
+    /// `None`: it needs TLS, or more than a host and a port of its URL.
+    fn of(uri: &Uri, path: &str, api_key: Option<&HeaderValue>) -> Option<Self> {
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
+        if uri.scheme_str() != Some("http") {
+            return None;
+        }
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: {USER_AGENT}\r\nAccept: */*\r\n\
+             Content-Type: application/json\r\n"
+        );
+        let mut head = head.into_bytes();
+        if let Some(key) = api_key {
+            head.extend_from_slice(b"X-Api-Key: ");
+            head.extend_from_slice(key.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        Some(Self { host: authority.host().to_owned(), port: authority.port_u16().unwrap_or(80), head })
     }
 }
 
@@ -238,29 +352,32 @@ impl Connector for NotingConnector {
 }
 
 /// Whether the peer ended the connection.
-fn is_cut(error: &io::Error) -> bool {
+pub(super) fn is_cut(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-fn failure(error: &ureq::Error) -> Failure {
+/// What an error of a connection says of the receiver.
+pub(super) fn io_failure(error: &io::Error) -> Failure {
     use io::ErrorKind::{
         AddrNotAvailable, ConnectionRefused, HostUnreachable, InvalidData, NetworkDown, NetworkUnreachable, TimedOut,
     };
+    match error.kind() {
+        ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => Failure::Connect,
+        TimedOut => Failure::Timeout,
+        // How the TLS layer reports what it could not read or verify.
+        InvalidData => Failure::Tls,
+        _ => Failure::Closed,
+    }
+}
+
+fn failure(error: &ureq::Error) -> Failure {
     match error {
         ureq::Error::Timeout(_) => Failure::Timeout,
         ureq::Error::HostNotFound => Failure::Dns,
         ureq::Error::Other(cause) if cause.is::<TargetRefused>() => Failure::TargetRefused,
         ureq::Error::Other(cause) if cause.is::<LookupFailed>() => Failure::Dns,
-        ureq::Error::Io(error) => match error.kind() {
-            ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => {
-                Failure::Connect
-            }
-            TimedOut => Failure::Timeout,
-            // How the TLS layer reports what it could not read or verify.
-            InvalidData => Failure::Tls,
-            _ => Failure::Closed,
-        },
+        ureq::Error::Io(error) => io_failure(error),
         ureq::Error::ConnectionFailed => Failure::Connect,
         ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Pem(_) | ureq::Error::TlsRequired => Failure::Tls,
         ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) | ureq::Error::BodyStalled => Failure::Protocol,

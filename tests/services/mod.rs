@@ -136,6 +136,11 @@ impl Postgres {
         self.url_of("postgres")
     }
 
+    /// The process that starts all others of the server.
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.pid().unsigned_abs()
+    }
+
     fn url_of(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.server.port)
     }
@@ -251,6 +256,11 @@ impl Redis {
     /// Of its logical database 0.
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.server.port)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.pid().unsigned_abs()
     }
 
     /// The port of 127.0.0.1; it stays the same over restarts.

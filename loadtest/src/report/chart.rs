@@ -1,7 +1,5 @@
 //! Charts as SVG text: lines over time and percentile curves. No script, no font, no outside resource.
 
-use std::fmt::Write as _;
-
 use super::html::escape;
 
 const WIDTH: f64 = 560.0;
@@ -117,9 +115,8 @@ impl Axes {
     fn frame(&self, svg: &mut String, x_ticks: &[(f64, String)]) {
         for tick in ticks(self.scale, self.y.0, self.y.1) {
             let y = self.y(tick);
-            let _ =
-                write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/>"#, WIDTH - RIGHT);
-            let _ = write!(
+            put!(svg, r#"<line class="grid" x1="{LEFT}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/>"#, WIDTH - RIGHT);
+            put!(
                 svg,
                 r#"<text class="tick" x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
                 LEFT - 8.0,
@@ -128,7 +125,7 @@ impl Axes {
             );
         }
         for (value, text) in x_ticks {
-            let _ = write!(
+            put!(
                 svg,
                 r#"<text class="tick" x="{:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
                 self.x(*value),
@@ -148,16 +145,16 @@ impl Axes {
                     pen_down = false;
                     continue;
                 };
-                let _ = write!(path, "{}{:.1} {:.1}", if pen_down { "L" } else { "M" }, self.x(*x), self.y(*value));
+                put!(path, "{}{:.1} {:.1}", if pen_down { "L" } else { "M" }, self.x(*x), self.y(*value));
                 let next = line.values.get(at + 1).is_some_and(Option::is_some);
                 if !pen_down && !next {
                     alone.push((self.x(*x), self.y(*value)));
                 }
                 pen_down = true;
             }
-            let _ = write!(svg, r#"<path class="line {colour}" d="{path}"/>"#);
+            put!(svg, r#"<path class="line {colour}" d="{path}"/>"#);
             for (x, y) in alone {
-                let _ = write!(svg, r#"<circle class="dot {colour}" cx="{x:.1}" cy="{y:.1}" r="2"/>"#);
+                put!(svg, r#"<circle class="dot {colour}" cx="{x:.1}" cy="{y:.1}" r="2"/>"#);
             }
         }
         // What a pointer finds at each x: all values.
@@ -166,10 +163,10 @@ impl Axes {
             let mut text = format!("{}{x_unit}", trim(*x));
             for line in lines {
                 if let Some(Some(value)) = line.values.get(at) {
-                    let _ = write!(text, "\n{}: {}{unit}", line.name, trim(*value));
+                    put!(text, "\n{}: {}{unit}", line.name, trim(*value));
                 }
             }
-            let _ = write!(
+            put!(
                 svg,
                 r#"<rect class="hit" x="{:.1}" y="{TOP}" width="{width:.1}" height="{:.1}"><title>{}</title></rect>"#,
                 self.x(*x) - width / 2.0,
@@ -181,7 +178,7 @@ impl Axes {
 }
 
 fn open(svg: &mut String, title: &str) {
-    let _ = write!(svg, r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{}">"#, escape(title));
+    put!(svg, r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{}">"#, escape(title));
 }
 
 /// Names of the lines with their colours; nothing for a single one, which the title names.
@@ -191,7 +188,7 @@ fn legend(lines: &[Line<'_>]) -> String {
     }
     let mut text = String::from(r#"<div class="legend">"#);
     for (nth, line) in lines.iter().enumerate() {
-        let _ = write!(text, r#"<span><i class="{}"></i>{}</span>"#, COLOURS[nth % COLOURS.len()], escape(line.name));
+        put!(text, r#"<span><i class="{}"></i>{}</span>"#, COLOURS[nth % COLOURS.len()], escape(line.name));
     }
     text + "</div>"
 }
@@ -218,14 +215,14 @@ pub fn over_time(
         } else {
             "band"
         };
-        let _ = write!(
+        put!(
             svg,
             r#"<rect class="{class}" x="{from:.1}" y="{TOP}" width="{:.1}" height="{:.1}"/>"#,
             to - from,
             HEIGHT - TOP - BOTTOM
         );
         if to - from > 7.0 * band.name.len() as f64 {
-            let _ = write!(
+            put!(
                 svg,
                 r#"<text class="phase" x="{:.1}" y="{:.1}">{}</text>"#,
                 from + 5.0,

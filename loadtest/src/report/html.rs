@@ -1,10 +1,8 @@
 //! A run as one page: no script, no font, nothing from elsewhere.
 
-use std::fmt::Write as _;
-
 use super::chart::{Band, Line, Scale, by_percentile, over_time};
-use super::json::{Moment, Report, Result, Short};
-use crate::measure::Metric;
+use super::json::{Report, Result, Short};
+use crate::measure::{Metric, Moment};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -27,7 +25,7 @@ pub fn escape(text: &str) -> String {
 pub fn page(report: &Report) -> String {
     let mut html = String::new();
     let title = escape(&report.name);
-    let _ = write!(
+    put!(
         html,
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>{title}: {}</title><style>{STYLE}</style></head><body><main>",
@@ -46,13 +44,13 @@ pub fn page(report: &Report) -> String {
 
 fn head(html: &mut String, report: &Report) {
     let result = report.result.as_str();
-    let _ = write!(
+    put!(
         html,
         "<header><div><h1>{}</h1><p class=\"about\">{}</p></div><span class=\"badge {result}\">{result}</span></header>",
         escape(&report.name),
         escape(&report.scenario.about)
     );
-    let _ = write!(
+    put!(
         html,
         "<p class=\"meta\">{} · {} s measured · {} devices · {} process{} · {} cores · Linux {} · seed {}{}</p>",
         report.begun_at,
@@ -68,7 +66,7 @@ fn head(html: &mut String, report: &Report) {
     if report.result != Result::Passed {
         html.push_str("<ul class=\"reasons\">");
         for reason in &report.reasons {
-            let _ = write!(html, "<li>{}</li>", escape(reason));
+            put!(html, "<li>{}</li>", escape(reason));
         }
         html.push_str("</ul>");
     }
@@ -92,7 +90,7 @@ fn tiles(html: &mut String, report: &Report) {
     html.push_str("<section class=\"tiles\">");
     for (name, value) in tiles {
         if let Some(value) = value {
-            let _ = write!(html, "<div><b>{value}</b><span>{name}</span></div>");
+            put!(html, "<div><b>{value}</b><span>{name}</span></div>");
         }
     }
     html.push_str("</section>");
@@ -106,7 +104,7 @@ fn thresholds(html: &mut String, report: &Report) {
     for checked in &report.thresholds {
         let value = checked.value.map_or_else(|| "–".to_owned(), |value| Short(value).to_string());
         let (class, word) = if checked.passed { ("ok", "pass") } else { ("bad", "fail") };
-        let _ = write!(
+        put!(
             html,
             "<tr><td><code>{}</code></td><td class=\"n\">{value}</td><td class=\"{class}\">{word}</td></tr>",
             escape(&checked.threshold)
@@ -133,13 +131,16 @@ fn correctness(html: &mut String, report: &Report) {
         ("orders and records, ledgers of the devices against the API", compared),
     ] {
         let class = if good { "ok" } else { "bad" };
-        let _ = write!(html, "<tr><td>{name}</td><td class=\"n {class}\">{value}</td></tr>");
+        put!(html, "<tr><td>{name}</td><td class=\"n {class}\">{value}</td></tr>");
+    }
+    for (code, count) in &correctness.refusals {
+        put!(html, "<tr><td>refused: {}</td><td class=\"n\">{count}</td></tr>", escape(code));
     }
     html.push_str("</tbody></table>");
     if !orders.details.is_empty() || !correctness.remarks.is_empty() {
         html.push_str("<details open><summary>The first of them</summary><ul class=\"remarks\">");
         for remark in orders.details.iter().chain(&correctness.remarks) {
-            let _ = write!(html, "<li>{}</li>", escape(remark));
+            put!(html, "<li>{}</li>", escape(remark));
         }
         html.push_str("</ul></details>");
     }
@@ -229,9 +230,9 @@ fn latencies(html: &mut String, report: &Report) {
         if figure("count").unwrap_or_default() <= 0.0 {
             continue;
         }
-        let _ = write!(html, "<tr><td>{}</td>", metric.as_str());
+        put!(html, "<tr><td>{}</td>", metric.as_str());
         for property in ["count", "per_s", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"] {
-            let _ = write!(html, "<td class=\"n\">{}</td>", Short(figure(property).unwrap_or_default()));
+            put!(html, "<td class=\"n\">{}</td>", Short(figure(property).unwrap_or_default()));
         }
         html.push_str("</tr>");
     }
@@ -252,21 +253,15 @@ fn phases(html: &mut String, report: &Report) {
     ];
     html.push_str("<section><h2>Phases</h2><table><thead><tr><th></th><th class=\"n\">seconds</th>");
     for (title, _) in columns {
-        let _ = write!(html, "<th class=\"n\">{title}</th>");
+        put!(html, "<th class=\"n\">{title}</th>");
     }
     html.push_str("</tr></thead><tbody>");
     for phase in &report.phases {
         let note = if phase.warm_up { " <em>warm-up</em>" } else { "" };
-        let _ = write!(
-            html,
-            "<tr><td>{}{note}</td><td class=\"n\">{}–{}</td>",
-            escape(&phase.name),
-            phase.from_s,
-            phase.to_s
-        );
+        put!(html, "<tr><td>{}{note}</td><td class=\"n\">{}–{}</td>", escape(&phase.name), phase.from_s, phase.to_s);
         for (_, name) in columns {
             let value = phase.figures.get(name).map_or_else(|| "–".to_owned(), |value| Short(*value).to_string());
-            let _ = write!(html, "<td class=\"n\">{value}</td>");
+            put!(html, "<td class=\"n\">{value}</td>");
         }
         html.push_str("</tr>");
     }
@@ -275,7 +270,7 @@ fn phases(html: &mut String, report: &Report) {
 
 fn configuration(html: &mut String, report: &Report) {
     let text = toml::to_string(&report.scenario).unwrap_or_default();
-    let _ = write!(
+    put!(
         html,
         "<section><h2>Configuration</h2><details><summary>The scenario as it was run</summary><pre>{}</pre></details></section>",
         escape(&text)

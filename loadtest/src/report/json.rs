@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::books::Verdict;
 use crate::figures::{self, Figures};
-use crate::measure::{Latency, Metric, Window};
+use crate::measure::{Latency, Metric, Moment, Window};
 use crate::processes::{Happened, Second};
 use crate::report::{Percentiles, Totals};
 use crate::scenario::Scenario;
@@ -75,19 +75,6 @@ pub struct PhaseFigures {
     pub figures: Figures,
 }
 
-/// Percentiles of a second.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Moment {
-    /// How many were recorded.
-    pub count: u64,
-    /// Median, ms.
-    pub p50_ms: f64,
-    /// 99 of 100, ms.
-    pub p99_ms: f64,
-    /// The slowest, ms.
-    pub max_ms: f64,
-}
-
 /// The run second by second.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Series {
@@ -130,6 +117,8 @@ pub struct Correctness {
     pub orders: Verdict,
     /// The first things that were not as they should be.
     pub remarks: Vec<String>,
+    /// Answers of the API other than those meant, by request and error code; `transport`: they did not come.
+    pub refusals: BTreeMap<String, u64>,
 }
 
 /// The generator itself.
@@ -207,7 +196,6 @@ impl Sum {
         let earlier = before.map(|before| before.totals).unwrap_or_default();
         self.span = self.span.plus(&second.totals.since(&earlier));
         self.end = second.totals;
-        self.window.add(&second.window);
         self.cpu_us += second.cpu_us.saturating_sub(before.map_or(0, |before| before.cpu_us));
     }
 
@@ -226,8 +214,11 @@ impl Report {
         let mut whole = Sum::default();
         let mut phases = Vec::new();
         let before = |at: usize| at.checked_sub(1).and_then(|at| happened.seconds.get(at));
-        for (phase, from_s, to_s) in scenario.spans() {
-            let mut sum = Sum::default();
+        for ((phase, from_s, to_s), window) in scenario.spans().zip(&happened.windows) {
+            let mut sum = Sum { window: window.clone(), ..Sum::default() };
+            if !phase.warm_up {
+                whole.window.add(window);
+            }
             let of_phase = |second: &Second| (from_s + 1..=to_s).contains(&second.second);
             for (at, second) in happened.seconds.iter().enumerate().filter(|(_, second)| of_phase(second)) {
                 sum.add(second, before(at));
@@ -241,7 +232,7 @@ impl Report {
         let outcome = &happened.outcome;
         let mut figures = whole.figures();
         let mut remarks = Window::default();
-        happened.seconds.iter().for_each(|second| remarks.add(&second.window));
+        happened.windows.iter().for_each(|window| remarks.add(window));
         remarks.add(&outcome.window);
         let correctness = Correctness {
             lost: outcome.totals.lost,
@@ -251,6 +242,7 @@ impl Report {
             never_connected: outcome.never_connected,
             orders: verdict,
             remarks: remarks.remarks,
+            refusals: remarks.refusals,
         };
         // What goes wrong in a warm-up, or is found out at the end, is wrong all the same.
         for (name, value) in [
@@ -351,9 +343,10 @@ impl Report {
 
 fn series(seconds: &[Second]) -> Series {
     let mut series = Series::default();
+    let moment = |second: &Second, metric: Metric| second.moments.get(metric as usize).copied().flatten();
     let used: Vec<Metric> = Metric::ALL
         .into_iter()
-        .filter(|metric| seconds.iter().any(|second| second.window.latency(*metric).is_some()))
+        .filter(|metric| seconds.iter().any(|second| moment(second, *metric).is_some()))
         .collect();
     let mut before = (Totals::default(), 0);
     for second in seconds {
@@ -368,11 +361,7 @@ fn series(seconds: &[Second]) -> Series {
         series.errors.push(since.connection_errors());
         series.cpu_percent.push(second.cpu_us.saturating_sub(before.1) as f64 / 1e4);
         for metric in &used {
-            let moment = second.window.latency(*metric).map(|latency| {
-                let ms = |quantile: f64| latency.0.value_at_quantile(quantile) as f64 / 1e3;
-                Moment { count: latency.0.len(), p50_ms: ms(0.5), p99_ms: ms(0.99), max_ms: ms(1.0) }
-            });
-            series.latencies.entry(metric.as_str()).or_default().push(moment);
+            series.latencies.entry(metric.as_str()).or_default().push(moment(second, *metric));
         }
         before = (totals, second.cpu_us);
     }
@@ -464,6 +453,9 @@ impl fmt::Display for Report {
         }
         for remark in correctness.orders.details.iter().chain(&correctness.remarks).take(8) {
             writeln!(f, "                 {remark}")?;
+        }
+        for (code, count) in &correctness.refusals {
+            writeln!(f, "                 {count} × {code}")?;
         }
         let late_ms = self.generator.late.map_or(0.0, |late| late.p99_us as f64 / 1e3);
         writeln!(f, "  generator      late p99 {} ms, {:.0} % of a core", Short(late_ms), self.generator.cpu_percent)?;

@@ -93,10 +93,15 @@ impl Core {
     }
 
     /// Lists what devices did wrong during this input.
+    #[inline]
     pub(super) fn list_noted(&mut self, now: Now) {
-        if !self.shared.anomalies.has_noted() {
-            return;
+        if self.shared.anomalies.has_noted() {
+            self.list_all_noted(now);
         }
+    }
+
+    #[cold]
+    fn list_all_noted(&mut self, now: Now) {
         for Noted { device_id, kind, detail } in self.shared.anomalies.take_noted() {
             let conn = self.key_of(device_id).and_then(|key| self.devices.get(key)).and_then(|device| device.conn);
             self.list_anomaly(now, Some(device_id), conn, kind, detail);

@@ -5,11 +5,12 @@ use crate::{
     gateway::{
         CloseReason, Effects, Now,
         conn::{Codec, Conn, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
+        recorder::Label,
         slots::Key,
         timers::Timer,
     },
     protocol::{
-        SkipReason, Step, ap3000, bkv,
+        Direction, SkipReason, Step, ap3000, bkv,
         detect::{Detected, Detection, detect},
     },
     telemetry::label::DecodeFailure,
@@ -31,7 +32,8 @@ impl Core {
     /// As [`Core::drain`]; `run`: the first byte is given up already.
     fn drain_behind(&mut self, now: Now, key: Key, buf: &[u8], mut run: Option<Run>, effects: &mut Effects) -> usize {
         let mut used = usize::from(run.is_some());
-        loop {
+        // Nearly every read is one whole frame: nobody looks for another behind it.
+        while used < buf.len() || run.is_some() {
             let Some(conn) = self.conns.get_mut(key) else { return buf.len() };
             if conn.is_asked() {
                 self.end_run(now, key, run, buf, used);
@@ -117,6 +119,7 @@ impl Core {
                 return buf.len();
             }
         }
+        used
     }
 
     /// Bytes that are no frame have come to their end.
@@ -132,9 +135,10 @@ impl Core {
 
     /// Records a frame, once: one that waits for the store's answer is read again.
     fn record_item(&mut self, now: Now, key: Key, frame: &[u8]) {
-        let recorded = self.conns.get_mut(key).is_some_and(|conn| std::mem::take(&mut conn.first_recorded));
-        if !recorded {
-            self.record(now, key, false, frame);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !std::mem::take(&mut conn.first_recorded) {
+            let label = Label { at: now.unix_ms, direction: Direction::Up, skipped: false, epoch: conn.epoch };
+            self.shared.recorder.record(key.into(), &mut conn.trail, label, frame);
         }
     }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroI64;
 use serde_json::json;
 use smallvec::SmallVec;
 
-use super::{BIND_RETRY_MS, Device};
+use super::{BIND_RETRY_MS, BIND_WAITS, Device};
 use crate::{
     gateway::{
         Now, OrderTimes,
@@ -106,6 +106,11 @@ impl Device {
     }
 
     pub(super) fn submit_bind(&mut self, cx: &mut Cx<'_>) {
+        if !cx.has_bind_room() {
+            let waits = self.bind_at == BIND_WAITS || cx.bind_later(self.id);
+            self.bind_at = if waits { BIND_WAITS } else { cx.now.mono_ms + BIND_RETRY_MS };
+            return;
+        }
         let printed_no = if let DeviceId::Ap3000(phy_id) = self.id { Some(phy_id.printed_number()) } else { None };
         let bind = Bind {
             device_id: self.id,
@@ -117,6 +122,14 @@ impl Device {
         };
         let submitted = cx.job(Job::Bind(bind));
         self.bind_at = if submitted { u64::MAX } else { cx.now.mono_ms + BIND_RETRY_MS };
+    }
+
+    /// There is room for a bind that waits.
+    pub(in crate::gateway) fn bind_on(&mut self, cx: &mut Cx<'_>) {
+        // Its connection may have gone since, or its bind have gone in with a newer one.
+        if self.bind_at == BIND_WAITS {
+            self.submit_bind(cx);
+        }
     }
 
     /// The connection is gone.

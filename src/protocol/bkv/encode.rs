@@ -32,15 +32,14 @@ pub fn frame(
     payload: impl FnOnce(&mut Vec<u8>),
 ) {
     let start = out.len();
-    out.extend_from_slice(match direction {
-        Direction::Up => &MAGIC_UP,
-        Down => &MAGIC_DOWN,
-    });
-    out.extend_from_slice(&[0, 0]);
-    out.extend_from_slice(&command.to_be_bytes());
-    out.extend_from_slice(&sequence.to_be_bytes());
-    out.push(direction_code(direction));
-    out.extend_from_slice(&gateway_id.0);
+    let [m1, m0] = match direction {
+        Direction::Up => MAGIC_UP,
+        Down => MAGIC_DOWN,
+    };
+    let ([c1, c0], [s3, s2, s1, s0]) = (command.to_be_bytes(), sequence.to_be_bytes());
+    let GatewayId([g6, g5, g4, g3, g2, g1, g0]) = gateway_id;
+    let code = direction_code(direction);
+    out.extend_from_slice(&[m1, m0, 0, 0, c1, c0, s3, s2, s1, s0, code, g6, g5, g4, g3, g2, g1, g0]);
     payload(out);
     // Checksum and tail are still to come; magic and length do not count: three more, four fewer.
     let length = out.len().saturating_sub(start).saturating_sub(1);
@@ -159,8 +158,12 @@ fn down_with(
 
 /// Answers a heartbeat with the time, given in Unix seconds and sent as UTC+8.
 pub fn heartbeat_reply(out: &mut Vec<u8>, gateway_id: GatewayId, unix_s: i64) {
-    let time = DeviceTime::from_unix(unix_s).to_bcd();
-    frame(out, Down, HEARTBEAT, 0, gateway_id, |out| out.extend_from_slice(&time));
+    heartbeat_reply_at(out, gateway_id, DeviceTime::from_unix(unix_s).to_bcd());
+}
+
+/// As [`heartbeat_reply`], with the time as [`DeviceTime::to_bcd`] writes it.
+pub fn heartbeat_reply_at(out: &mut Vec<u8>, gateway_id: GatewayId, time_bcd: [u8; 7]) {
+    frame(out, Down, HEARTBEAT, 0, gateway_id, |out| out.extend_from_slice(&time_bcd));
 }
 
 /// Asks for the state of a socket. Answered by 1C, 1D or a push.

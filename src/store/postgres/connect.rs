@@ -266,12 +266,21 @@ impl Connector {
         let read_only = if role == Role::Reader { "on" } else { "off" };
         // Statements here look up rows by key. The planner, asked while a table is small, would read it whole, and keep the plan
         // while the table grows.
+        let planner = match role {
+            Role::Migrate | Role::Reader => "",
+            // Those that write take an index for each of a few rows, whatever the planner thinks of the tables: it would also read
+            // the whole of a partial index, or join all rows of a table with the batch's. One plan for good, made once.
+            Role::Durable | Role::Lossy => {
+                "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; \
+                 SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; "
+            }
+        };
         let sql = format!(
             "SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
              SET idle_in_transaction_session_timeout = {idle}; SET tcp_keepalives_idle = 10; \
              SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET synchronous_commit = {commit}; \
              SET default_transaction_read_only = {read_only}; SET default_transaction_isolation = 'read committed'; \
-             SET enable_seqscan = off; SET jit = off; SET timezone = 'UTC'; SET client_min_messages = warning; \
+             SET enable_seqscan = off; SET jit = off; {planner}SET timezone = 'UTC'; SET client_min_messages = warning; \
              SELECT pg_backend_pid(), current_setting('server_version_num'), pg_is_in_recovery(), \
              current_setting('synchronous_commit'), current_setting('server_encoding'), current_schema()"
         );

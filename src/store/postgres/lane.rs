@@ -3,7 +3,7 @@
 //! ```text
 //! BEGIN; the lane's row says which batch this is      one round trip
 //! lock the batch's devices, in the order of their ids, and read what the jobs will ask for
-//! the jobs, as for every store, on what was read; what they write, a statement per table
+//! the jobs, as for every store, on what was read; what they write, in a statement or two
 //! COMMIT
 //! ```
 //!
@@ -308,8 +308,11 @@ fn locked_devices(session: &PgSession, jobs: &[Job]) -> Result<FxHashSet<DeviceI
 }
 
 fn begin(session: &PgSession, row: &str, batch: i64, savepoints: bool) -> Result<(), StoreError> {
-    let mark = format!(
-        "INSERT INTO store_lanes (lane, batch) VALUES ({row}, {batch}) ON CONFLICT (lane) DO UPDATE SET batch = excluded.batch"
-    );
-    session.begin(&mark, savepoints)
+    // Prepared by name and called by text, so that it goes with BEGIN and is planned once.
+    session.prepare_by_name(
+        "mark_batch",
+        "INSERT INTO store_lanes (lane, batch) VALUES ($1::text, $2::bigint) \
+         ON CONFLICT (lane) DO UPDATE SET batch = excluded.batch",
+    )?;
+    session.begin(&format!("EXECUTE mark_batch({row}, {batch})"), savepoints)
 }

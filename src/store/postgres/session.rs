@@ -41,6 +41,8 @@ pub(in crate::store) struct PgSession {
     /// `None` only while it is dropped.
     client: RefCell<Option<Client>>,
     statements: RefCell<FxHashMap<Box<str>, Statement>>,
+    /// Statements that the server knows by a name.
+    named: RefCell<Vec<&'static str>>,
     watch: Arc<Watch>,
     /// For one call.
     limit: Duration,
@@ -138,6 +140,7 @@ impl PgSession {
         Self {
             client: RefCell::new(Some(client)),
             statements: RefCell::default(),
+            named: RefCell::default(),
             watch,
             limit,
             pid,
@@ -186,6 +189,16 @@ impl PgSession {
         self.in_transaction.set(true);
         // What waits in a stage cannot be taken back to a savepoint.
         *self.stage.borrow_mut() = (!savepoints).then(Stage::default);
+        Ok(())
+    }
+
+    /// Prepares a statement under a name of the server's, once for the session.
+    pub(super) fn prepare_by_name(&self, name: &'static str, sql: &str) -> Result<(), StoreError> {
+        if self.named.borrow().contains(&name) {
+            return Ok(());
+        }
+        self.call(|client| client.batch_execute(&format!("PREPARE {name} AS {sql}")))?;
+        self.named.borrow_mut().push(name);
         Ok(())
     }
 
@@ -305,7 +318,7 @@ impl PgSession {
         let statements = self.stage.borrow_mut().as_mut().map(Stage::take);
         for (sql, columns) in statements.into_iter().flatten() {
             // Which job wrote the row that is refused is not known.
-            self.execute(sql, &columns).inspect_err(|_| self.savepoints.set(Savepoints::Wanted))?;
+            self.execute(&sql, &columns).inspect_err(|_| self.savepoints.set(Savepoints::Wanted))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! | the environment (disk, file, lock) | the transaction is rolled back, every job fails, nothing had an effect |
 //! | one job's data | its savepoint is rolled back; a settlement goes to quarantine, any other job fails alone |
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     conn::{Conn, run},
@@ -32,6 +32,8 @@ pub(in crate::store) struct Tx<'a> {
     pub(super) queued: Vec<Queued>,
     /// Instances that have devices of the batch, where it is another one than this.
     pub(super) owners: FxHashMap<DeviceId, ServerId>,
+    /// Devices whose rows were made for a bind that has not been told so.
+    pub(super) made: FxHashSet<DeviceId>,
     /// Row of the last event inserted: with a single writer its position in the log.
     pub(super) last_event: Option<i64>,
     /// Events pruned before an endpoint had them.
@@ -140,6 +142,7 @@ impl<'a> Tx<'a> {
             now,
             queued: Vec::new(),
             owners: FxHashMap::default(),
+            made: FxHashSet::default(),
             last_event: None,
             events_lost: 0,
         }

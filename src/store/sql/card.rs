@@ -34,7 +34,7 @@ use crate::{
 /// Holds looked at per call of the backstop.
 const HOLDS_MAX: u32 = 200;
 /// AP3000 start mode of an offline card.
-const OFFLINE_CARD: u8 = 0;
+pub(super) const OFFLINE_CARD: u8 = 0;
 
 /// One card.
 pub(super) fn find_card(conn: Conn<'_>, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
@@ -54,6 +54,9 @@ struct Entry<'a> {
 impl Tx<'_> {
     /// One card, whose account nobody else changes until this transaction ends: cards go from device to device.
     fn lock_card(&self, card_no: &CardNo) -> Result<Option<Card>, StoreError> {
+        if self.conn.staged(|stage| stage.known.foreign_cards.get(card_no).map(drop)).is_some() {
+            return Ok(None);
+        }
         one(
             self.conn,
             concat!("SELECT ", card_columns!(), " FROM cards WHERE card_no = $1 FOR NO KEY UPDATE"),

@@ -413,7 +413,12 @@ impl Conn<'_> {
 
 /// A statement as SQLite reads it.
 pub(in crate::store) fn sqlite_text(sql: &str) -> String {
-    const REPLACED: [(&str, &str); 9] = [
+    const REPLACED: [(&str, &str); 13] = [
+        // Columns that PostgreSQL generates: they do not change with each status, so that its indexes need not either.
+        ("is_active = TRUE", "status IN (0, 1, 2, 8, 9, 10)"),
+        ("is_active = FALSE", "status NOT IN (0, 1, 2, 8, 9, 10)"),
+        ("is_open = TRUE", "state IN ('queued', 'claimed', 'written')"),
+        ("is_failed = TRUE", "state IN ('refused', 'expired', 'withdrawn', 'dead')"),
         // The scalar functions of several arguments; the aggregates have one.
         ("greatest(", "max("),
         ("least(", "min("),
@@ -445,6 +450,10 @@ mod tests {
         let text = sqlite_text("UPDATE t SET a = greatest(a, $1), f = TRUE WHERE id = $2 AND hold_open = FALSE");
         assert_eq!(text, "UPDATE t SET a = max(a, ?1), f = 1 WHERE id = ?2 AND hold_open = 0");
         assert_eq!(sqlite_text("SELECT 1 FROM t WHERE a = $1 FOR NO KEY UPDATE"), "SELECT 1 FROM t WHERE a = ?1");
+        assert_eq!(
+            sqlite_text("SELECT 1 FROM outbound_queue q WHERE q.is_open = TRUE"),
+            "SELECT 1 FROM outbound_queue q WHERE q.state IN ('queued', 'claimed', 'written')"
+        );
         assert_eq!(
             sqlite_text("SELECT 1 WHERE a IN (SELECT value FROM json_array_elements_text($1::json))"),
             "SELECT 1 WHERE a IN (SELECT value FROM json_each(?1))"

@@ -1,129 +1,19 @@
-//! Devices and ports: binding, their events, and latest values.
+//! Devices and ports: settings, their events, and latest values.
 
 use serde_json::{Value, json};
 
 use super::{
     apply::Tx,
-    conn::{Conn, all, one, run},
-    row::{active, details, device_columns, order, order_columns, port, port_columns, protocol, server_id},
+    conn::{Conn, one, run},
+    row::{device_columns, port_columns},
 };
 use crate::{
-    model::{DeviceId, EventType, Protocol, ServerId},
-    store::{Bind, Bound, DeviceEvent, Latest, Settings, SettingsOutcome, StoreError},
+    model::{DeviceId, EventType, Protocol},
+    store::{DeviceEvent, Latest, Settings, SettingsOutcome, StoreError},
     time::Rfc3339,
 };
 
-/// A device that was bound just now counts as online for so long, until its first latest values say for how long.
-const SEEN_MS: i64 = 60_000;
-
 impl Tx<'_> {
-    pub(super) fn bind(&mut self, bind: &Bind) -> Result<Bound, StoreError> {
-        let device_id = bind.device_id;
-        let id = device_id.to_string();
-        let mut bound = Bound {
-            device_id,
-            generation: bind.generation,
-            admitted: false,
-            first_seen: false,
-            epoch: 0,
-            protocol: bind.protocol,
-            networked: false,
-            has_ota: false,
-            heartbeat_interval_s: None,
-            msg_id_first: 0,
-            ports: Vec::new(),
-            orders: Vec::new(),
-            commands: Vec::new(),
-            details: Box::default(),
-            network: None,
-            superseded: None,
-        };
-        if !bind.known_only {
-            let inserted = run(
-                self.conn,
-                "INSERT INTO devices (device_id, protocol, printed_no, created_at) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT DO NOTHING",
-                (&id, bind.protocol.as_str(), bind.printed_no, bind.at),
-            )?;
-            bound.first_seen = inserted > 0;
-        }
-        let instance = self.instance.map(ServerId::as_str);
-        if instance.is_some() {
-            let sql = "SELECT owner FROM devices WHERE device_id = $1 FOR NO KEY UPDATE";
-            let previous = one(self.conn, sql, [&id], |row| server_id(row, 0))?.flatten();
-            bound.superseded = previous.filter(|owner| Some(owner) != self.instance);
-        }
-        run(
-            self.conn,
-            "UPDATE devices SET session_epoch = session_epoch + 1, msg_counter = msg_counter + $2, \
-             protocol = coalesce(protocol_set, CASE WHEN protocol = 'gn' AND $3 = 'bkv' THEN 'gn' ELSE $3 END), \
-             printed_no = coalesce($4, printed_no), connected_at = $5, last_seen_at = greatest(coalesce(last_seen_at, 0), $5), \
-             owner = $6, offline_at = greatest(coalesce(offline_at, 0), $7) WHERE device_id = $1",
-            (&id, Bound::MSG_IDS, bind.protocol.as_str(), bind.printed_no, bind.at, instance, bind.at + SEEN_MS),
-        )?;
-        let row = one(
-            self.conn,
-            "SELECT session_epoch, msg_counter, protocol, \
-             networked OR EXISTS (SELECT 1 FROM gateway_sockets s WHERE s.device_id = d.device_id), \
-             name, extensions, fsk_frequency, imei, module_version, host_type, host, \
-             EXISTS (SELECT 1 FROM ota_tasks t WHERE t.device_id = d.device_id AND t.state IN (0, 1, 2)) \
-             FROM devices d WHERE device_id = $1",
-            [&id],
-            |row| {
-                let (epoch, msg_counter) = (row.get::<i64>(0)?, row.get::<i64>(1)?);
-                let (networked, has_ota) = (row.get::<bool>(3)?, row.get::<bool>(11)?);
-                Ok((epoch, msg_counter, protocol(row, 2)?, networked, details(row, 4)?, has_ota))
-            },
-        )?;
-        let Some((epoch, msg_counter, protocol, networked, details, has_ota)) = row else { return Ok(bound) };
-        bound.details = Box::new(details);
-        bound.admitted = true;
-        bound.epoch = epoch;
-        bound.protocol = protocol;
-        bound.networked = networked;
-        bound.has_ota = has_ota;
-        bound.msg_id_first = (msg_counter - i64::from(Bound::MSG_IDS) + 1) as u32;
-        bound.heartbeat_interval_s = self.heartbeat_interval(device_id)?;
-        if bound.first_seen {
-            let data = registered(bind.device_id, bound.protocol, bind.printed_no, Some(bind.at));
-            self.device_event(device_id, EventType::DeviceRegistered, &data, bind.at)?;
-        }
-        bound.ports = all(
-            self.conn,
-            concat!("SELECT ", port_columns!(), " FROM ports WHERE device_id = $1 ORDER BY port_no"),
-            [&id],
-            port,
-        )?;
-        bound.orders = all(
-            self.conn,
-            concat!(
-                "SELECT ",
-                order_columns!(),
-                " FROM orders WHERE device_id = $1 AND status IN ",
-                active!(),
-                " UNION ALL SELECT ",
-                order_columns!(),
-                " FROM orders WHERE device_id = $1 AND device_end_pending = TRUE AND status NOT IN ",
-                active!(),
-                " ORDER BY port_no, created_at"
-            ),
-            [&id],
-            order,
-        )?;
-        bound.commands = self.claim(device_id, epoch, bind.at)?;
-        for order in &bound.orders {
-            bound.commands.extend(self.stop_again(order, epoch, bind.at)?);
-        }
-        bound.commands.extend(self.params_at_bind(device_id, epoch, bind.at)?);
-        if matches!(device_id, DeviceId::Gateway(_)) {
-            self.network_at_bind(device_id, &mut bound.commands, epoch, bind.at)?;
-            let list = super::network::find(self.conn, device_id)?;
-            bound.network = list.filter(|list| !list.sockets.is_empty()).map(Box::new);
-        }
-        bound.commands.sort_by_key(|command| (command.priority, command.id));
-        Ok(bound)
-    }
-
     /// Sets what the operator says of a device; makes its row where there is none.
     pub(super) fn set_settings(&mut self, settings: &Settings) -> Result<SettingsOutcome, StoreError> {
         let device_id = settings.device_id;
@@ -172,7 +62,7 @@ impl Tx<'_> {
 
 /// `data` of `device.registered`: the device object as far as the store knows it. `seen`: when it came by itself, which makes it
 /// online.
-fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, seen: Option<i64>) -> Value {
+pub(super) fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Option<u32>, seen: Option<i64>) -> Value {
     json!({
         "device_id": device_id,
         "protocol": protocol,

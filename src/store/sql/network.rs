@@ -4,7 +4,7 @@
 use super::{
     apply::Tx,
     conn::{Conn, Row, all, one, run},
-    row::{active, order_no},
+    row::order_no,
 };
 use crate::{
     gateway::network::{Answer, Listed, NetworkList, Refresh, SocketState},
@@ -12,29 +12,41 @@ use crate::{
     store::{NetworkChange, NetworkJob, NetworkTold, Networked, Outcome, StoreError, payload},
 };
 
+/// Columns in the order [`listed`] reads them.
+macro_rules! socket_columns {
+    () => {
+        "socket, serial, uid, state, refused, confirmed_at, updated_at"
+    };
+}
+pub(super) use socket_columns;
+
 /// The list of a device; `None`: no such device.
 pub(super) fn find(conn: Conn<'_>, device_id: DeviceId) -> Result<Option<NetworkList>, StoreError> {
     let id = device_id.to_string();
     let list = one(conn, "SELECT network_channel, network_refresh FROM devices WHERE device_id = $1", [&id], |row| {
-        let refresh = match row.get(1)? {
-            0_u8 => Refresh::Done,
-            1 => Refresh::Wanted,
-            _ => Refresh::Failed,
-        };
-        Ok(NetworkList { channel: row.get(0)?, refresh, sockets: Vec::new() })
+        Ok(NetworkList { channel: row.get(0)?, refresh: refresh(row.get(1)?), sockets: Vec::new() })
     })?;
     let Some(mut list) = list else { return Ok(None) };
-    list.sockets = all(
-        conn,
-        "SELECT socket, serial, uid, state, refused, confirmed_at, updated_at FROM gateway_sockets \
-         WHERE device_id = $1 ORDER BY socket",
-        [&id],
-        listed,
-    )?;
+    list.sockets = sockets(conn, device_id)?;
     Ok(Some(list))
 }
 
-fn listed(row: &Row<'_>) -> Result<Listed, StoreError> {
+/// The sockets of a list, by number.
+pub(super) fn sockets(conn: Conn<'_>, device_id: DeviceId) -> Result<Vec<Listed>, StoreError> {
+    let sql = concat!("SELECT ", socket_columns!(), " FROM gateway_sockets WHERE device_id = $1 ORDER BY socket");
+    all(conn, sql, [device_id.to_string()], listed)
+}
+
+/// As the column says.
+pub(super) const fn refresh(column: u8) -> Refresh {
+    match column {
+        0 => Refresh::Done,
+        1 => Refresh::Wanted,
+        _ => Refresh::Failed,
+    }
+}
+
+pub(super) fn listed(row: &Row<'_>) -> Result<Listed, StoreError> {
     let state = row.text(3)?;
     let state = SocketState::ALL.into_iter().find(|known| known.as_str() == state);
     Ok(Listed {
@@ -116,9 +128,7 @@ impl Tx<'_> {
         let holders = all(
             self.conn,
             concat!(
-                "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND status IN ",
-                active!(),
-                " UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1"
+                "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND is_active = TRUE UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1"
             ),
             [device_id.to_string()],
             |row| Ok((row.get::<u16>(0)?, order_no(row, 1)?)),
@@ -250,14 +260,11 @@ impl Tx<'_> {
     pub(super) fn network_at_bind(
         &mut self,
         device_id: DeviceId,
+        before: &NetworkList,
         commands: &mut Vec<Command>,
         epoch: i64,
         at: i64,
     ) -> Result<(), StoreError> {
-        let Some(before) = find(self.conn, device_id)? else { return Ok(()) };
-        if before.is_confirmed() {
-            return Ok(());
-        }
         if let Some(command) = self.under_way(device_id, at)? {
             let claimed = commands.iter().any(|claimed| claimed.id == command.id);
             let wanted = of_network(&command.body).is_some_and(|call| before.still_wants(call));
@@ -270,7 +277,7 @@ impl Tx<'_> {
         }
         let mut list = before.clone();
         list.at_bind();
-        self.save(device_id, &before, &list)?;
+        self.save(device_id, before, &list)?;
         commands.extend(self.network_advance(device_id, &list, Some(epoch), at)?);
         Ok(())
     }

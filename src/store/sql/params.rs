@@ -110,7 +110,7 @@ impl Tx<'_> {
         let waiting = all(
             self.conn,
             "SELECT body FROM outbound_queue WHERE device_id = $1 AND kind IN ('set_params', 'query_params') \
-             AND state IN ('queued', 'claimed', 'written') AND not_after > $2",
+             AND is_open = TRUE AND not_after > $2",
             (device_id.to_string(), at),
             |row| row.get::<String>(0),
         )?;
@@ -122,20 +122,6 @@ impl Tx<'_> {
             return Ok(None);
         }
         self.follow_up(device_id, call, epoch, at)
-    }
-
-    /// The heartbeat interval that an AP3000 device reported, seconds.
-    pub(super) fn heartbeat_interval(&self, device_id: DeviceId) -> Result<Option<u16>, StoreError> {
-        if !matches!(device_id, DeviceId::Ap3000(_)) {
-            return Ok(None);
-        }
-        let reported: Option<String> = scalar(
-            self.conn,
-            "SELECT reported FROM device_params WHERE device_id = $1 AND socket = 0 AND name = 'heartbeat_interval_s' \
-             AND reported IS NOT NULL",
-            [device_id.to_string()],
-        )?;
-        Ok(reported.and_then(|seconds| seconds.parse().ok()))
     }
 
     /// Commands for what is still pending when a device comes back.

@@ -8,14 +8,16 @@ use super::{
     idempotency::earlier,
     ota, proof,
     row::{
-        active, card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
+        card, card_columns, command_record, command_record_columns, device, device_columns, device_id, event,
         event_columns, order, order_columns, port, port_columns, priority, server_id, transaction, transaction_columns,
     },
     rows::{command_row_columns, queue_entry},
 };
 use crate::{
     gateway::network::NetworkList,
-    model::{Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OtaTask, ServerId},
+    model::{
+        Card, CardNo, CardTransaction, CommandState, DeviceId, Firmware, Order, OrderNo, OrderStatus, OtaTask, ServerId,
+    },
     store::{
         ApiKeyRecord, CardFilter, CommandRecord, DeliveryLogRow, DeliveryOutcome, DeviceFilter, DeviceRecord, Earlier,
         EndpointProgress, EndpointRecord, EndpointStanding, EventRecord, FirmwareKey, FrameFilter, FrameRecord,
@@ -44,6 +46,12 @@ impl Filter {
             self.values.push(value.value().into_owned());
             self.sql.push_str(&condition.replace('?', &format!("${}", self.values.len())));
         }
+    }
+
+    /// A condition without a value: what follows from the others, as an index names it.
+    fn that_is(&mut self, condition: &str) {
+        self.sql.push_str(if self.sql.is_empty() { " WHERE " } else { " AND " });
+        self.sql.push_str(condition);
     }
 }
 
@@ -107,6 +115,9 @@ impl Reader for SqlReader<'_> {
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("port_no = ?", filter.port_no.map(i64::from));
         sql.and("status = ?", filter.status.map(|status| i64::from(status.code())));
+        if filter.status.is_some_and(OrderStatus::is_active) {
+            sql.that_is("is_active = TRUE");
+        }
         sql.and("business_no = ?", filter.business_no.map(i64::from));
         sql.and("created_at >= ?", filter.created_from);
         sql.and("created_at < ?", filter.created_to);
@@ -154,9 +165,7 @@ impl Reader for SqlReader<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = $1 AND status IN ",
-                active!(),
-                " ORDER BY port_no"
+                " FROM orders WHERE device_id = $1 AND is_active = TRUE ORDER BY port_no"
             ),
             [device_id.to_string()],
             order,
@@ -287,9 +296,17 @@ impl Reader for SqlReader<'_> {
         let mut sql = Filter::default();
         sql.and("device_id = ?", filter.device_id.map(|id| id.to_string()));
         sql.and("state = ?", filter.state.map(|state| state.as_str().to_owned()));
-        if filter.state.is_none() {
-            sql.sql.push_str(if sql.sql.is_empty() { " WHERE " } else { " AND " });
-            sql.sql.push_str("state IN ('queued', 'claimed', 'written')");
+        // What the indexes know of the state.
+        let known = match filter.state {
+            None | Some(CommandState::Queued | CommandState::Claimed | CommandState::Written) => Some("is_open = TRUE"),
+            Some(CommandState::Refused | CommandState::Expired | CommandState::Withdrawn | CommandState::Dead) => {
+                Some("is_failed = TRUE")
+            }
+            // Most commands: those of any place in the order of their numbers are near.
+            Some(CommandState::Acked) => None,
+        };
+        if let Some(known) = known {
+            sql.that_is(known);
         }
         let count = format!(
             "SELECT count(*) FROM (SELECT 1 FROM outbound_queue{} LIMIT {QUEUE_TOTAL_MAX}) AS counted",
@@ -310,7 +327,7 @@ impl Reader for SqlReader<'_> {
         let mut counts = QueueCounts::default();
         let by_state = all(
             self.conn,
-            "SELECT state, count(*) FROM outbound_queue WHERE state IN ('queued', 'claimed', 'written') GROUP BY state",
+            "SELECT state, count(*) FROM outbound_queue WHERE is_open = TRUE GROUP BY state",
             (),
             |row| Ok((CommandState::from_word(row.text(0)?), row.get::<i64>(1)?.unsigned_abs())),
         )?;
@@ -374,13 +391,14 @@ impl Reader for SqlReader<'_> {
         limit: u32,
     ) -> Result<Vec<DeviceId>, StoreError> {
         let Some(owner) = owner else {
-            let sql = "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' LIMIT $1";
+            let sql =
+                "SELECT DISTINCT device_id FROM outbound_queue WHERE state = 'queued' AND is_open = TRUE LIMIT $1";
             return all(self.conn, sql, [limit], |row| device_id(row, 0));
         };
         all(
             self.conn,
             "SELECT DISTINCT q.device_id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
-             WHERE q.state = 'queued' AND d.owner = $2 LIMIT $1",
+             WHERE q.state = 'queued' AND q.is_open = TRUE AND d.owner = $2 LIMIT $1",
             (limit, owner.as_str()),
             |row| device_id(row, 0),
         )

@@ -58,14 +58,6 @@ macro_rules! transaction_columns {
 }
 pub(super) use {card_columns, device_columns, event_columns, order_columns, port_columns, transaction_columns};
 
-/// Statuses that hold a port, as the indexes name them.
-macro_rules! active {
-    () => {
-        "(0, 1, 2, 8, 9, 10)"
-    };
-}
-pub(super) use active;
-
 fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Result<T, StoreError> {
     let text = row.text(column)?;
     text.parse().map_err(|_| row.corrupt(column, text))
@@ -154,7 +146,7 @@ fn order_card(row: &Row<'_>) -> Result<Option<Box<OrderCard>>, StoreError> {
     })))
 }
 
-fn card_no(row: &Row<'_>, column: usize) -> Result<CardNo, StoreError> {
+pub(super) fn card_no(row: &Row<'_>, column: usize) -> Result<CardNo, StoreError> {
     let text = row.text(column)?;
     CardNo::parse(text).ok_or_else(|| row.corrupt(column, "no card number"))
 }

@@ -4,11 +4,12 @@
 
 use super::{
     apply::Tx,
+    bind::UPDATE_BIND,
     conn::{Row, Value, all, args, insert, one, run, write},
     event::json,
     limits::signed,
-    row::{active, device_id, order, order_columns, order_no, order_no_or_none, server_id},
-    stage::{Along, Bulk},
+    row::{device_id, order, order_columns, order_no, order_no_or_none, server_id},
+    stage::Bulk,
 };
 use crate::{
     model::{Command, CommandBody, CommandState, DeviceId, Order, OrderNo, Priority, ServerId},
@@ -214,7 +215,6 @@ static UPDATE_COUNTERS: Bulk = Bulk {
            WHERE d.device_id = v.device_id",
     rank: 0,
     keyed: true,
-    along: None,
 };
 
 static UPDATE_ORDER: Bulk = Bulk {
@@ -234,9 +234,8 @@ static UPDATE_ORDER: Bulk = Bulk {
            AS v(order_no, status, business_no, start_time, end_time, duration_seconds, energy_wh, amount_cent, \
            end_reason, end_reason_raw, failure_reason, start_written_at, stop_acked, settled_at, settlement_match, \
            device_end_pending, sequence_no, status_at, updated_at) WHERE o.order_no = v.order_no",
-    rank: 1,
+    rank: 0,
     keyed: true,
-    along: None,
 };
 
 static INSERT_ORDER: Bulk = Bulk {
@@ -255,9 +254,8 @@ static INSERT_ORDER: Bulk = Bulk {
          $21::boolean[], $22::bigint[], $23::text[], $24::bigint[], $25::bigint[], $26::bigint[], $27::text[], \
          $28::text[], $29::bigint[], $30::boolean[], $31::bigint[], $32::bigint[], $33::bigint[])"
     ),
-    rank: 2,
+    rank: 1,
     keyed: true,
-    along: None,
 };
 
 static UPDATE_COMMAND: Bulk = Bulk {
@@ -268,9 +266,8 @@ static UPDATE_COMMAND: Bulk = Bulk {
            updated_at = v.updated_at FROM UNNEST($1::bigint[], $2::text[], $3::bigint[], $4::boolean[], $5::smallint[], \
            $6::text[], $7::text[], $8::bigint[], $9::bigint[]) \
            AS v(id, state, epoch, maybe_written, attempts, reason, result, written_at, updated_at) WHERE q.id = v.id",
-    rank: 3,
+    rank: 1,
     keyed: true,
-    along: None,
 };
 
 static INSERT_COMMAND: Bulk = Bulk {
@@ -286,9 +283,8 @@ static INSERT_COMMAND: Bulk = Bulk {
          $7::bigint[], $8::bigint[], $9::boolean[], $10::smallint[], $11::smallint[], $12::text[], $13::text[], $14::text[], \
          $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::text[])"
     ),
-    rank: 4,
+    rank: 1,
     keyed: true,
-    along: None,
 };
 
 static INSERT_SETTLEMENT: Bulk = Bulk {
@@ -299,9 +295,8 @@ static INSERT_SETTLEMENT: Bulk = Bulk {
            (key, device_id, port_no, order_no, business_no, duration_seconds, energy_wh, amount_cent, raw, at) \
            SELECT * FROM UNNEST($1::bytea[], $2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[], $7::bigint[], \
            $8::bigint[], $9::bytea[], $10::bigint[])",
-    rank: 5,
+    rank: 1,
     keyed: false,
-    along: None,
 };
 
 /// Events of a batch get their ids in the order they were told: a set-returning function alone keeps its order.
@@ -311,9 +306,8 @@ static INSERT_EVENT: Bulk = Bulk {
     many: "INSERT INTO events (event_id, event_type, key, device_id, order_no, sequence_no, at, data) \
            SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], \
            $8::text[])",
-    rank: 6,
+    rank: 1,
     keyed: false,
-    along: Some(&EVENTS_AND_REQUESTS),
 };
 
 static INSERT_ANSWER: Bulk = Bulk {
@@ -321,9 +315,8 @@ static INSERT_ANSWER: Bulk = Bulk {
            VALUES ($1, $2, $3, $4, $5, $6, $7)",
     many: "INSERT INTO idempotency_keys (api_key, route, key, body_hash, status, response, created_at) \
            SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bytea[], $5::smallint[], $6::bytea[], $7::bigint[])",
-    rank: 7,
+    rank: 1,
     keyed: false,
-    along: None,
 };
 
 static INSERT_REQUEST: Bulk = Bulk {
@@ -334,27 +327,12 @@ static INSERT_REQUEST: Bulk = Bulk {
         ") SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
          $8::bigint[])"
     ),
-    rank: 8,
+    rank: 1,
     keyed: false,
-    along: None,
-};
-
-/// A request that changes its order tells of it by an event: their rows go in with those of the events.
-static EVENTS_AND_REQUESTS: Along = Along {
-    bulk: &INSERT_REQUEST,
-    many: concat!(
-        "WITH requests AS (INSERT INTO order_requests (",
-        request_columns!(),
-        ") SELECT * FROM UNNEST($9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], \
-         $16::bigint[])) \
-         INSERT INTO events (event_id, event_type, key, device_id, order_no, sequence_no, at, data) \
-         SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], \
-         $8::text[])"
-    ),
 };
 
 /// Orders that hold a port: active ones, and those whose device still shows their charge.
-const fn holds_port(order: &Order) -> bool {
+pub(super) const fn holds_port(order: &Order) -> bool {
     order.status.is_active() || order.device_end_pending
 }
 
@@ -381,8 +359,7 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 order_columns!(),
-                " FROM orders WHERE device_id = $1 AND port_no = $2 AND status IN ",
-                active!()
+                " FROM orders WHERE device_id = $1 AND port_no = $2 AND is_active = TRUE",
             ),
             (device.to_string(), port_no),
             order,
@@ -407,21 +384,51 @@ impl Tx<'_> {
         )
     }
 
-    /// Inserts an order; false when its port is taken or its number exists.
+    /// Orders of a device that are active, or that its ports still show behind their end, by port.
+    pub(super) fn held_by(&self, device: DeviceId) -> Result<Vec<Order>, StoreError> {
+        let known = self.conn.staged(|stage| {
+            let holders = stage.known.held.get(&device)?;
+            holders.iter().map(|no| stage.known.orders.get(no).cloned().flatten()).collect::<Option<Vec<_>>>()
+        });
+        if let Some(mut known) = known {
+            known.sort_by_key(|order| (order.port_no, order.created_at));
+            return Ok(known);
+        }
+        all(
+            self.conn,
+            concat!(
+                "SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = $1 AND is_active = TRUE UNION ALL SELECT ",
+                order_columns!(),
+                " FROM orders WHERE device_id = $1 AND device_end_pending = TRUE AND is_active = FALSE ORDER BY port_no, created_at"
+            ),
+            [device.to_string()],
+            order,
+        )
+    }
+
+    /// Inserts an order; false when its port is taken or its number exists. A device without a row has none: a record of it is
+    /// for quarantine.
     pub(super) fn insert_order(&self, order: &Order) -> Result<bool, StoreError> {
+        // The embedded store has a foreign key instead; here the row is known already, and its lock held.
+        if self.conn.is_shared() && self.counters(order.device_id)?.is_none() {
+            return Err(StoreError::Statement(format!("device {} has no row", order.device_id)));
+        }
         let values = self.order_values(order)?;
         let place = (order.device_id, order.port_no);
         let staged = self.conn.staged(|stage| {
             let known = &mut stage.known;
-            let number = known.orders.get(&order.order_no)?;
-            let holders = known.ports.get(&place)?;
-            let active = |no: &OrderNo| matches!(known.orders.get(no), Some(Some(held)) if held.status.is_active());
-            if number.is_some() || (order.status.is_active() && holders.iter().any(active)) {
+            let mut taken = known.orders.get(&order.order_no)?.is_some();
+            // One that has ended needs no port.
+            if order.status.is_active() {
+                let active = |no: &OrderNo| matches!(known.orders.get(no), Some(Some(held)) if held.status.is_active());
+                taken |= known.ports.get(&place)?.iter().any(active);
+            }
+            if taken {
                 return Some(false);
             }
-            if holds_port(order) {
-                known.ports.entry(place).or_default().push(order.order_no);
-            }
+            known.hold(order, holds_port(order));
             known.orders.insert(order.order_no, Some(order.clone()));
             known.commands_of.insert(order.order_no, Vec::new());
             stage.push(&INSERT_ORDER, values.to_vec());
@@ -462,12 +469,7 @@ impl Tx<'_> {
             let known = &mut stage.known;
             // One that was not read may hold a port that is thought to be free.
             known.orders.get(&order.order_no)?;
-            if let Some(holders) = known.ports.get_mut(&(order.device_id, order.port_no)) {
-                holders.retain(|no| *no != order.order_no);
-                if holds_port(order) {
-                    holders.push(order.order_no);
-                }
-            }
+            known.hold(order, holds_port(order));
             known.orders.insert(order.order_no, Some(order.clone()));
             let key = Value::Text(order.order_no.as_str().to_owned().into());
             if stage.waits(&INSERT_ORDER, &key) {
@@ -557,7 +559,7 @@ impl Tx<'_> {
             concat!(
                 "SELECT ",
                 command_row_columns!(),
-                " FROM outbound_queue WHERE device_id = $1 AND state IN ('queued', 'claimed', 'written') ORDER BY id"
+                " FROM outbound_queue WHERE device_id = $1 AND is_open = TRUE ORDER BY id"
             ),
             [device.to_string()],
             command_row,
@@ -677,7 +679,10 @@ impl Tx<'_> {
         let staged = self.conn.staged(|stage| {
             stage.known.devices.get(&device)?;
             stage.known.devices.insert(device, Some(counters.clone()));
-            stage.push(&UPDATE_COUNTERS, values.to_vec());
+            // A bind writes them as well.
+            if !stage.amend(&UPDATE_BIND, &values) {
+                stage.push(&UPDATE_COUNTERS, values.to_vec());
+            }
             Some(())
         });
         if staged.is_none() {
@@ -834,7 +839,7 @@ mod tests {
         stage.push(&INSERT_REQUEST, row(8));
         let statements = stage.take();
         let [(sql, values)] = &statements[..] else { panic!("{statements:?}") };
-        assert_eq!((*sql, values.len()), (EVENTS_AND_REQUESTS.many, 16));
+        assert!(sql.contains("INTO events") && sql.contains("INTO order_requests") && values.len() == 16, "{sql}");
         assert_eq!(values.iter().filter(|values| matches!(values, Value::Array(rows) if rows.len() == 2)).count(), 8);
     }
 }

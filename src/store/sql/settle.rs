@@ -9,7 +9,7 @@ use super::{
     apply::Tx,
     conn::{one, run, scalar},
     order::{Cause, Totals},
-    row::{active, order, order_columns},
+    row::{order, order_columns},
     rows::SettlementRow,
 };
 use crate::{
@@ -106,8 +106,7 @@ impl Tx<'_> {
                 concat!(
                     "SELECT ",
                     order_columns!(),
-                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND business_no = $3 AND status IN ",
-                    active!()
+                    " FROM orders WHERE device_id = $1 AND port_no = $2 AND business_no = $3 AND is_active = TRUE",
                 ),
                 (&device_id, settlement.port_no, business_no),
                 order,
@@ -253,6 +252,8 @@ impl Tx<'_> {
             status_at: at,
             updated_at: at,
         };
+        // A number of our own making names nothing yet; should it all the same, the batch is run again and finds it taken.
+        self.conn.staged(|stage| stage.known.orders.entry(order.order_no).or_insert(None).is_none().then_some(()));
         let mut tries = 1;
         while !self.insert_order(&order)? {
             // Another part of the process may have been given the same salt; money is not refused for a number.

@@ -1,22 +1,23 @@
 //! What a transaction on PostgreSQL has read and not yet written.
 //!
 //! A round trip costs more than most statements. So the rows a batch of jobs needs are read in a few statements at its start
-//! ([`super::prefetch`]), jobs find them here, and what they write waits here until one statement per table writes it, from arrays.
+//! ([`super::prefetch`]), jobs find them here, and what they write waits here until a statement or two write it, from arrays.
 //!
 //! Whoever changes anything of a device holds the lock of its row, so what was read of it stays true until the commit. A statement
 //! that goes to the database directly has everything written before it; one that writes also makes everything read before
 //! forgotten, since it may have changed it. The embedded store has no round trips and does without.
 
-use std::collections::VecDeque;
+use std::{borrow::Cow, fmt::Write as _};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
+    bind::BindRow,
     conn::Value,
     rows::{CommandRow, Counters},
 };
 use crate::{
-    model::{DeviceId, Order, OrderNo},
+    model::{CardNo, DeviceId, Order, OrderNo},
     store::{Earlier, Idempotency},
 };
 
@@ -27,21 +28,11 @@ pub(in crate::store) struct Bulk {
     pub(super) each: &'static str,
     /// The same with an array for each value.
     pub(super) many: &'static str,
-    /// Writes of lower ranks are made first: a port is given up before the next order takes it, and rows come before what names them.
+    /// Writes of one rank go to the database as one statement, in which none sees what another does: no two of a rank write the same
+    /// row. Lower ranks are made first: a port is given up before the next order takes it.
     pub(super) rank: u8,
     /// The first value names the row: a later write of it replaces an earlier one.
     pub(super) keyed: bool,
-    /// Rows of another table that the same statement takes along: they cost no round trip of their own.
-    pub(super) along: Option<&'static Along>,
-}
-
-/// Two tables in one statement.
-#[derive(Debug)]
-pub(in crate::store) struct Along {
-    /// Whose rows are taken along. None of its rows may be one that the statement's other part must find.
-    pub(super) bulk: &'static Bulk,
-    /// Writes both; the arrays of `bulk` follow the others.
-    pub(super) many: &'static str,
 }
 
 /// Rows that wait for one statement.
@@ -74,6 +65,25 @@ pub(super) struct Known {
     /// AP3000 records by their key, and the order each is of.
     pub(super) settled: FxHashMap<Vec<u8>, Option<OrderNo>>,
     pub(super) answers: Vec<(Idempotency, Option<Earlier>)>,
+    /// Cards that are not registered.
+    pub(super) foreign_cards: FxHashSet<CardNo>,
+    /// What a bind asks of its device; taken by the first bind, which changes it.
+    pub(super) binds: FxHashMap<DeviceId, BindRow>,
+    /// All orders of a device that hold a port, or still show on it.
+    pub(super) held: FxHashMap<DeviceId, Vec<OrderNo>>,
+}
+
+impl Known {
+    /// An order is as `order` says from now on: it holds its port, or does not.
+    pub(super) fn hold(&mut self, order: &Order, holds: bool) {
+        let port = self.ports.get_mut(&(order.device_id, order.port_no));
+        for holders in port.into_iter().chain(self.held.get_mut(&order.device_id)) {
+            holders.retain(|no| *no != order.order_no);
+            if holds {
+                holders.push(order.order_no);
+            }
+        }
+    }
 }
 
 impl Stage {
@@ -108,31 +118,65 @@ impl Stage {
         group.rows.push(row);
     }
 
+    /// Puts `values` over the first ones of the row with this key that waits to be written by `bulk`; false: none waits. The key is the
+    /// first of them.
+    pub(super) fn amend(&mut self, bulk: &'static Bulk, values: &[Value<'static>]) -> bool {
+        let Some(group) = self.groups.iter_mut().find(|group| std::ptr::eq(group.bulk, bulk)) else { return false };
+        let place = values.first().and_then(|key| group.places.get(key));
+        let Some(row) = place.and_then(|place| group.rows.get_mut(*place)) else { return false };
+        for (old, new) in row.iter_mut().zip(values) {
+            *old = new.clone();
+        }
+        true
+    }
+
     /// Whether a row with this key waits to be written by `bulk`.
     pub(super) fn waits(&self, bulk: &'static Bulk, key: &Value<'static>) -> bool {
         self.groups.iter().any(|group| std::ptr::eq(group.bulk, bulk) && group.places.contains_key(key))
     }
 
-    /// Takes what waits, as statements with an array for each value, in the order they must be made.
-    pub(in crate::store) fn take(&mut self) -> Vec<(&'static str, Vec<Value<'static>>)> {
+    /// Takes what waits, as statements with an array for each value, in the order they must be made: one for each rank.
+    pub(in crate::store) fn take(&mut self) -> Vec<(Cow<'static, str>, Vec<Value<'static>>)> {
         let mut groups = std::mem::take(&mut self.groups);
-        groups.sort_by_key(|group| group.bulk.rank);
-        let mut groups = VecDeque::from(groups);
-        let mut statements = Vec::with_capacity(groups.len());
-        while let Some(Group { bulk, rows, .. }) = groups.pop_front() {
-            let (mut sql, mut values) = (bulk.many, columns(rows));
-            if let Some(along) = bulk.along
-                && let Some(at) = groups.iter().position(|group| std::ptr::eq(group.bulk, along.bulk))
-                && let Some(taken) = groups.remove(at)
-            {
-                sql = along.many;
-                values.extend(columns(taken.rows));
+        // Also within a rank: the same tables make the same text, whatever came first, and it is prepared once.
+        groups.sort_by_key(|group| (group.bulk.rank, group.bulk.many));
+        let mut statements: Vec<(Cow<'static, str>, Vec<Value<'static>>)> = Vec::new();
+        let mut last = None;
+        for Group { bulk, rows, .. } in groups {
+            let values = columns(rows);
+            match statements.last_mut().filter(|_| last == Some(bulk.rank)) {
+                Some((sql, before)) => {
+                    *sql = Cow::Owned(both(sql, bulk.many, before.len()));
+                    before.extend(values);
+                }
+                None => statements.push((Cow::Borrowed(bulk.many), values)),
             }
-            statements.push((sql, values));
+            last = Some(bulk.rank);
         }
         statements
     }
 }
+
+/// One statement that does what two do. The values of `second` come behind the `taken` ones of the first.
+fn both(first: &str, second: &str, taken: usize) -> String {
+    // What is one of several already goes on.
+    let mut sql = match first.rsplit_once(MAIN) {
+        Some((others, main)) => format!("{others}, w{taken} AS ({main}){MAIN}"),
+        None => format!("WITH w{taken} AS ({first}){MAIN}"),
+    };
+    let mut parts = second.split('$');
+    sql.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, rest) = part.split_at(digits);
+        let number = number.parse::<usize>().unwrap_or_default() + taken;
+        write!(sql, "${number}{rest}").expect("writing to a String does not fail");
+    }
+    sql
+}
+
+/// Parts the statement itself from those that it makes beside.
+const MAIN: &str = "\n";
 
 /// Rows to columns.
 fn columns(rows: Vec<Vec<Value<'static>>>) -> Vec<Value<'static>> {
@@ -153,39 +197,43 @@ fn columns(rows: Vec<Vec<Value<'static>>>) -> Vec<Value<'static>> {
 mod tests {
     use super::*;
 
-    static SECOND: Bulk = Bulk { each: "", many: "second", rank: 2, keyed: true, along: Some(&BOTH) };
-    static FIRST: Bulk = Bulk { each: "", many: "first", rank: 1, keyed: false, along: None };
-    static THIRD: Bulk = Bulk { each: "", many: "third", rank: 3, keyed: false, along: None };
-    static BOTH: Along = Along { bulk: &THIRD, many: "second and third" };
+    static SECOND: Bulk = Bulk { each: "", many: "second", rank: 2, keyed: true };
+    static FIRST: Bulk = Bulk { each: "", many: "first", rank: 1, keyed: false };
 
     #[test]
     fn writes_are_made_by_rank_and_the_last_one_of_a_row_counts() {
         let mut stage = Stage::default();
-        assert!(!stage.is_dirty());
+        assert!(!stage.is_dirty() && !stage.amend(&SECOND, &[Value::Int(1)]));
         stage.push(&SECOND, vec![Value::Int(1), Value::Bool(false)]);
         stage.push(&FIRST, vec![Value::Int(9)]);
         stage.push(&SECOND, vec![Value::Int(2), Value::Bool(false)]);
         stage.push(&SECOND, vec![Value::Int(1), Value::Bool(true)]);
         stage.push(&FIRST, vec![Value::Int(9)]);
         assert!(stage.waits(&SECOND, &Value::Int(2)) && !stage.waits(&SECOND, &Value::Int(3)));
+        assert!(stage.amend(&SECOND, &[Value::Int(2), Value::Bool(true)]) && !stage.amend(&SECOND, &[Value::Int(3)]));
         let taken = stage.take();
-        assert_eq!(taken.iter().map(|(sql, _)| *sql).collect::<Vec<_>>(), ["first", "second"]);
+        assert_eq!(taken.iter().map(|(sql, _)| &**sql).collect::<Vec<_>>(), ["first", "second"]);
         assert_eq!(taken[0].1, [Value::Array(vec![Value::Int(9), Value::Int(9)])]);
         let keys = Value::Array(vec![Value::Int(1), Value::Int(2)]);
-        assert_eq!(taken[1].1, [keys, Value::Array(vec![Value::Bool(true), Value::Bool(false)])]);
+        assert_eq!(taken[1].1, [keys, Value::Array(vec![Value::Bool(true), Value::Bool(true)])]);
         assert!(!stage.is_dirty());
     }
 
     #[test]
-    fn rows_are_taken_along_where_there_is_a_statement_that_takes_them() {
+    fn writes_of_one_rank_are_one_statement_with_values_of_its_own() {
+        static ONE: Bulk = Bulk { each: "", many: "a $1, $2, $10", rank: 1, keyed: false };
+        static TWO: Bulk = Bulk { each: "", many: "b $1", rank: 1, keyed: false };
+        static THREE: Bulk = Bulk { each: "", many: "c $2, $1", rank: 1, keyed: false };
         let mut stage = Stage::default();
-        stage.push(&THIRD, vec![Value::Int(3)]);
-        stage.push(&FIRST, vec![Value::Int(1)]);
-        stage.push(&SECOND, vec![Value::Int(2)]);
-        let one = |value| Value::Array(vec![Value::Int(value)]);
-        assert_eq!(stage.take(), [("first", vec![one(1)]), ("second and third", vec![one(2), one(3)])]);
-        stage.push(&THIRD, vec![Value::Int(3)]);
-        stage.push(&FIRST, vec![Value::Int(1)]);
-        assert_eq!(stage.take(), [("first", vec![one(1)]), ("third", vec![one(3)])]);
+        // In whatever order they come.
+        stage.push(&THREE, vec![Value::Int(4), Value::Int(5)]);
+        stage.push(&SECOND, vec![Value::Int(6)]);
+        stage.push(&ONE, vec![Value::Int(1), Value::Int(2)]);
+        stage.push(&TWO, vec![Value::Int(3)]);
+        let values = |from: i64, to: i64| (from..=to).map(|n| Value::Array(vec![Value::Int(n)])).collect::<Vec<_>>();
+        let text = "WITH w2 AS (a $1, $2, $10), w3 AS (b $3)\nc $5, $4";
+        assert_eq!(stage.take(), [(text.into(), values(1, 5)), ("second".into(), values(6, 6))]);
+        stage.push(&THREE, vec![Value::Int(1), Value::Int(2)]);
+        assert_eq!(stage.take(), [("c $2, $1".into(), values(1, 2))]);
     }
 }

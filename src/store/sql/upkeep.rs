@@ -66,7 +66,7 @@ impl Tx<'_> {
     /// instance that had them lies before `ended`. What another instance has, that one looks after.
     fn ours(&self, which: &str, before: i64, ended: i64, also: i64) -> Result<Vec<OrderNo>, StoreError> {
         let sql = format!(
-            "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id WHERE {which} \
+            "SELECT o.order_no FROM orders o JOIN devices d ON d.device_id = o.device_id WHERE o.is_active = TRUE AND {which} \
              AND (d.owner = $3 OR d.owner IS NULL AND coalesce(d.owner_ended_at, 0) <= $4) \
              ORDER BY o.status_at LIMIT $2"
         );
@@ -108,7 +108,7 @@ impl Tx<'_> {
             let late = all(
                 self.conn,
                 "SELECT q.id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
-                 WHERE q.state = $1 AND q.not_after < $2 ORDER BY q.not_before LIMIT $3 FOR NO KEY UPDATE OF d SKIP LOCKED",
+                 WHERE q.state = $1 AND q.is_open = TRUE AND q.not_after < $2 ORDER BY q.not_before LIMIT $3 FOR NO KEY UPDATE OF d SKIP LOCKED",
                 (state, before, ROWS_MAX),
                 |row| row.get::<i64>(0),
             )?;
@@ -124,7 +124,7 @@ impl Tx<'_> {
         let silent = all(
             self.conn,
             "SELECT q.id FROM outbound_queue q JOIN devices d ON d.device_id = q.device_id \
-             WHERE q.state = 'written' AND q.not_after < $1 AND q.updated_at < $1 LIMIT $2 \
+             WHERE q.state = 'written' AND q.is_open = TRUE AND q.not_after < $1 AND q.updated_at < $1 LIMIT $2 \
              FOR NO KEY UPDATE OF d SKIP LOCKED",
             (at - WRITTEN_MS, ROWS_MAX),
             |row| row.get::<i64>(0),
@@ -188,9 +188,11 @@ impl Tx<'_> {
         }
         let commands = run(
             self.conn,
-            "DELETE FROM outbound_queue WHERE id IN (SELECT id FROM outbound_queue \
-             WHERE state IN ('acked', 'refused', 'expired', 'withdrawn', 'dead') AND not_before < $1 \
-             AND updated_at < $1 LIMIT $2)",
+            // The oldest, whatever became of them: numbers rise with time, so that no index of times is needed. One that is still
+            // open behind its retention holds its place until the backstop ends it.
+            "DELETE FROM outbound_queue WHERE id IN (SELECT id FROM \
+             (SELECT id, state, updated_at FROM outbound_queue ORDER BY id LIMIT $2) AS oldest \
+             WHERE state IN ('acked', 'refused', 'expired', 'withdrawn', 'dead') AND updated_at < $1)",
             (prune.commands_before, rows_max),
         )?;
         let answers = run(
