@@ -6,7 +6,7 @@
 //! | history | 2 s | adds a sample to the console's ten minutes |
 //! | order backstop | 10 s | timeouts by SQL for orders without a live owner |
 //! | command poll | 5 s | finds queued commands whose wake-up was lost |
-//! | memory | 20 s of calm after many connections | gives back what the allocator keeps of the burst |
+//! | memory | 5 s of calm after many connections | gives back what the allocator keeps of the burst |
 //! | cleaner | 1 h | prunes by age, in batches, one a second while they are full |
 //!
 //! A job that finds the store's queue full is skipped and runs again at its next time.

@@ -6,11 +6,11 @@
 //! allocations take, which is why it is not done while much is going on.
 
 /// Connections after which there is something to give back.
-const BURST: u64 = 256;
+const BURST: u64 = 1_024;
 /// Connections that disturb the calm.
 const DISTURBANCE: u64 = 64;
 /// How long it must have been calm.
-const CALM_MS: u64 = 20_000;
+const CALM_MS: u64 = 5_000;
 
 /// Watches connections come.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ mod tests {
                 told.push(second);
             }
         }
-        assert_eq!(told, [39, 122]);
+        assert_eq!(told, [24, 107]);
     }
 
     #[test]

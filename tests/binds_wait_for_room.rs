@@ -1,6 +1,7 @@
 //! A fleet that comes back at once: binds wait for room among the shard's jobs, and go in as others are answered, not a second later.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -98,7 +99,7 @@ fn a_device_that_went_while_its_bind_waited_is_not_bound() {
     let mut fleet = Fleet::new();
     (0..DEVICES).for_each(|nth| fleet.connect(nth));
     let open = fleet.binds();
-    let asked: Vec<DeviceId> = open.iter().map(|bind| bind.device_id).collect();
+    let asked: HashSet<DeviceId> = open.iter().map(|bind| bind.device_id).collect();
     // All who wait go, and one comes back.
     for conn in fleet.conns.split_off(open.len()) {
         fleet.core.closed(fleet.now, conn, CloseReason::Peer, &mut fleet.effects);

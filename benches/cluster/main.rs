@@ -510,7 +510,7 @@ const LINE_S: u64 = 20;
 /// Between two looks at a counter while devices come: short beside what is measured, and rare enough to cost nothing.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long devices may take to come, and to come back.
-const ALL_THERE: Duration = Duration::from_mins(10);
+const ALL_THERE: Duration = Duration::from_secs(600);
 
 /// Two fleets, one after the other: devices never seen, which stay and beat for the seconds of measuring, and the same devices again, of
 /// whose instances one is killed and started again, then all of them.

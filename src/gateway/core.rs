@@ -720,8 +720,8 @@ impl Core {
         while self.shared.jobs < BINDS_MAX
             && let Some(device_id) = self.shared.binds_waiting.pop_front()
         {
+            let key = self.key_of(device_id);
             let mut cx = Cx { now, shared: &mut self.shared, effects };
-            let key = self.by_id.get(&self.devices, device_id);
             if let Some(device) = key.and_then(|key| self.devices.get_mut(key)) {
                 device.bind_on(&mut cx);
             }

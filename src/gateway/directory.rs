@@ -906,7 +906,7 @@ impl PortCell {
             let before = self.order_version.load(Ordering::Acquire);
             let words = [&self.order[0], &self.order[1]].map(|word| word.load(Ordering::Relaxed));
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.order_version.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.order_version.load(Ordering::Relaxed) == before {
                 return order_of(words);
             }
             std::hint::spin_loop();

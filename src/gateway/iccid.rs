@@ -2,7 +2,7 @@
 
 /// A number of 20 digits, which is what SIM cards have; some carry letters up to F. Anything else a device may say stays text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Iccid([u8; Iccid::LEN / 2]);
+pub(super) struct Iccid([u8; Self::LEN / 2]);
 
 impl Iccid {
     const LEN: usize = 20;

@@ -85,7 +85,7 @@ impl Core {
             ([], [stranger]) => Some(*stranger),
             _ => None,
         };
-        let subject = device_id.map_or(Subject::Peer(conn.peer()), Subject::Device);
+        let subject = device_id.map_or_else(|| Subject::Peer(conn.peer()), Subject::Device);
         if !self.shared.anomalies.admit(now, subject, kind) {
             return;
         }

@@ -127,9 +127,8 @@ impl Tx<'_> {
     fn holder_among(&self, device_id: DeviceId, sockets: &[u8]) -> Result<Option<(u8, u16, OrderNo)>, StoreError> {
         let holders = all(
             self.conn,
-            concat!(
-                "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND is_active = TRUE UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1"
-            ),
+            "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND is_active = TRUE \
+             UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1",
             [device_id.to_string()],
             |row| Ok((row.get::<u16>(0)?, order_no(row, 1)?)),
         )?;

@@ -60,9 +60,7 @@ const TABLES: [&str; 25] = [
 const STATEMENTS_MAX: usize = 128;
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache, KiB: the hot ends of the indexes of a few ten thousand devices.
-pub(super) const CACHE_KIB: i64 = 16 * 1024;
-/// The writer's page cache while there is little to do: then a page that is read again from the system's own cache is time enough.
-pub(super) const CACHE_CALM_KIB: i64 = 2 * 1024;
+const CACHE_KIB: i64 = 16 * 1024;
 
 /// The open database.
 #[derive(Debug)]
@@ -169,11 +167,6 @@ impl Db {
         Ok(())
     }
 
-    /// How much of the database is kept in the process, KiB; what is beyond it goes at once.
-    pub fn keep(&mut self, kib: i64) -> Result<(), StoreError> {
-        Ok(self.session.raw().pragma_update(None, "cache_size", -kib)?)
-    }
-
     /// Writes and commits a page, to see whether the disk takes one.
     pub fn probe(&mut self) -> Result<(), StoreError> {
         let version: i64 = scalar(self.conn(), "PRAGMA user_version", ())?.unwrap_or(0);
@@ -266,7 +259,7 @@ fn set_up(conn: &Connection) -> Result<(), StoreError> {
     // Checkpoints are run between batches, not inside a commit that somebody waits for.
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
-    conn.pragma_update(None, "cache_size", -CACHE_CALM_KIB)?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
     let synchronous: i64 = conn.pragma_query_value(None, "synchronous", |row| row.get(0))?;
     assert!(synchronous == 2, "synchronous must be FULL (2), is {synchronous}");
     Ok(())

@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{
     cmd_log::{self, LogFile},
-    db::{CACHE_CALM_KIB, CACHE_KIB, Db, open_reader},
+    db::{Db, open_reader},
 };
 use crate::{
     gateway::card::CardRules,
@@ -34,9 +34,6 @@ const LATEST_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle writer looks around.
 const IDLE: Duration = Duration::from_millis(50);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Jobs of one batch that show that there is much to do, and how long it counts.
-const BUSY_JOBS: usize = 32;
-const CALM_AFTER: Duration = Duration::from_secs(10);
 /// Row changes after which the writer checkpoints between two batches.
 const CHECKPOINT_CHANGES: u64 = 40_000;
 /// The same for an idle writer: a lone job behind it waits only for a small one.
@@ -136,7 +133,6 @@ impl SqliteStore {
             latest: VecDeque::new(),
             latest_at: instant(),
             probed_at: instant(),
-            busy_at: None,
             deliveries,
             log: back.to_log,
             health: Arc::clone(&health),
@@ -233,8 +229,6 @@ struct Writer {
     latest: VecDeque<Latest>,
     latest_at: Instant,
     probed_at: Instant,
-    /// When there was last much to do; `None`: the cache is small, as it is while there is little.
-    busy_at: Option<Instant>,
     deliveries: Sender<Delivery>,
     log: Sender<LogMessage>,
     health: Arc<StoreHealth>,
@@ -264,7 +258,6 @@ impl Writer {
                         jobs.push(job);
                         replies.push(reply);
                     }
-                    self.keep_cache(jobs.len());
                     self.write_batch(&mut jobs, &mut replies);
                     if instant().duration_since(self.latest_at) >= LATEST_EVERY {
                         self.write_latest();
@@ -277,32 +270,12 @@ impl Writer {
                     if !self.write_latest() {
                         self.idle();
                     }
-                    self.keep_cache(0);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         while self.write_latest() {}
         self.checkpoint();
-    }
-
-    /// Sizes the page cache by what there is to do.
-    fn keep_cache(&mut self, jobs: usize) {
-        let now = instant();
-        let was_busy = self.busy_at.is_some();
-        if jobs >= BUSY_JOBS {
-            self.busy_at = Some(now);
-        } else if self.busy_at.is_some_and(|at| now.duration_since(at) >= CALM_AFTER) {
-            self.busy_at = None;
-        }
-        let kib = match (was_busy, self.busy_at) {
-            (false, Some(_)) => CACHE_KIB,
-            (true, None) => CACHE_CALM_KIB,
-            _ => return,
-        };
-        if let Err(error) = self.db.keep(kib) {
-            log::warn!("the page cache keeps its size: {error}");
-        }
     }
 
     fn write_batch(&mut self, jobs: &mut Vec<Job>, replies: &mut Vec<Reply>) {
