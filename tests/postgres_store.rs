@@ -268,14 +268,19 @@ fn another_instance_orders_events_when_the_leader_goes() {
     until("the other hears of it", || *second.told.pos.lock() == 1);
     assert!(!leads(&second));
     // Its connection dies: it may take the lead again, or the other does.
-    let killed = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+    let killed = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     for n in 2..20 {
         assert_eq!(count(&mut watch, killed), 1, "one leader");
         second.bind(ap(n));
         until("there is a leader", || leads(&second) || leads(first.as_ref().unwrap()));
         until("events get their positions", || count(&mut watch, WITHOUT_POSITION) == 0);
         until("there is one lock", || {
-            count(&mut watch, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted") == 1
+            count(
+                &mut watch,
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            ) == 1
         });
     }
     drop(first.take());

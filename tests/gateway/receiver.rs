@@ -1,6 +1,8 @@
 //! A third party's end of the webhooks: takes every delivery and remembers it, in the order of arrival.
 
 use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
@@ -12,7 +14,6 @@ use hmac::{Hmac, Mac as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use standardwebhooks::Webhook;
-use tiny_http::{Response, Server};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::until;
@@ -69,48 +70,51 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A running receiver.
+/// A running receiver. Each connection has a thread of its own: one that is kept makes no other wait.
 pub(crate) struct Receiver {
-    server: Arc<Server>,
-    deliveries: Arc<Mutex<Vec<Delivery>>>,
-    status: Arc<AtomicU16>,
+    addr: SocketAddr,
+    heard: Arc<Heard>,
+}
+
+struct Heard {
+    deliveries: Mutex<Vec<Delivery>>,
+    status: AtomicU16,
+    /// Connections, to end them; `None`: the receiver has gone.
+    open: Mutex<Option<Vec<TcpStream>>>,
 }
 
 impl Receiver {
     pub(crate) fn start() -> Self {
-        let server = Arc::new(Server::http("127.0.0.1:0").expect("a port of the kernel's choosing"));
-        let deliveries = Arc::new(Mutex::new(Vec::new()));
-        let status = Arc::new(AtomicU16::new(204));
-        let (listening, taken, said) = (Arc::clone(&server), Arc::clone(&deliveries), Arc::clone(&status));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port of the kernel's choosing");
+        let addr = listener.local_addr().expect("it is bound");
+        let heard = Arc::new(Heard {
+            deliveries: Mutex::default(),
+            status: AtomicU16::new(204),
+            open: Mutex::new(Some(Vec::new())),
+        });
+        let all = Arc::clone(&heard);
         thread::spawn(move || {
-            for mut request in listening.incoming_requests() {
-                let mut body = Vec::new();
-                if request.as_reader().read_to_end(&mut body).is_err() {
-                    continue;
-                }
-                let field = |field: &tiny_http::Header| {
-                    let name = HeaderName::from_bytes(field.field.as_str().as_bytes()).ok()?;
-                    Some((name, HeaderValue::from_str(field.value.as_str()).ok()?))
-                };
-                let headers = request.headers().iter().filter_map(field).collect();
-                let (method, target) = (request.method().to_string(), request.url().to_owned());
-                taken.lock().expect("no test holds it in a panic").push(Delivery { method, target, headers, body });
-                // A gateway that was killed takes no answer.
-                drop(request.respond(Response::empty(said.load(Ordering::SeqCst))));
+            for stream in listener.incoming().map_while(Result::ok) {
+                let Some(open) = &mut *all.open.lock().expect("no test holds it in a panic") else { return };
+                open.extend(stream.try_clone());
+                let heard = Arc::clone(&all);
+                thread::spawn(move || {
+                    let mut from = BufReader::new(&stream);
+                    while heard.take(&mut from).is_some() {}
+                });
             }
         });
-        Self { server, deliveries, status }
+        Self { addr, heard }
     }
 
     /// What it answers from now on; 204 at first.
     pub(crate) fn answer(&self, status: u16) {
-        self.status.store(status, Ordering::SeqCst);
+        self.heard.status.store(status, Ordering::SeqCst);
     }
 
     /// Where it takes deliveries.
     pub(crate) fn url(&self) -> String {
-        let addr = self.server.server_addr().to_ip().expect("a TCP address");
-        format!("http://{addr}{PATH}")
+        format!("http://{}{PATH}", self.addr)
     }
 
     /// The value of `CHARGEGATE_WEBHOOK_ENDPOINTS` that names it.
@@ -120,18 +124,18 @@ impl Receiver {
 
     /// Everything delivered so far, not checked.
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
-        self.deliveries.lock().expect("no test holds it in a panic").clone()
+        self.heard.deliveries.lock().expect("no test holds it in a panic").clone()
     }
 
     /// Everything delivered so far, checked.
     pub(crate) fn events(&self) -> Vec<Value> {
-        let deliveries = self.deliveries.lock().expect("no test holds it in a panic").clone();
+        let deliveries = self.heard.deliveries.lock().expect("no test holds it in a panic").clone();
         deliveries.iter().map(Delivery::verified).collect()
     }
 
     /// How often something was delivered.
     pub(crate) fn count(&self) -> usize {
-        self.deliveries.lock().expect("no test holds it in a panic").len()
+        self.heard.deliveries.lock().expect("no test holds it in a panic").len()
     }
 
     /// Waits for the delivery of an order's `last` event, and returns all of that order.
@@ -144,8 +148,41 @@ impl Receiver {
     }
 }
 
+impl Heard {
+    /// Takes one delivery and answers it; `None`: nothing more comes.
+    fn take(&self, from: &mut BufReader<&TcpStream>) -> Option<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if from.read_until(b'\n', &mut head).ok()? == 0 {
+                return None;
+            }
+        }
+        let mut fields = [httparse::EMPTY_HEADER; 32];
+        let mut request = httparse::Request::new(&mut fields);
+        request.parse(&head).ok()?;
+        let (method, target) = (request.method?.to_owned(), request.path?.to_owned());
+        let field = |field: &httparse::Header<'_>| {
+            let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+            Some((name, HeaderValue::from_bytes(field.value).ok()?))
+        };
+        let headers: HeaderMap = request.headers.iter().filter_map(field).collect();
+        let mut body = vec![0; headers.get("content-length")?.to_str().ok()?.parse().ok()?];
+        from.read_exact(&mut body).ok()?;
+        self.deliveries.lock().expect("no test holds it in a panic").push(Delivery { method, target, headers, body });
+        let status = self.status.load(Ordering::SeqCst);
+        // A gateway that was killed takes no answer.
+        write!(from.get_mut(), "HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n").ok()
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.server.unblock();
+        let open = self.heard.open.lock().expect("no test holds it in a panic").take();
+        for stream in open.into_iter().flatten() {
+            // It may have ended by itself.
+            drop(stream.shutdown(Shutdown::Both));
+        }
+        // Ends the wait for the next connection.
+        drop(TcpStream::connect(self.addr));
     }
 }
