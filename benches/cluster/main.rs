@@ -112,7 +112,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     shards: u32,
     /// `store.lanes` of each instance.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     lanes: u32,
     /// Settings of PostgreSQL, as NAME=VALUE.
     #[arg(long = "set", default_values_t = ["shared_buffers=256MB".to_owned(), "max_wal_size=4GB".to_owned()])]
@@ -388,9 +388,8 @@ fn commands(args: &Args, system: &System) {
     print_rate("commands", args.clients, api);
     // Those that were acknowledged while the clients went on asking: what is left behind at the end does not count.
     let acked = format!(
-        "SELECT count(*), coalesce(sum(CASE WHEN updated_at <= began + {} THEN 1 ELSE 0 END), 0) FROM outbound_queue, \
-         (SELECT min(created_at) AS began FROM outbound_queue WHERE kind = 'locate') AS first \
-         WHERE kind = 'locate' AND state = 'acked'",
+        "SELECT count(*), coalesce(sum(CASE WHEN updated_at <= {} + (SELECT min(created_at) FROM outbound_queue \
+         WHERE kind = 'locate') THEN 1 ELSE 0 END), 0) FROM outbound_queue WHERE kind = 'locate' AND state = 'acked'",
         seconds * 1_000
     );
     let acked = system.query(&acked);
@@ -416,8 +415,8 @@ fn settlements(args: &Args, system: &System) {
     println!("| offered/s | acknowledged/s | sent again/s | report to acknowledgement | CPU µs for each |");
     println!("|---:|---:|---:|---|---|");
     let (mut best, mut offered) = (0.0_f64, OFFERED_FIRST);
-    loop {
-        let acknowledged = settlements_at(args, system, offered);
+    for step in 0.. {
+        let acknowledged = settlements_at(args, system, step, offered);
         let grew = acknowledged > best * 1.05;
         best = best.max(acknowledged);
         if !grew || acknowledged < offered * 0.9 {
@@ -434,8 +433,9 @@ fn settlements(args: &Args, system: &System) {
     println!("{} in the store, {} different", stored[0][0], stored[0][1]);
 }
 
-/// Acknowledged records per second where `offered` charges end per second.
-fn settlements_at(args: &Args, system: &System, offered: f64) -> f64 {
+/// Acknowledged records per second where `offered` charges end per second. Each step has devices of its own: those of an earlier one
+/// would begin to count their records anew, and one that is like an old one is a replay.
+fn settlements_at(args: &Args, system: &System, step: u32, offered: f64) -> f64 {
     let devices = args.devices.unwrap_or(4_000);
     let seconds = args.seconds.unwrap_or(5).max(2);
     let swipe_every_us = (f64::from(devices) / offered * SECOND_US as f64) as u64;
@@ -445,7 +445,8 @@ fn settlements_at(args: &Args, system: &System, offered: f64) -> f64 {
     let last = plan.duration.unwrap_or_default().as_secs();
     // Each second of the measured time: acknowledged, sent, CPU time.
     let mut marks: Vec<(u64, i64, i64, BTreeMap<String, f64>)> = Vec::new();
-    let summary = simulate(&plan, Extras { activity, ..Extras::default() }, |second, totals| {
+    let extras = Extras { activity, first_device: step * devices, ..Extras::default() };
+    let summary = simulate(&plan, extras, |second, totals| {
         if (last - seconds..last).contains(&second) {
             marks.push((second, totals.settled, totals.sent[Request::Settlement as usize], cpu_us()));
         }

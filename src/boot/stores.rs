@@ -58,7 +58,7 @@ impl OpenStore {
             }
             StoreUrl::Postgres(url) => {
                 let options = postgres::Options {
-                    lanes: count(config.store.lanes, 4),
+                    lanes: count(config.store.lanes, 2),
                     readers: count(config.store.readers, 2),
                     timeouts: postgres::Timeouts::from(&config.store),
                     batch_jobs_max,

@@ -185,7 +185,7 @@ settings! {
         /// Whether cmd_log also gets heartbeats and time requests: several rows a minute and device.
         cmd_log_heartbeats: bool = false, Bool, Restart;
         /// PostgreSQL: transactions under way at a time. Each device has one of them; each holds a connection.
-        lanes: u32 = 4, Int(1, 32), Restart;
+        lanes: u32 = 2, Int(1, 32), Restart;
         /// PostgreSQL: connections that answer queries.
         readers: u32 = 2, Int(1, 64), Restart;
         /// PostgreSQL: longest time for making a connection.

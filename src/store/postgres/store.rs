@@ -84,7 +84,7 @@ impl Options {
         Self {
             url: url.into(),
             instance,
-            lanes: 4,
+            lanes: 2,
             readers: 2,
             timeouts: Timeouts::default(),
             queue_jobs_max: 16_384,
