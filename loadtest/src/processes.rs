@@ -47,7 +47,7 @@ pub struct Second {
     pub second: u64,
     /// Everything counted since the begin.
     pub totals: Totals,
-    /// Latencies by [`Metric`](crate::measure::Metric).
+    /// Latencies by [`Metric`].
     pub moments: Vec<Option<Moment>>,
     /// CPU time of all processes of the run, microseconds.
     pub cpu_us: u64,
