@@ -389,7 +389,7 @@ impl Conn<'_> {
     /// Begins a savepoint; the innermost is meant by what follows.
     pub(in crate::store) fn savepoint(self) -> Result<(), StoreError> {
         match self {
-            Conn::Sqlite(_) => run(self, "SAVEPOINT job", ()).map(|_| ()),
+            Conn::Sqlite(session) => session.savepoint(),
             Conn::Postgres(session) => session.savepoint(),
         }
     }
@@ -397,7 +397,7 @@ impl Conn<'_> {
     /// Takes back what was done since the savepoint, which stays.
     pub(in crate::store) fn roll_back_to_savepoint(self) -> Result<(), StoreError> {
         match self {
-            Conn::Sqlite(_) => run(self, "ROLLBACK TO job", ()).map(|_| ()),
+            Conn::Sqlite(session) => session.roll_back_to_savepoint(),
             Conn::Postgres(session) => session.roll_back_to_savepoint(),
         }
     }
@@ -405,7 +405,7 @@ impl Conn<'_> {
     /// Ends the savepoint; what was done stands.
     pub(in crate::store) fn release_savepoint(self) -> Result<(), StoreError> {
         match self {
-            Conn::Sqlite(_) => run(self, "RELEASE job", ()).map(|_| ()),
+            Conn::Sqlite(session) => session.release_savepoint(),
             Conn::Postgres(session) => session.release_savepoint(),
         }
     }
