@@ -413,12 +413,7 @@ impl Conn<'_> {
 
 /// A statement as SQLite reads it.
 pub(in crate::store) fn sqlite_text(sql: &str) -> String {
-    const REPLACED: [(&str, &str); 13] = [
-        // Columns that PostgreSQL generates: they do not change with each status, so that its indexes need not either.
-        ("is_active = TRUE", "status IN (0, 1, 2, 8, 9, 10)"),
-        ("is_active = FALSE", "status NOT IN (0, 1, 2, 8, 9, 10)"),
-        ("is_open = TRUE", "state IN ('queued', 'claimed', 'written')"),
-        ("is_failed = TRUE", "state IN ('refused', 'expired', 'withdrawn', 'dead')"),
+    const REPLACED: [(&str, &str); 9] = [
         // The scalar functions of several arguments; the aggregates have one.
         ("greatest(", "max("),
         ("least(", "min("),
@@ -452,7 +447,7 @@ mod tests {
         assert_eq!(sqlite_text("SELECT 1 FROM t WHERE a = $1 FOR NO KEY UPDATE"), "SELECT 1 FROM t WHERE a = ?1");
         assert_eq!(
             sqlite_text("SELECT 1 FROM outbound_queue q WHERE q.is_open = TRUE"),
-            "SELECT 1 FROM outbound_queue q WHERE q.state IN ('queued', 'claimed', 'written')"
+            "SELECT 1 FROM outbound_queue q WHERE q.is_open = 1"
         );
         assert_eq!(
             sqlite_text("SELECT 1 WHERE a IN (SELECT value FROM json_array_elements_text($1::json))"),
