@@ -421,6 +421,8 @@ impl Pusher {
         let wants = |event_type: EventType| running.iter().any(|one| one.known.subscription.wants(event_type.as_str()));
         self.shared.wanted.set(wants(EventType::DeviceHeartbeat), wants(EventType::ChargingProgress));
         *self.shared.known.write() = running.iter().map(|running| Arc::clone(&running.known)).collect();
+        // One that looked before it was known looks again: the tail may have been begun behind it.
+        self.shared.wake_all();
     }
 }
 
@@ -548,6 +550,9 @@ impl Shared {
             self.wake_all();
             return Ok(0);
         };
+        if self.passes_over(to) {
+            return Ok(0);
+        }
         let events: Vec<EventRecord> = self.ask(move |reader| reader.events_after(to, FEED_BATCH))?;
         let count = events.len();
         if let Some(last) = events.last() {
@@ -556,6 +561,18 @@ impl Shared {
             self.wake_all();
         }
         Ok(count)
+    }
+
+    /// Without endpoints, nobody reads the tail: it is begun anew behind what is known to be committed. An endpoint that comes finds
+    /// what lies before it in the log. The lock keeps it from coming in between, unseen.
+    fn passes_over(&self, to: i64) -> bool {
+        let known = self.known.read();
+        let last_pos = self.last_pos.load(Ordering::Acquire);
+        let passes = known.is_empty() && last_pos > to;
+        if passes {
+            self.tail.begin(last_pos);
+        }
+        passes
     }
 
     fn wake_all(&self) {
