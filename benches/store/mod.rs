@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use chargegate::{
     gateway::{ShardId, order::Event},
     model::{
-        Ap3000Call, CardNo, ChargeMode, ChargeSpec, Command, CommandState, DeviceCall, DeviceId, Order, OrderNo, OrderNumbers,
-        Priority, Protocol, ServerId,
+        Ap3000Call, CardNo, ChargeMode, ChargeSpec, Command, CommandState, DeviceCall, DeviceId, Order, OrderNo,
+        OrderNumbers, Priority, Protocol, ServerId,
     },
     store::{
         Bind, Called, CommandUpdate, Job, NewCall, NewOrder, Notify, OrderJob, OrderKey, Outcome, Queued, Reply,
