@@ -429,6 +429,8 @@ impl Pusher {
         }
         // The first endpoint ends the feed's rest.
         self.feed_wake.try_send(()).ok();
+        // One that looked before it was known looks again: what came meanwhile was told to the others only.
+        self.shared.wake_all();
     }
 }
 
