@@ -19,7 +19,7 @@ use super::status::HoleStatus;
 use crate::protocol::{DecodeError, Hex};
 
 /// The TYPE byte of every element seen.
-const TYPE: u8 = 0x01;
+pub(super) const TYPE: u8 = 0x01;
 /// Containers inside containers accepted. The guide nests two (socket, hole); more has no meaning to read.
 const DEPTH_MAX: u64 = 4;
 /// Largest VALUE, because LEN is one byte and counts TYPE and KEY too.
