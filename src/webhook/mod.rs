@@ -318,7 +318,9 @@ impl Pusher {
     /// Events up to `pos` are committed. Never blocks.
     pub fn events_committed(&self, pos: i64) {
         self.shared.last_pos.fetch_max(pos, Ordering::AcqRel);
-        self.feed_wake.try_send(()).ok();
+        if !self.shared.is_idle() {
+            self.feed_wake.try_send(()).ok();
+        }
     }
 
     /// Whether any endpoint wants events of this type. Takes no lock for the types that are made only if so.
@@ -421,7 +423,13 @@ impl Pusher {
         let wants = |event_type: EventType| running.iter().any(|one| one.known.subscription.wants(event_type.as_str()));
         self.shared.wanted.set(wants(EventType::DeviceHeartbeat), wants(EventType::ChargingProgress));
         *self.shared.known.write() = running.iter().map(|running| Arc::clone(&running.known)).collect();
-        // One that looked before it was known looks again: the tail may have been begun behind it.
+        if running.is_empty() {
+            // The next endpoint finds no ring, reads the log itself, and the ring begins at the log's end of that time.
+            self.shared.tail.end();
+        }
+        // The first endpoint ends the feed's rest.
+        self.feed_wake.try_send(()).ok();
+        // One that looked before it was known looks again: what came meanwhile was told to the others only.
         self.shared.wake_all();
     }
 }
@@ -541,18 +549,27 @@ impl Shared {
         }
     }
 
+    /// Whether nobody reads the log: there are no endpoints.
+    fn is_idle(&self) -> bool {
+        self.known.read().is_empty()
+    }
+
     /// Number of new events.
     fn feed_once(&self) -> Result<usize, StoreError> {
+        if self.is_idle() {
+            // It may have begun one just when the last endpoint went.
+            self.tail.end();
+            if self.last_pos.load(Ordering::Acquire) == 0 {
+                self.ask_last_pos()?;
+            }
+            return Ok(0);
+        }
         let Some(to) = self.tail.to() else {
-            let last_pos = self.ask(|reader| reader.last_pos())?;
-            self.last_pos.fetch_max(last_pos, Ordering::AcqRel);
+            let last_pos = self.ask_last_pos()?;
             self.tail.begin(last_pos);
             self.wake_all();
             return Ok(0);
         };
-        if self.passes_over(to) {
-            return Ok(0);
-        }
         let events: Vec<EventRecord> = self.ask(move |reader| reader.events_after(to, FEED_BATCH))?;
         let count = events.len();
         if let Some(last) = events.last() {
@@ -563,16 +580,11 @@ impl Shared {
         Ok(count)
     }
 
-    /// Without endpoints, nobody reads the tail: it is begun anew behind what is known to be committed. An endpoint that comes finds
-    /// what lies before it in the log. The lock keeps it from coming in between, unseen.
-    fn passes_over(&self, to: i64) -> bool {
-        let known = self.known.read();
-        let last_pos = self.last_pos.load(Ordering::Acquire);
-        let passes = known.is_empty() && last_pos > to;
-        if passes {
-            self.tail.begin(last_pos);
-        }
-        passes
+    /// Position of the log's last event, kept.
+    fn ask_last_pos(&self) -> Result<i64, StoreError> {
+        let last_pos = self.ask(|reader| reader.last_pos())?;
+        self.last_pos.fetch_max(last_pos, Ordering::AcqRel);
+        Ok(last_pos)
     }
 
     fn wake_all(&self) {
