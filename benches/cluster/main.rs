@@ -12,6 +12,7 @@
 //! cargo bench --bench cluster                                # every scenario but `connections`, on 1 and 2 instances
 //! cargo bench --bench cluster -- latency --instances 2 --rounds 5 --seconds 10
 //! cargo bench --bench cluster -- orders --embedded
+//! cargo bench --bench cluster -- settlements --embedded --kill   # what was acknowledged is in the store, also after a kill -9
 //! cargo bench --bench cluster -- connections                 # 50,001 devices on three instances, for three minutes, then storms
 //! ```
 //!
@@ -114,6 +115,9 @@ struct Args {
     /// `store.lanes` of each instance.
     #[arg(long, default_value_t = 2)]
     lanes: u32,
+    /// Kill the gateway amid 10,000 `settlements` a second, as a power cut would, and start it again.
+    #[arg(long)]
+    kill: bool,
     /// Settings of PostgreSQL, as NAME=VALUE.
     #[arg(long = "set", default_values_t = ["shared_buffers=256MB".to_owned(), "max_wal_size=4GB".to_owned()])]
     settings: Vec<String>,
@@ -148,7 +152,7 @@ fn main() {
                     Scenario::Latency => latency(&args, &system),
                     Scenario::Orders => orders(&args, &system),
                     Scenario::Commands => commands(&args, &system),
-                    Scenario::Settlements => settlements(&args, &system),
+                    Scenario::Settlements => settlements(&args, &mut system),
                     Scenario::Connections => connections(&args, &mut system),
                 }
             }
@@ -407,19 +411,21 @@ fn commands(args: &Args, system: &System) {
 /// Records per second that the chargers are to have first, and how much more each time until the gateway keeps up no longer.
 const OFFERED_FIRST: f64 = 3_000.0;
 const OFFERED_STEP: f64 = 1.5;
+/// As many as there are meant to be: what a kill may lose is what waits for its commit.
+const OFFERED_AT_KILL: f64 = 10_000.0;
 
 /// Cards that charge without the gateway leave a record at the charger at the end of each short charge. How many end per second is
 /// given; it is raised until no more are acknowledged: chargers whose records wait send them again, and what is measured then is
 /// how much is sent again.
-fn settlements(args: &Args, system: &System) {
+fn settlements(args: &Args, system: &mut System) {
     println!("| offered/s | acknowledged/s | sent again/s | report to acknowledgement | CPU µs for each |");
     println!("|---:|---:|---:|---|---|");
-    let (mut best, mut offered) = (0.0_f64, OFFERED_FIRST);
+    let (mut best, mut offered) = (0.0_f64, if args.kill { OFFERED_AT_KILL } else { OFFERED_FIRST });
     for step in 0.. {
         let acknowledged = settlements_at(args, system, step, offered);
         let grew = acknowledged > best * 1.05;
         best = best.max(acknowledged);
-        if !grew || acknowledged < offered * 0.9 {
+        if args.kill || !grew || acknowledged < offered * 0.9 {
             break;
         }
         offered *= OFFERED_STEP;
@@ -435,7 +441,7 @@ fn settlements(args: &Args, system: &System) {
 
 /// Acknowledged records per second where `offered` charges end per second. Each step has devices of its own: those of an earlier one
 /// would begin to count their records anew, and one that is like an old one is a replay.
-fn settlements_at(args: &Args, system: &System, step: u32, offered: f64) -> f64 {
+fn settlements_at(args: &Args, system: &mut System, step: u32, offered: f64) -> f64 {
     let devices = args.devices.unwrap_or(4_000);
     let seconds = args.seconds.unwrap_or(5).max(2);
     let swipe_every_us = (f64::from(devices) / offered * SECOND_US as f64) as u64;
@@ -449,6 +455,10 @@ fn settlements_at(args: &Args, system: &System, step: u32, offered: f64) -> f64 
     let summary = simulate(&plan, extras, |second, totals| {
         if (last - seconds..last).contains(&second) {
             marks.push((second, totals.settled, totals.sent[Request::Settlement as usize], cpu_us()));
+        }
+        if args.kill && second == last - seconds / 2 {
+            system.instances.iter_mut().for_each(Gateway::kill9);
+            system.instances.iter_mut().for_each(Gateway::start_again);
         }
     });
     let [(second_0, settled_0, sent_0, cpu_0), .., (second_1, settled_1, sent_1, cpu_1)] = &marks[..] else {
@@ -470,6 +480,9 @@ fn settlements_at(args: &Args, system: &System, step: u32, offered: f64) -> f64 
         each.join(", ")
     );
     let stored = system.query("SELECT count(*) FROM settlements")[0][0] - before;
+    if args.kill {
+        println!("killed amid it: {} acknowledged, {stored} in the store", summary.totals.settled);
+    }
     assert!(stored >= summary.totals.settled, "{} acknowledged, {stored} in the store", summary.totals.settled);
     per_second(settled)
 }

@@ -9,6 +9,9 @@ DROP INDEX orders_port_active;
 CREATE UNIQUE INDEX orders_port_active ON orders (device_id, port_no) WHERE is_active = 1;
 DROP INDEX orders_active_since;
 CREATE INDEX orders_active_since ON orders (status, status_at, device_id) WHERE is_active = 1;
+-- Told once more for the planner: else it takes all orders of a device for as few as those that still show.
+DROP INDEX orders_port_end_pending;
+CREATE INDEX orders_port_end_pending ON orders (device_id, device_end_pending, port_no) WHERE device_end_pending = 1;
 -- Orders of a port are found among those of its device and time: one index less to be written with every order, in a place of its own.
 DROP INDEX orders_port_created;
 DROP INDEX orders_device_created;
@@ -59,8 +62,10 @@ DELETE FROM sqlite_sequence WHERE name = 'outbound_queue_plain';
 INSERT INTO sqlite_sequence (name, seq) SELECT 'outbound_queue_plain', seq FROM sqlite_sequence WHERE name = 'outbound_queue';
 DROP TABLE outbound_queue;
 ALTER TABLE outbound_queue_plain RENAME TO outbound_queue;
--- All that is open is few; an index that leads with the state would be written with each change of one.
-CREATE INDEX outbound_unfinished ON outbound_queue (device_id) WHERE is_open = 1;
+-- As above, of commands.
+CREATE INDEX outbound_unfinished ON outbound_queue (device_id, is_open) WHERE is_open = 1;
+-- What has ended is not in it: written where a command becomes open or changes while it is.
+CREATE INDEX outbound_state ON outbound_queue (state, is_open, not_before) WHERE is_open = 1;
 CREATE INDEX outbound_order ON outbound_queue (order_no) WHERE order_no IS NOT NULL;
 CREATE INDEX outbound_device ON outbound_queue (device_id, id DESC);
 CREATE INDEX outbound_failed ON outbound_queue (id) WHERE is_failed = 1;

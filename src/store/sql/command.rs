@@ -276,12 +276,8 @@ impl Tx<'_> {
         }
         let is_start = matches!(row.body, CommandBody::Start { .. }) && row.order_no == update.order_no;
         // A start that was withdrawn in the instant it was written has been written all the same: the order keeps the time.
-        if let (CommandState::Written, Some(order_no), true) = (update.state, update.order_no, is_start)
-            && let Some(mut order) = self.find_order(order_no)?.filter(|order| order.start_written_at.is_none())
-        {
-            order.start_written_at = Some(update.at);
-            order.updated_at = order.updated_at.max(update.at);
-            self.update_order(&order)?;
+        if let (CommandState::Written, Some(order_no), true) = (update.state, update.order_no, is_start) {
+            self.start_written(order_no, update.at)?;
         }
         // Rows are queued and claimed by the store alone.
         if matches!(update.state, CommandState::Queued | CommandState::Claimed) || !row.is_unfinished() {

@@ -485,6 +485,26 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Keeps when an order's start was written first.
+    pub(super) fn start_written(&self, order_no: OrderNo, at: i64) -> Result<(), StoreError> {
+        if self.conn.is_shared() {
+            if let Some(mut order) = self.find_order(order_no)?.filter(|order| order.start_written_at.is_none()) {
+                order.start_written_at = Some(at);
+                order.updated_at = order.updated_at.max(at);
+                self.update_order(&order)?;
+            }
+            return Ok(());
+        }
+        // Nothing of it is in an index. Naming the columns that are costs SQLite two searches in each, and a page of most.
+        run(
+            self.conn,
+            "UPDATE orders SET start_written_at = $2, updated_at = greatest(updated_at, $2) \
+             WHERE order_no = $1 AND start_written_at IS NULL",
+            (order_no.as_str(), at),
+        )
+        .map(drop)
+    }
+
     /// The values of [`INSERT_ORDER`].
     fn order_values(&self, order: &Order) -> Result<Vec<Value<'static>>, StoreError> {
         let card = order.card.as_deref();
