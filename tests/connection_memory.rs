@@ -2,7 +2,7 @@
 //!
 //! Binds as many devices as one shard is made for, lets each beat and each flush go by, and counts what is still allocated: the
 //! core's and the directory's share, with what doubling and rounding waste. Deterministic, and no other thread allocates here. The
-//! engine adds one entry of its slab (`shard::mio` says how large it is).
+//! engine adds one row of its table of sockets (`src/shard/mio.rs` asserts how large it is).
 //!
 //! `cargo test --test connection_memory -- --nocapture` shows the blocks by size.
 

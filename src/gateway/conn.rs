@@ -145,14 +145,19 @@ impl Conn {
 
     /// Notes since when the peer does not drain; 0: it does again.
     pub(super) fn set_blocked(&mut self, since: u64) {
-        self.seldom_mut().blocked_since = since;
-        self.tidy();
+        // Most have nothing to put it in, and nothing to take out.
+        if self.seldom().blocked_since != since {
+            self.seldom_mut().blocked_since = since;
+            self.tidy();
+        }
     }
 
     /// The store is being asked about a device, or about none any more.
     pub(super) fn set_asked(&mut self, device: Option<Key>) {
-        self.seldom_mut().asked = device;
-        self.tidy();
+        if self.seldom().asked != device {
+            self.seldom_mut().asked = device;
+            self.tidy();
+        }
     }
 
     fn tidy(&mut self) {

@@ -134,7 +134,16 @@ pub struct Hex<T: AsRef<[u8]>>(pub T);
 
 impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        // Ids are written by the thousand: whole pieces, not digit by digit.
+        let mut text = [0; 32];
+        for bytes in self.0.as_ref().chunks(text.len() / 2) {
+            for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+                pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            }
+            f.write_str(std::str::from_utf8(&text[..2 * bytes.len()]).map_err(|_| fmt::Error)?)?;
+        }
+        Ok(())
     }
 }
 

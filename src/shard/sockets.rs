@@ -9,8 +9,11 @@ use crate::gateway::ConnId;
 
 /// Sockets by slot. A [`ConnId`] of an earlier generation finds nothing.
 pub(super) struct Sockets<S> {
-    slots: Vec<Option<(u32, S)>>,
+    slots: Vec<Row<S>>,
 }
+
+/// A place in the table: nothing, or a socket with its generation.
+pub(super) type Row<S> = Option<(u32, S)>;
 
 impl<S> Sockets<S> {
     pub(super) const fn new() -> Self {

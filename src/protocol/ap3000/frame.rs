@@ -206,7 +206,7 @@ impl PhyId {
 
 impl fmt::Display for PhyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        fmt::Display::fmt(&Hex(self.0), f)
     }
 }
 
