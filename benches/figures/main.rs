@@ -9,6 +9,7 @@
 //! cargo bench --bench figures               # the table again, from what was measured last
 //! cargo bench --bench figures -- --strict   # fails if something was not measured; a figure that is missed never fails
 //! cargo bench --bench figures -- --accept   # keeps the ratios of this run as what the next ones are compared with
+//! cargo bench --bench figures -- --images docs/images   # the plots of docs/benchmarks.md
 //! ```
 
 mod goals;
@@ -38,6 +39,9 @@ struct Args {
     /// Write the ratios of this run there.
     #[arg(long)]
     accept: bool,
+    /// Write the plots there too.
+    #[arg(long, value_name = "DIRECTORY")]
+    images: Option<PathBuf>,
     /// Print every row, not the goals.
     #[arg(long)]
     all: bool,
@@ -67,8 +71,11 @@ fn main() -> anyhow::Result<()> {
     println!("{}", if args.all { report.rows() } else { report.text() });
     fs::write(dir.join("figures.md"), report.markdown())?;
     let plots = plot::all(&rows);
-    for plot in &plots {
-        fs::write(dir.join(format!("{}.svg", plot.name)), &plot.svg)?;
+    for directory in [Some(&dir), args.images.as_ref()].into_iter().flatten() {
+        for plot in &plots {
+            let file = directory.join(format!("{}.svg", plot.name));
+            fs::write(&file, &plot.svg).with_context(|| file.display().to_string())?;
+        }
     }
     fs::write(dir.join("figures.html"), report.html(&plots))?;
     println!("written: {}", dir.join("figures.{md,html}").display());

@@ -24,8 +24,8 @@ const BOTTOM: f64 = 58.0;
 /// Those for which there are figures.
 pub(crate) fn all(rows: &Rows) -> Vec<Plot> {
     let bars = [
-        ("cost-ratio", "ratio", "CPU per heartbeat, × the bare loop", Some(1.15)),
-        ("cost-rate", "per_s", "Heartbeats answered per second on one core", None),
+        ("heartbeat-ratio", "ratio", "CPU per heartbeat, × the bare loop", Some(1.15)),
+        ("heartbeat-rate", "per_s", "Heartbeats answered per second on one core", None),
     ];
     let bars = bars
         .into_iter()

@@ -1,5 +1,7 @@
 //! The table, as text, Markdown and a page.
 
+use std::collections::BTreeMap;
+
 use crate::{
     goals::{GOALS, Goal},
     plot::Plot,
@@ -8,6 +10,42 @@ use crate::{
 
 /// A ratio that has moved by more than this since the baseline is listed.
 const MOVED: f64 = 0.1;
+
+/// A column of a table whose lines are parts of the rows' names.
+struct Column {
+    head: &'static str,
+    /// Last part of the names; `None`: a part in front of it.
+    figure: Option<&'static str>,
+}
+
+const fn part(head: &'static str) -> Column {
+    Column { head, figure: None }
+}
+
+const fn median_of(head: &'static str, figure: &'static str) -> Column {
+    Column { head, figure: Some(figure) }
+}
+
+const WINDOWS: [Column; 9] = [
+    part("connections"),
+    part("window"),
+    part("server"),
+    median_of("user µs", "user_us"),
+    median_of("system µs", "system_us"),
+    median_of("total µs", "total_us"),
+    median_of("ratio to bare", "ratio"),
+    median_of("messages/s", "per_s"),
+    median_of("throughput to Go", "to_go"),
+];
+
+const GROWTH: [Column; 6] = [
+    part("connections"),
+    part("heartbeats/s"),
+    median_of("CPU, % of a core", "cpu_percent"),
+    median_of("p50 ms", "p50_ms"),
+    median_of("p99 ms", "p99_ms"),
+    median_of("resident MB", "resident_mb"),
+];
 
 pub(crate) struct Report<'a> {
     /// Machine, kernel, commit and date, a line each.
@@ -40,7 +78,10 @@ impl<'a> Report<'a> {
     pub(crate) fn markdown(&self) -> String {
         let about: String = self.about.lines().map(|line| format!("- {line}\n")).collect();
         let (goals, all) = (padded(&self.goals()), padded(&self.everything()));
-        format!("# Figures\n\n{about}\n{goals}\n{}\n{}\n## All rows\n\n{all}", self.verdict(), self.moved())
+        let windows = section(&self.of_rows("cost", &WINDOWS), "CPU per heartbeat, by connections and window");
+        let growth = section(&self.of_rows("growth", &GROWTH), "Growth, by connections and rate");
+        let (verdict, moved) = (self.verdict(), self.moved());
+        format!("# Figures\n\n{about}\n{goals}\n{verdict}\n{moved}\n{windows}{growth}## All rows\n\n{all}")
     }
 
     /// One page that needs nothing else.
@@ -57,6 +98,8 @@ impl<'a> Report<'a> {
         for plot in plots {
             out.push_str(&format!("<figure>{}</figure>\n", plot.svg));
         }
+        shown_table(&mut out, &self.of_rows("cost", &WINDOWS));
+        shown_table(&mut out, &self.of_rows("growth", &GROWTH));
         out.push_str("<details><summary>All rows</summary>");
         table(&mut out, &self.everything());
         out.push_str("</details></main></html>\n");
@@ -93,6 +136,29 @@ impl<'a> Report<'a> {
             [name.to_owned(), median, spread, n, change]
         };
         [head].into_iter().chain(self.rows.iter().map(line)).collect()
+    }
+
+    /// Medians of the rows `first/…/FIGURE` in a line for each `…`: its parts, then a column for each figure. Only the first line, the
+    /// columns' names, if there are none.
+    fn of_rows<const N: usize>(&self, first: &str, columns: &[Column; N]) -> Vec<[String; N]> {
+        // In the order of numbers where parts are some.
+        type Parts<'a> = Vec<(u64, &'a str)>;
+        let mut lines: BTreeMap<Parts<'_>, [String; N]> = BTreeMap::new();
+        let named = columns.iter().take_while(|column| column.figure.is_none()).count();
+        for (name, row) in self.rows.iter() {
+            let parts: Vec<&str> = name.split('/').collect();
+            let [head, parts @ .., figure] = &parts[..] else { continue };
+            let column = columns.iter().position(|column| column.figure == Some(*figure));
+            let (true, true, Some(column)) = (*head == first, parts.len() == named, column) else { continue };
+            let order = parts.iter().map(|part| (part.parse().unwrap_or(u64::MAX), *part)).collect();
+            let line = lines.entry(order).or_insert_with(|| std::array::from_fn(|_| String::new()));
+            for (cell, part) in line.iter_mut().zip(parts) {
+                *cell = part.parse().map_or_else(|_| (*part).to_owned(), grouped);
+            }
+            line[column] = number(row.median(), &row.unit);
+        }
+        let head = std::array::from_fn(|column| columns[column].head.to_owned());
+        [head].into_iter().chain(lines.into_values()).collect()
     }
 
     /// Median, spread, number of values, change.
@@ -165,6 +231,11 @@ fn percent(part: f64) -> String {
     format!("{:+.1} %", part * 100.0)
 }
 
+/// A table with a title; nothing where it has no lines.
+fn section<const N: usize>(lines: &[[String; N]], title: &str) -> String {
+    if lines.len() > 1 { format!("## {title}\n\n{}\n", padded(lines)) } else { String::new() }
+}
+
 /// A Markdown table whose columns stand below one another.
 fn padded<const N: usize>(lines: &[[String; N]]) -> String {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -189,6 +260,13 @@ fn padded<const N: usize>(lines: &[[String; N]]) -> String {
         }
     }
     out
+}
+
+/// A table, if it has lines.
+fn shown_table<const N: usize>(out: &mut String, lines: &[[String; N]]) {
+    if lines.len() > 1 {
+        table(out, lines);
+    }
 }
 
 fn table<const N: usize>(out: &mut String, lines: &[[String; N]]) {

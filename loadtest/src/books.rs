@@ -34,6 +34,9 @@ const SPAN_ORDERS_MAX: u64 = 4_000;
 /// An order this young may wait for its device.
 const YOUNG_MS: i64 = 40_000;
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Details of records without an acknowledgement, which come by thousands from a gateway that is too slow; the other places are for
+/// orders that are wrong.
+const UNSETTLED_DETAILS_MAX: usize = REMARKS_MAX / 4;
 
 /// How a charge ended at its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,7 +165,7 @@ impl Verdict {
         for book in books {
             for charge in book.charges.iter().filter(|charge| charge.due) {
                 self.unsettled += 1;
-                if self.details.len() < REMARKS_MAX {
+                if self.details.len() < UNSETTLED_DETAILS_MAX {
                     self.details.push(format!("{} port {}: record not acknowledged", book.device_id, charge.port_no));
                 }
             }

@@ -134,17 +134,22 @@ pub struct Hex<T: AsRef<[u8]>>(pub T);
 
 impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         // Ids are written by the thousand: whole pieces, not digit by digit.
         let mut text = [0; 32];
         for bytes in self.0.as_ref().chunks(text.len() / 2) {
-            for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-                pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(bytes) {
+                *pair = [digit(byte >> 4), digit(byte & 0x0F)];
             }
-            f.write_str(std::str::from_utf8(&text[..2 * bytes.len()]).map_err(|_| fmt::Error)?)?;
+            let written = text.get(..bytes.len().saturating_mul(2)).and_then(|text| std::str::from_utf8(text).ok());
+            f.write_str(written.ok_or(fmt::Error)?)?;
         }
         Ok(())
     }
+}
+
+/// A hexadecimal digit of a value below 16.
+const fn digit(value: u8) -> u8 {
+    if value < 10 { b'0'.wrapping_add(value) } else { b'a'.wrapping_add(value.wrapping_sub(10)) }
 }
 
 impl<T: AsRef<[u8]>> fmt::Debug for Hex<T> {

@@ -8,7 +8,7 @@ use chargegate::protocol::clock::DeviceTime;
 use super::charging::Origin;
 use super::{Ap3000Device, Card, SECOND_US};
 use crate::device::charge::Limits;
-use crate::device::ledger::Start;
+use crate::device::ledger::{Reference, Start};
 
 impl Ap3000Device {
     /// Begins a charge by card without asking the server, on a port counted from 0 with a charger plugged in. It ends
@@ -42,9 +42,12 @@ impl Ap3000Device {
         self.begin(now_us, port, limits, origin).is_ok()
     }
 
+    /// A new number. `None`: the charge before, by the same card or code on the same port, began within this second and has it; where
+    /// charging runs fast, that one may be over. A server takes records of one number for copies of one record.
     fn own_order_no(&self, now_us: u64, port: u8, starter: Starter) -> Option<[u8; 16]> {
         let time = DeviceTime::from_unix(i64::from(self.unix_s(now_us)));
-        OfflineOrder { time, starter, printed_number: self.line.phy_id.printed_number(), port }.build()
+        let order = OfflineOrder { time, starter, printed_number: self.line.phy_id.printed_number(), port };
+        order.build().filter(|order_no| self.ledger.find(Reference::Order(*order_no)).is_none())
     }
 
     /// The device's clock in Unix seconds. Until the server gave it the time it counts from 0, when the power came.

@@ -126,6 +126,21 @@ fn an_offline_card_is_settled_when_the_server_is_back() {
     assert_eq!((entry.start, entry.state), (Start::OfflineCard(CardNumber::Uid(CARD.id)), State::Acknowledged));
 }
 
+/// Its numbers tell charges apart by the second, the card and the port. Where charging runs fast the next could begin within the second.
+#[test]
+fn a_device_makes_no_order_number_twice() {
+    let fast = Behaviour { time_factor: 3600, ..Behaviour::default() };
+    let mut wire = Wire::connect(Ap3000Device::new(0, 2, fast));
+    assert!(wire.device.offline_charge(wire.now_us, &CARD, 1, Some(600)));
+    wire.pass(SECOND_US / 5);
+    assert!(wire.device.ledger().last().unwrap().end.is_some());
+    assert!(!wire.device.offline_charge(wire.now_us, &CARD, 1, Some(600)), "the server would take it for the first");
+    assert!(wire.device.offline_charge(wire.now_us, &CARD, 0, Some(600)));
+    wire.pass(SECOND_US);
+    assert!(wire.device.offline_charge(wire.now_us, &CARD, 1, Some(600)));
+    assert_eq!(wire.device.ledger().begun(), 3);
+}
+
 #[test]
 fn an_offline_charge_is_reported_and_stopped_under_its_own_number() {
     let mut wire = charger();
