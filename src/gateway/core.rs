@@ -25,7 +25,7 @@ use super::{
     card::CardMode,
     conn::Conn,
     device::{Device, OtaShare},
-    directory::Directory,
+    directory::{Directory, Untold},
     index::Index,
     lane::Waits,
     recorder::Recorder,
@@ -702,7 +702,14 @@ impl Core {
         self.latest.append(rows);
         // Newer values follow within seconds; what is kept is bounded by what one flush makes.
         let excess = self.latest.len().saturating_sub(JOBS_MAX);
-        self.latest.drain(..excess);
+        for row in self.latest.drain(..excess) {
+            // What was to be told only once is told again.
+            if let Latest::Device { device_id, .. } = row
+                && let Some(entry) = self.shared.directory.find(device_id)
+            {
+                entry.tell(Untold::ALL);
+            }
+        }
     }
 
     /// Whether the shard accepts no more and closes its connections.

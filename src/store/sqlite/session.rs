@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use crate::store::{
     StoreError,
-    sql::conn::{Cell, Row, Value, sqlite_text},
+    sql::conn::{Args, Cell, Row, Value, sqlite_text},
 };
 
 /// A connection with the statements it has seen, in its own dialect.
@@ -71,6 +71,17 @@ impl SqliteSession {
         Ok(self.prepare(sql)?.execute(params_from_iter(values))?)
     }
 
+    pub(in crate::store) fn run_each(
+        &self,
+        sql: &str,
+        rows: impl IntoIterator<Item = impl Args>,
+        mut done: impl FnMut(Result<usize, StoreError>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut statement = self.prepare(sql)?;
+        rows.into_iter()
+            .try_for_each(|row| done(statement.execute(params_from_iter(&row.values())).map_err(StoreError::from)))
+    }
+
     pub(in crate::store) fn insert(&self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
         self.run(sql, values)?;
         Ok(self.conn.last_insert_rowid())
@@ -124,9 +135,7 @@ impl From<rusqlite::Error> for StoreError {
                 ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig => {
                     Self::Statement(error.to_string())
                 }
-                ErrorCode::Unknown if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => {
-                    Self::Statement(error.to_string())
-                }
+                ErrorCode::Unknown if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => Self::Statement(error.to_string()),
                 ErrorCode::ApiMisuse | ErrorCode::ParameterOutOfRange => Self::Statement(error.to_string()),
                 _ => Self::Unavailable(error.to_string()),
             },

@@ -132,6 +132,7 @@ impl SqliteStore {
             latest_in: back.latest,
             latest: VecDeque::new(),
             latest_at: instant(),
+            latest_failed: false,
             probed_at: instant(),
             deliveries,
             log: back.to_log,
@@ -228,6 +229,8 @@ struct Writer {
     latest_in: Receiver<Vec<Latest>>,
     latest: VecDeque<Latest>,
     latest_at: Instant,
+    /// The last transaction of them failed: they wait a while.
+    latest_failed: bool,
     probed_at: Instant,
     deliveries: Sender<Delivery>,
     log: Sender<LogMessage>,
@@ -249,7 +252,8 @@ impl Writer {
         let mut jobs = Vec::new();
         let mut replies = Vec::new();
         loop {
-            let wait = if self.latest.is_empty() && self.latest_in.is_empty() { IDLE } else { Duration::ZERO };
+            let nothing_latest = self.latest.is_empty() && self.latest_in.is_empty();
+            let wait = if nothing_latest || self.latest_failed { IDLE } else { Duration::ZERO };
             match self.jobs.recv_timeout(wait) {
                 Ok((job, reply)) => {
                     jobs.push(job);
@@ -274,7 +278,10 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        self.latest_failed = false;
         while self.write_latest() {}
+        // What could not be written now never will be.
+        add(&self.counters.latest_lost, self.latest.len() as u64);
         self.checkpoint();
     }
 
@@ -307,9 +314,13 @@ impl Writer {
         }
     }
 
-    /// Writes one transaction of latest values; false: there are none.
+    /// Writes one transaction of latest values; false: there are none, or they have to wait.
     fn write_latest(&mut self) -> bool {
-        self.latest_at = instant();
+        let now = instant();
+        if self.latest_failed && now.duration_since(self.latest_at) < LATEST_EVERY {
+            return false;
+        }
+        self.latest_at = now;
         while self.latest.len() < self.latest_rows_max {
             let Ok(rows) = self.latest_in.try_recv() else { break };
             self.latest.extend(rows);
@@ -322,18 +333,23 @@ impl Writer {
         if rows.is_empty() {
             return false;
         }
-        match self.db.apply_latest(&rows) {
+        let written = self.db.apply_latest(&rows);
+        self.latest_failed = written.is_err();
+        match written {
             Ok(()) => {
                 add(&self.counters.latest_rows, rows.len() as u64);
                 self.set_health(None);
             }
             Err(error) => {
-                // The next report of each device brings them again.
-                add(&self.counters.latest_lost, rows.len() as u64);
+                // What a device told is not told again with its next report: kept until the file can be written. Meanwhile the queue
+                // fills, and then values stay with the shards.
+                for row in rows.into_iter().rev() {
+                    self.latest.push_front(row);
+                }
                 self.set_health(Some(error.to_string()));
             }
         }
-        true
+        !self.latest_failed
     }
 
     fn idle(&mut self) {
