@@ -284,13 +284,16 @@ pub struct Entry {
     online: AtomicBool,
     /// Whether a socket is bound right now.
     connected: AtomicBool,
-    networked: AtomicBool,
-    fallback_id: AtomicBool,
     /// It is among the changed, or found no room there.
     marked: AtomicBool,
-    /// What is not in the latest values yet, as bits of [`Untold`].
-    untold: AtomicU8,
+    /// What is not in the latest values yet, as bits of [`Untold`], and the two below.
+    flags: AtomicU8,
 }
+
+/// BKV/GN: it addresses sockets ≥ 1.
+const NETWORKED: u8 = 1 << 6;
+/// Its id is one that damaged devices fall back to.
+const FALLBACK: u8 = 1 << 7;
 
 /// What a device says of itself once and not with each beat, and that is not in the latest values yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,24 +335,22 @@ impl Entry {
             protocol: AtomicU8::new(protocol as u8),
             online: AtomicBool::new(false),
             connected: AtomicBool::new(false),
-            networked: AtomicBool::new(false),
-            fallback_id: AtomicBool::new(false),
             marked: AtomicBool::new(false),
-            untold: AtomicU8::new(0),
+            flags: AtomicU8::new(0),
         }
     }
 
     /// This is to go into the latest values.
     pub(super) fn tell(&self, what: Untold) {
-        self.untold.fetch_or(what.0, Ordering::Relaxed);
+        self.flags.fetch_or(what.0, Ordering::Relaxed);
     }
 
     /// Takes what is to go into the latest values.
     pub(super) fn take_untold(&self) -> Untold {
-        match self.untold.load(Ordering::Relaxed) {
+        match self.flags.load(Ordering::Relaxed) & Untold::ALL.0 {
             0 => Untold::NOTHING,
             // The owner before may be at it too.
-            _ => Untold(self.untold.swap(0, Ordering::Relaxed)),
+            _ => Untold(self.flags.fetch_and(!Untold::ALL.0, Ordering::Relaxed) & Untold::ALL.0),
         }
     }
 
@@ -530,25 +531,25 @@ impl Entry {
 
     /// BKV/GN: whether the device addresses sockets ≥ 1.
     pub fn networked(&self) -> bool {
-        self.networked.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & NETWORKED != 0
     }
 
     /// Once networked, for good.
     pub fn set_networked(&self) {
         if !self.networked() {
-            self.networked.store(true, Ordering::Relaxed);
+            self.flags.fetch_or(NETWORKED, Ordering::Relaxed);
             self.tell(Untold::NETWORKED);
         }
     }
 
     /// Whether the id is one that damaged devices fall back to: answered, but takes no orders.
     pub fn is_fallback(&self) -> bool {
-        self.fallback_id.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & FALLBACK != 0
     }
 
     /// Marks an AP3000 fallback number.
     pub fn set_fallback(&self) {
-        self.fallback_id.store(true, Ordering::Relaxed);
+        self.flags.fetch_or(FALLBACK, Ordering::Relaxed);
     }
 
     /// Radio signal as the device sent it.
