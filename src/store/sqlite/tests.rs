@@ -235,6 +235,20 @@ fn closing_answers_what_was_handed_over() {
 }
 
 #[test]
+fn pages_are_given_back_where_that_is_worth_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut db = open(&dir.path().join("chargegate.db")).unwrap();
+    assert!(!db.rest(), "an empty database keeps next to nothing");
+    for n in 0..10 {
+        assert!(db.apply(T0, &[bind(n), settlement(n, vec![0; 100_000])]).error.is_none());
+    }
+    assert!(db.rest());
+    assert!(!db.rest(), "they are gone");
+    let applied = db.apply(T0, &[bind(1)]);
+    assert!(matches!(&applied.outcomes[0], Outcome::Bound(bound) if bound.epoch == 2), "{applied:?}");
+}
+
+#[test]
 fn latest_values_wait_for_a_file_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("chargegate.db");
