@@ -12,6 +12,7 @@
 //! | binds | the same devices again, as after a restart |
 //! | creations | orders with their event and claimed start, one request each from 64 clients, over distinct ports |
 //! | settlements | first reports of AP3000 records of charging orders, 1,024 under way; each ends its order and appends its events |
+//! | records | records of AP3000 cards that charged without the gateway, 1,024 under way; each makes an order that has ended |
 //! | commands | named commands to distinct devices, each queued, claimed, written and acknowledged in four commits, 1,024 under way |
 //!
 //! Each round of each row has a database of its own; rounds of all rows alternate. The table shows medians. CPU time per job, of this
@@ -58,7 +59,7 @@ struct Args {
     bench: bool,
 }
 
-const ROWS: [&str; 5] = ["first binds", "binds", "creations", "settlements", "commands"];
+const ROWS: [&str; 6] = ["first binds", "binds", "creations", "settlements", "records", "commands"];
 
 #[expect(clippy::disallowed_methods, reason = "the clock enters here")]
 fn now() -> Instant {
@@ -141,7 +142,8 @@ fn measure(server: &Postgres, url: &str, lanes: usize, row: usize, jobs: usize) 
     let numbers = OrderNumbers::new(*b"THD", 1);
     match row {
         0 => {}
-        1 | 4 => store::bind(&opened, jobs),
+        1 | 5 => store::bind(&opened, jobs),
+        4 => store::bind(&opened, store::RECORDING),
         _ => store::bind(&opened, store::devices(jobs)),
     }
     let (orders, creations): (Vec<_>, Vec<_>) = store::creations(&numbers, jobs).into_iter().unzip();
@@ -165,6 +167,10 @@ fn measure(server: &Postgres, url: &str, lanes: usize, row: usize, jobs: usize) 
             store::run(&opened, store::evidence(&orders), UNDER_WAY);
             let mut settlements = Some(store::settlements(&orders));
             timed(&mut || store::run(&opened, settlements.take().expect("once"), UNDER_WAY))
+        }
+        4 => {
+            let mut records = Some(store::records(jobs));
+            timed(&mut || store::run(&opened, records.take().expect("once"), UNDER_WAY))
         }
         _ => timed(&mut || store::commands(&opened, jobs, UNDER_WAY)),
     };

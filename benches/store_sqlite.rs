@@ -12,6 +12,7 @@
 //! | binds | the same devices again, as after a restart |
 //! | creations | orders with their event and claimed start, one request each from 64 clients, over distinct ports |
 //! | settlements | first reports of AP3000 records of charging orders, 1,024 under way; each ends its order and appends its events |
+//! | records | records of AP3000 cards that charged without the gateway, 1,024 under way; each makes an order that has ended |
 //! | commands | named commands to distinct devices, each queued, claimed, written and acknowledged in four commits, 1,024 under way |
 //! | latest | latest values of devices with one port, as a fleet that beats hands them over; not durable |
 //!
@@ -54,7 +55,7 @@ struct Args {
     bench: bool,
 }
 
-const ROWS: [&str; 6] = ["first_binds", "binds", "creations", "settlements", "commands", "latest"];
+const ROWS: [&str; 7] = ["first_binds", "binds", "creations", "settlements", "records", "commands", "latest"];
 /// Devices of one hand-over of latest values.
 const HAND_OVER: usize = 1_000;
 
@@ -127,6 +128,11 @@ fn measure(row: &str, jobs: usize) -> Figure {
             store::run(&opened, store::evidence(&orders), UNDER_WAY);
             let mut settlements = Some(store::settlements(&orders));
             timed(&mut || store::run(&opened, settlements.take().expect("once"), UNDER_WAY))
+        }
+        "records" => {
+            store::bind(&opened, store::RECORDING);
+            let mut records = Some(store::records(jobs));
+            timed(&mut || store::run(&opened, records.take().expect("once"), UNDER_WAY))
         }
         "commands" => {
             store::bind(&opened, jobs);

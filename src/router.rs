@@ -196,11 +196,16 @@ impl Router {
     }
 
     fn tell_owner(&self, device_id: DeviceId, message: impl FnOnce() -> Message) {
-        let owner = self.directory.find(device_id).and_then(|entry| entry.owner());
-        if let Some(mailbox) = owner.and_then(|owner| self.mailboxes.get(usize::from(owner.shard.0))) {
+        if let Some(mailbox) = self.mailbox_of(device_id) {
             // A refused message is counted by the mailbox; what it would have said is found again by a poll.
             drop(mailbox.send(message()));
         }
+    }
+
+    /// Mailbox of the shard that has a device, or had it last.
+    fn mailbox_of(&self, device_id: DeviceId) -> Option<&Mailbox> {
+        let owner = self.directory.find(device_id).and_then(|entry| entry.owner())?;
+        self.mailboxes.get(usize::from(owner.shard.0))
     }
 
     fn count(&self, order: &Order, from: Option<OrderStatus>) {
@@ -263,7 +268,7 @@ impl Notify for Router {
         let updating =
             if let Outcome::Bound(bound) = &outcome { bound.has_ota.then_some(bound.device_id) } else { None };
         if let Some(mailbox) = self.mailboxes.get(usize::from(shard.0))
-            && mailbox.send(Message::Outcome(outcome)).is_err()
+            && mailbox.post(Message::Outcome(outcome)).is_err()
         {
             // The mailbox has room for every job under way; a shard that ended takes no more.
             log::error!(target: "chargegate::router", shard = shard.0; "an outcome found its shard's mailbox full");
@@ -284,11 +289,16 @@ impl Notify for Router {
             }
             return;
         }
-        self.tell_owner(order.device_id, || Message::OrderChanged {
-            order: Box::new(order.clone()),
-            commands: commands.to_vec(),
-            withdrawn: withdrawn.to_vec(),
-        });
+        if let Some(mailbox) = self.mailbox_of(order.device_id) {
+            let (commands, withdrawn) = (commands.to_vec(), withdrawn.to_vec());
+            let message = Message::OrderChanged { order: Box::new(order.clone()), commands, withdrawn };
+            // As for every other message: what it would have said is found again by a poll.
+            drop(mailbox.post(message));
+        }
+    }
+
+    fn told(&self) {
+        self.mailboxes.iter().for_each(Mailbox::wake);
     }
 
     fn commands_queued(&self, queued: &Queued) {

@@ -5,7 +5,7 @@
 //! what was received and stored; none measures time. Signatures are computed here again from their definition.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -101,6 +101,8 @@ struct Rows {
     revisions: HashMap<String, i64>,
     /// The log of deliveries.
     attempts: Vec<DeliveryLogRow>,
+    /// Keys of events that were read from the log.
+    read: BTreeSet<String>,
 }
 
 impl Rows {
@@ -349,8 +351,12 @@ impl Reader for FakeReader {
     }
 
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        let rows = self.0.value.lock();
-        Ok(rows.log.iter().filter(|event| event.pos > pos).take(limit as usize).cloned().collect())
+        self.0.change(|rows| {
+            let events: Vec<_> =
+                rows.log.iter().filter(|event| event.pos > pos).take(limit as usize).cloned().collect();
+            rows.read.extend(events.iter().map(|event| event.key.clone()));
+            Ok(events)
+        })
     }
 
     fn pos_at(&mut self, _: i64) -> Result<i64, StoreError> {
@@ -1118,6 +1124,32 @@ fn what_is_committed_after_the_start_is_delivered_however_late_the_endpoint_asks
     pusher.events_committed(last);
     store.rows.wait("the new event is delivered", |rows| rows.cursor("erp") == Some(last));
     assert_eq!(sequences(&receiver.requests()).into_keys().collect::<Vec<_>>(), ["NEW"]);
+}
+
+#[test]
+fn nobody_reads_the_log_while_there_are_no_endpoints() {
+    let receiver = Receiver::new(|_| Answer::Status(200));
+    let store = store(&[]);
+    let before = store.append(&keyed(&["OLDER"], 1));
+    let pusher = start(&store, Vec::new(), settings());
+    eventually("the end of the log is known", || pusher.last_pos() == before);
+    let before = store.append(&keyed(&["OLD"], 5));
+    pusher.events_committed(before);
+    assert_eq!(pusher.last_pos(), before);
+    pusher.reload(vec![receiver.endpoint("erp")], DEADLINE).unwrap();
+    let last = store.append(&keyed(&["NEW"], 2));
+    pusher.events_committed(last);
+    store.rows.wait("the new events are delivered", |rows| rows.cursor("erp") == Some(last));
+    pusher.reload(Vec::new(), DEADLINE).unwrap();
+    let between = store.append(&keyed(&["BETWEEN"], 5));
+    pusher.events_committed(between);
+    store.rows.change(|rows| rows.cursors.clear());
+    pusher.reload(vec![receiver.endpoint("erp")], DEADLINE).unwrap();
+    let last = store.append(&keyed(&["NEWEST"], 1));
+    pusher.events_committed(last);
+    store.rows.wait("the newest event is delivered", |rows| rows.cursor("erp") == Some(last));
+    assert_eq!(sequences(&receiver.requests()).into_keys().collect::<Vec<_>>(), ["NEW", "NEWEST"]);
+    assert_eq!(store.rows.value.lock().read.iter().collect::<Vec<_>>(), ["NEW", "NEWEST"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the benches of both stores submit: charges, their evidence and settlements, named commands; always through the contract.
+//! What the benches of both stores submit: charges, their evidence and settlements, records without an order, named commands; always through the contract.
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use chargegate::{
     gateway::{ShardId, order::Event},
     model::{
-        Ap3000Call, ChargeMode, ChargeSpec, Command, CommandState, DeviceCall, DeviceId, Order, OrderNo, OrderNumbers,
-        Priority, Protocol, ServerId,
+        Ap3000Call, CardNo, ChargeMode, ChargeSpec, Command, CommandState, DeviceCall, DeviceId, Order, OrderNo,
+        OrderNumbers, Priority, Protocol, ServerId,
     },
     store::{
         Bind, Called, CommandUpdate, Job, NewCall, NewOrder, Notify, OrderJob, OrderKey, Outcome, Queued, Reply,
@@ -159,6 +159,36 @@ pub(crate) fn settlements(orders: &[OrderNo]) -> Vec<Job> {
         }))
     };
     orders.iter().enumerate().map(settlement).collect()
+}
+
+/// Devices that `count` records without an order come from: a record of each in turn.
+pub(crate) const RECORDING: usize = 4_000;
+
+/// Records of cards that charged without the gateway, of [`RECORDING`] devices: each makes an order that has ended.
+pub(crate) fn records(count: usize) -> Vec<Job> {
+    let record = |n: usize| {
+        // Devices come in no order; 16 ports and 1,000 cards, as in `cluster -- settlements`.
+        let (device_id, port) = (device(n * 1_637 % RECORDING), (n / RECORDING % 16) as u8);
+        let card_no = CardNo::parse(&format!("a{:07x}", n * 7 % 1_000)).expect("a card's number");
+        let (duration_seconds, mut order_ref) = ((n / 97 % 3_600) as u16, [0; 16]);
+        order_ref[8..].copy_from_slice(&(n as u64).to_be_bytes());
+        let key =
+            SettlementKey::Ap3000 { device_id, port, start_mode: 0, order_ref, duration_seconds, energy_raw: 300 };
+        Job::Settle(Box::new(Settlement {
+            key,
+            device_id,
+            port_no: u16::from(port) + 1,
+            duration_seconds: duration_seconds.into(),
+            energy_wh: 300,
+            amount_cent: None,
+            end: SettlementEnd::Ap3000 { reason: 1 },
+            epoch: Some(1),
+            card_no: Some(card_no),
+            at: AT,
+            raw: vec![0; 50],
+        }))
+    };
+    (0..count).map(record).collect()
 }
 
 /// A named command on its way: queued, claimed, written, acknowledged, each step after the commit of the one before.

@@ -18,7 +18,7 @@ use crate::device::SECOND_US;
 use crate::device::charge::draw;
 use crate::engine::Shared;
 use crate::http::{Answer, Clients};
-use crate::measure::{Metric, Recorder};
+use crate::measure::{Metric, Recorder, Seconds};
 use crate::report::{Counters, add};
 use crate::schedule::{Question, Stream};
 
@@ -115,19 +115,21 @@ pub struct Asker {
     shared: Shared,
     counters: Arc<Counters>,
     recorder: Arc<Recorder>,
+    seconds: Seconds,
     drawn: u64,
     nonces: u64,
     orders: Vec<Ordered>,
 }
 
 impl Asker {
-    /// Asks what these streams say.
+    /// Asks what these streams say, and counts and records second by second from `begins_us` on.
     ///
     /// # Errors
     /// The system gives no poll.
     pub fn new(
         asking: Asking,
         streams: Vec<Stream<Question>>,
+        begins_us: u64,
         shared: Shared,
         counters: Arc<Counters>,
         recorder: Arc<Recorder>,
@@ -141,6 +143,7 @@ impl Asker {
             later: BinaryHeap::new(),
             on_their_way: VecDeque::new(),
             shared,
+            seconds: Seconds::new(begins_us, Arc::clone(&counters), Arc::clone(&recorder)),
             counters,
             recorder,
             drawn: 0,
@@ -156,7 +159,7 @@ impl Asker {
     pub fn run(mut self) -> io::Result<Vec<Ordered>> {
         let mut over_us = None;
         while !self.shared.stop.load(Relaxed) {
-            let now_us = self.shared.clock.now_us();
+            let now_us = self.now_us();
             if self.shared.draining.load(Relaxed) && over_us.is_none() {
                 over_us = Some(now_us + LAST_ANSWERS_US);
                 self.streams.clear();
@@ -287,8 +290,15 @@ impl Asker {
         head.into_bytes()
     }
 
-    fn handle(&mut self, answer: Answer<About>) {
+    /// What happens now, in the second that it belongs to.
+    fn now_us(&mut self) -> u64 {
         let now_us = self.shared.clock.now_us();
+        self.seconds.reach(now_us);
+        now_us
+    }
+
+    fn handle(&mut self, answer: Answer<About>) {
+        let now_us = self.now_us();
         let (metric, meant) = match answer.about {
             About::Charge { .. } => (Metric::ApiCharge, 202),
             About::Stop => (Metric::ApiStop, 202),

@@ -32,7 +32,7 @@ use crate::device::{
     Ap3000Device, BkvDevice, Device, Event, HostDevice, RudeDevice, Rudeness, SECOND_US, ledger::Ledger, rude,
 };
 use crate::fleet::Fleet;
-use crate::measure::{Metric, Recorder};
+use crate::measure::{Metric, Recorder, Seconds};
 use crate::report::{Counters, Latencies, add};
 use crate::run::{Extras, Plan};
 use crate::schedule::{Closing, Happening, Pace, Part, Stream, Timetable};
@@ -121,6 +121,7 @@ pub struct Engine {
     drawn: u64,
     /// Where latencies are recorded, if somebody wants them second by second.
     recorder: Option<Arc<Recorder>>,
+    seconds: Option<Seconds>,
     /// Whether the devices were told that the run ends.
     quiet: bool,
     timers: BinaryHeap<Reverse<(u64, usize)>>,
@@ -208,6 +209,7 @@ impl Engine {
             seed: plan.behaviour.seed,
             drawn: 0,
             recorder: None,
+            seconds: None,
             quiet: false,
             timers: BinaryHeap::new(),
             connect: plan.connect.clone().into(),
@@ -226,9 +228,10 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Does what the timetable says, records second by second, and checks each frame. For a plan without a ramp, before the run;
-    /// `part` is this thread's of all.
-    pub fn schedule(&mut self, timetable: Timetable, part: Part, recorder: Arc<Recorder>) {
+    /// Does what the timetable says, counts and records second by second from `begins_us` on, and checks each frame. For a plan
+    /// without a ramp, before the run; `part` is this thread's of all.
+    pub fn schedule(&mut self, timetable: Timetable, begins_us: u64, part: Part, recorder: Arc<Recorder>) {
+        self.seconds = Some(Seconds::new(begins_us, Arc::clone(&self.counters), Arc::clone(&recorder)));
         self.recorder = Some(recorder);
         for peer in &mut self.peers {
             peer.checker = Some(Box::default());
@@ -274,7 +277,7 @@ impl Engine {
     pub fn run(&mut self) -> io::Result<Latencies> {
         let mut events = Events::with_capacity(1024);
         while !self.shared.stop.load(Relaxed) {
-            let now_us = self.shared.clock.now_us();
+            let now_us = self.now_us();
             if !self.quiet && self.shared.draining.load(Relaxed) {
                 self.quiet = true;
                 self.peers.iter_mut().for_each(|peer| peer.device.quieten());
@@ -532,8 +535,17 @@ impl Engine {
         Ok(TcpStream::from_std(socket.into()))
     }
 
-    fn handle_ready(&mut self, at: usize, writable: bool) {
+    /// What happens now, in the second that it belongs to.
+    fn now_us(&mut self) -> u64 {
         let now_us = self.shared.clock.now_us();
+        if let Some(seconds) = &mut self.seconds {
+            seconds.reach(now_us);
+        }
+        now_us
+    }
+
+    fn handle_ready(&mut self, at: usize, writable: bool) {
+        let now_us = self.now_us();
         // First what was due before, so that the device's clock goes only forward.
         if !self.shared.silent.load(Relaxed) {
             while self.peers[at].armed_us <= now_us {

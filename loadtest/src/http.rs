@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::device::SECOND_US;
+use crate::head::Head;
 
 /// An answer that takes longer does not come.
 const ANSWER_US_MAX: u64 = 30 * SECOND_US;
@@ -217,10 +218,16 @@ impl<T> Clients<T> {
                 }
                 Ok(count) => {
                     connection.answer.extend_from_slice(self.scratch.get(..count).unwrap_or_default());
-                    match whole_answer(&connection.answer) {
-                        Ok(None) if connection.answer.len() <= ANSWER_MAX => {}
-                        Ok(Some(answer)) => self.done(at, Some(answer)),
-                        Ok(None) | Err(()) => return self.failed(at, now_us),
+                    let Ok(head) = Head::parse(&connection.answer, ANSWER_MAX) else { return self.failed(at, now_us) };
+                    match head.and_then(|head| Some((head, head.body(&connection.answer)?.to_vec()))) {
+                        Some((head, body)) => {
+                            if !head.keep {
+                                connection.stream = None;
+                            }
+                            self.done(at, Some((head.status, body)));
+                        }
+                        None if connection.answer.len() > ANSWER_MAX => return self.failed(at, now_us),
+                        None => {}
                     }
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) => return,
@@ -229,17 +236,6 @@ impl<T> Clients<T> {
             }
         }
     }
-}
-
-/// Status and body, once both are there.
-fn whole_answer(bytes: &[u8]) -> Result<Option<(u16, Vec<u8>)>, ()> {
-    let mut fields = [httparse::EMPTY_HEADER; 32];
-    let mut answer = httparse::Response::new(&mut fields);
-    let httparse::Status::Complete(head) = answer.parse(bytes).map_err(|_| ())? else { return Ok(None) };
-    let length = answer.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length")).ok_or(())?;
-    let length: usize = std::str::from_utf8(length.value).ok().and_then(|text| text.trim().parse().ok()).ok_or(())?;
-    let status = answer.code.ok_or(())?;
-    Ok(bytes.get(head..head.saturating_add(length)).map(|body| (status, body.to_vec())))
 }
 
 /// The address of `http://host:port`, with or without a slash behind.
@@ -256,17 +252,6 @@ pub fn base_address(base: &str) -> io::Result<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_are_whole_or_not_yet() {
-        let text = b"HTTP/1.1 202 Accepted\r\ncontent-length: 4\r\n\r\nbody";
-        assert_eq!(whole_answer(text), Ok(Some((202, b"body".to_vec()))));
-        for cut in 1..text.len() {
-            assert_eq!(whole_answer(&text[..cut]), Ok(None), "{cut}");
-        }
-        assert_eq!(whole_answer(b"HTTP/1.1 200 OK\r\n\r\n"), Err(()));
-        assert_eq!(whole_answer(b"\x00\x01 no http at all"), Err(()));
-    }
 
     #[test]
     fn bases_are_addresses() {

@@ -24,6 +24,7 @@ pub mod device;
 pub mod engine;
 pub mod figures;
 pub mod fleet;
+mod head;
 pub mod http;
 pub mod measure;
 pub mod post;

@@ -1,16 +1,19 @@
 //! Latencies, second by second.
 //!
-//! Each thread that measures owns a [`Recorder`]; once a second the run takes what it recorded and adds it up. So what belongs to
-//! a warm-up is left out, and a report can show how a latency went over time. Times begin when something was *to be* done, not
-//! when it was: a generator or server that stalls shows in the figures.
+//! Each thread that measures owns a [`Recorder`], and ends its seconds by itself ([`Seconds`]) before it counts what happened after
+//! them. The run takes a second when all threads have ended it, and adds it up. So what belongs to a warm-up is left out, nothing is
+//! counted in the phase before because somebody looked late, and a report can show how a latency went over time. Times begin when
+//! something was *to be* done, not when it was: a generator or server that stalls shows in the figures.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::report::{Percentiles, latency_histogram};
+use crate::device::SECOND_US;
+use crate::report::{Counters, Percentiles, Totals, latency_histogram};
 
 /// Remarks kept of a window and of a run.
 pub const REMARKS_MAX: usize = 20;
@@ -209,12 +212,18 @@ impl Window {
 
 /// Where one thread records.
 #[derive(Debug, Default)]
-pub struct Recorder(Mutex<Window>);
+pub struct Recorder {
+    window: Mutex<Window>,
+    /// Seconds that are over, in order, with everything counted until their end; the run takes one when all threads have one.
+    over: Mutex<VecDeque<(Totals, Window)>>,
+    /// The thread is gone: nothing is counted or recorded any more.
+    closed: AtomicBool,
+}
 
 impl Recorder {
     /// The window that is recorded now.
     pub fn window(&self) -> MutexGuard<'_, Window> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records a latency.
@@ -222,9 +231,61 @@ impl Recorder {
         self.window().record(metric, us);
     }
 
-    /// Takes what was recorded since the last time.
+    /// Whether a second is over that was not taken.
+    pub fn has_second(&self) -> bool {
+        !self.over().is_empty()
+    }
+
+    /// Whether its thread is gone.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// The oldest second that is over: what was recorded in it, and everything counted until its end. `None`: there is none.
+    pub fn take_second(&self) -> Option<(Totals, Window)> {
+        self.over().pop_front()
+    }
+
+    /// Takes whatever was recorded and not taken.
     pub fn take(&self) -> Window {
-        std::mem::take(&mut *self.window())
+        let mut all = Window::default();
+        self.over().drain(..).for_each(|(_, window)| all.add(&window));
+        all.add(&std::mem::take(&mut *self.window()));
+        all
+    }
+
+    fn over(&self) -> MutexGuard<'_, VecDeque<(Totals, Window)>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the seconds of a thread that counts and records.
+#[derive(Debug)]
+pub struct Seconds {
+    counters: Arc<Counters>,
+    recorder: Arc<Recorder>,
+    ends_us: u64,
+}
+
+impl Seconds {
+    /// Those from `begins_us` on, of the thread that alone writes these.
+    pub const fn new(begins_us: u64, counters: Arc<Counters>, recorder: Arc<Recorder>) -> Self {
+        Self { counters, recorder, ends_us: begins_us.saturating_add(SECOND_US) }
+    }
+
+    /// It is `now_us`: what is counted from here on belongs to the second of that. To be called whenever the clock was read.
+    pub fn reach(&mut self, now_us: u64) {
+        while now_us >= self.ends_us {
+            let window = std::mem::take(&mut *self.recorder.window());
+            self.recorder.over().push_back((Totals::of([&*self.counters]), window));
+            self.ends_us = self.ends_us.saturating_add(SECOND_US);
+        }
+    }
+}
+
+impl Drop for Seconds {
+    fn drop(&mut self) {
+        self.recorder.closed.store(true, Relaxed);
     }
 }
 
@@ -248,5 +309,28 @@ mod tests {
         assert!((999_000..=1_001_000).contains(&heartbeats.max_us), "{heartbeats:?}");
         assert_eq!((one.binding_us(), one.latency(Metric::Late).map(|late| late.0.len())), (Some(7), Some(1)));
         assert!(one.latency(Metric::Bind).is_none());
+    }
+
+    #[test]
+    fn what_happens_behind_a_second_is_not_counted_in_it_however_late_it_is_taken() {
+        let (counters, recorder) = (Arc::new(Counters::default()), Arc::new(Recorder::default()));
+        let mut seconds = Seconds::new(100, Arc::clone(&counters), Arc::clone(&recorder));
+        let mut bind = |at_us| {
+            seconds.reach(at_us);
+            crate::report::add(&counters.binds, 1);
+            recorder.record(Metric::Bind, at_us);
+        };
+        bind(100 + SECOND_US - 1);
+        assert!(!recorder.has_second());
+        bind(100 + SECOND_US);
+        bind(100 + 3 * SECOND_US);
+        let taken: Vec<_> = std::iter::from_fn(|| recorder.take_second())
+            .map(|(totals, window)| (totals.binds, window.latency(Metric::Bind).map_or(0, |latency| latency.0.len())))
+            .collect();
+        assert_eq!(taken, [(1, 1), (2, 1), (2, 0)]);
+        assert_eq!(recorder.take().latency(Metric::Bind).map(|latency| latency.0.len()), Some(1));
+        assert!(!recorder.is_closed());
+        drop(seconds);
+        assert!(recorder.is_closed());
     }
 }

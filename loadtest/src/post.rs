@@ -7,6 +7,8 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use crate::head::Head;
+
 /// Longest head and body of an answer.
 const ANSWER_MAX: usize = 1 << 20;
 /// A connection that was not used for this long may be one that the server is closing.
@@ -76,18 +78,6 @@ impl Connection {
     }
 }
 
-/// What the head of an answer says.
-#[derive(Debug, PartialEq, Eq)]
-struct Head {
-    status: u16,
-    /// Its own bytes.
-    length: usize,
-    /// Bytes of the body behind it.
-    body: usize,
-    /// Whether the connection stays.
-    keep: bool,
-}
-
 /// Reads one whole answer.
 fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Result<Head> {
     answer.clear();
@@ -95,14 +85,14 @@ fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Result<Head>
     let mut head = None;
     loop {
         if head.is_none() {
-            head = parse(answer)?;
+            head = Head::parse(answer, ANSWER_MAX)?;
         }
         if let Some(head) = head.take_if(|head| answer.len() >= head.length + head.body) {
             answer.truncate(head.length + head.body);
             return Ok(head);
         }
         if answer.len() > ANSWER_MAX {
-            return Err(invalid("an answer is too long"));
+            return Err(io::Error::new(ErrorKind::InvalidData, "an answer is too long"));
         }
         match stream.read(&mut chunk)? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
@@ -111,47 +101,12 @@ fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Result<Head>
     }
 }
 
-/// The head, once it is whole.
-fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
-    let text =
-        bytes.get(..end).and_then(|head| std::str::from_utf8(head).ok()).ok_or_else(|| invalid("a head is no text"))?;
-    let mut lines = text.split("\r\n");
-    let first = lines.next().unwrap_or_default();
-    let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    let status = status.ok_or_else(|| invalid("an answer has no status"))?;
-    let (mut body, mut keep) = (None, true);
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        let value = value.trim();
-        if name.eq_ignore_ascii_case("content-length") {
-            body = value.parse::<usize>().ok();
-        } else if name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case("close") {
-            keep = false;
-        }
-    }
-    let body = body.filter(|body| *body <= ANSWER_MAX).ok_or_else(|| invalid("an answer has no length"))?;
-    Ok(Some(Head { status, length: end + 4, body, keep }))
-}
-
-fn invalid(why: &'static str) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, why)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead as _, BufReader};
     use std::net::TcpListener;
 
     use super::*;
-
-    #[test]
-    fn heads_are_read_once_they_are_whole() {
-        let whole = b"HTTP/1.1 202 Accepted\r\nX: y\r\ncontent-length: 2\r\nConnection: close\r\n\r\n{}";
-        assert_eq!(parse(&whole[..whole.len() - 4]).unwrap(), None);
-        assert_eq!(parse(whole).unwrap(), Some(Head { status: 202, length: whole.len() - 2, body: 2, keep: false }));
-        assert!(parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
-        assert!(parse(b"SSH-2.0\r\n\r\n").is_err());
-    }
 
     #[test]
     fn a_connection_is_used_again_and_made_anew_after_a_pause() {

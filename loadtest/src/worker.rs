@@ -5,6 +5,7 @@
 //!                                       ─> silence: devices say nothing more, the last answers come ─> outcome
 //! ```
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -142,7 +143,8 @@ pub fn work(
             built.wait();
             begun.wait();
             let mut engine = engine?;
-            engine.schedule(timetable.shifted(origin_us.load(Relaxed)), part.part(nth, threads), recorder);
+            let origin_us = origin_us.load(Relaxed);
+            engine.schedule(timetable.shifted(origin_us), origin_us, part.part(nth, threads), recorder);
             engine.run()?;
             Ok(books(&engine, drain_us.load(Relaxed)))
         };
@@ -161,33 +163,47 @@ pub fn work(
         recorders.push(Arc::clone(&recorder));
         let questions = Timetable::new(scenario, part, Part::WHOLE).shifted(origin).questions;
         let asking = asking(scenario, &share.target, part);
-        let asks = Asker::new(asking, questions, shared.clone(), own, recorder)?;
+        let asks = Asker::new(asking, questions, origin, shared.clone(), own, recorder)?;
         asker = Some(std::thread::Builder::new().name("api".to_owned()).spawn(move || asks.run())?);
     }
 
     let totals = || Totals::of(counters.iter().map(Arc::as_ref));
-    let recorded = || {
-        let mut window = Window::default();
-        recorders.iter().for_each(|recorder| window.add(&recorder.take()));
-        // Processes have clocks of their own; the begin is what they share.
+    // Processes have clocks of their own; the begin is what they share.
+    let from_begin = |mut window: Window| {
         window.connects_from_us = window.connects_from_us.map(|us| us.saturating_sub(origin));
         window.bound_until_us = window.bound_until_us.map(|us| us.saturating_sub(origin));
         window
     };
+    // The next second, once it is over for all threads; nothing changes any more for one that is gone.
+    let next_second = || {
+        let is_over = recorders.iter().all(|recorder| recorder.has_second() || recorder.is_closed())
+            && recorders.iter().any(|recorder| recorder.has_second());
+        is_over.then(|| {
+            let (mut totals, mut window) = (Totals::default(), Window::default());
+            for (recorder, counters) in recorders.iter().zip(&counters) {
+                let (counted, recorded) =
+                    recorder.take_second().unwrap_or_else(|| (Totals::of([&**counters]), recorder.take()));
+                totals = totals.plus(&counted);
+                window.add(&recorded);
+            }
+            (totals, from_begin(window))
+        })
+    };
     let dead = |engines: &[JoinHandle<Left>]| engines.iter().any(JoinHandle::is_finished);
-    let mut second = 0;
+    let told = Cell::new(0);
     let mut wait = || {
         std::thread::sleep(LOOK_AGAIN);
-        let now_us = shared.clock.now_us();
-        if now_us >= origin + (second + 1) * SECOND_US {
-            second += 1;
-            tick(Tick { second, totals: totals(), window: recorded(), cpu_us: cpu_us() });
+        while let Some((totals, window)) = next_second() {
+            told.set(told.get() + 1);
+            tick(Tick { second: told.get(), totals, window, cpu_us: cpu_us() });
         }
-        now_us
+        shared.clock.now_us()
     };
     let over_us = origin + scenario.seconds() * SECOND_US;
     let mut now_us = wait();
-    while now_us < over_us && !interrupt.load(Relaxed) && !dead(&engines) {
+    // The last second belongs to the last phase, so it is told before the drain.
+    let last_second = |now_us: u64| told.get() < scenario.seconds() && now_us < over_us + SILENCE_US;
+    while (now_us < over_us || last_second(now_us)) && !interrupt.load(Relaxed) && !dead(&engines) {
         now_us = wait();
     }
     drain_us.store(now_us, Relaxed);
@@ -211,7 +227,9 @@ pub fn work(
         outcome.ordered = asker.join().map_err(|_| io::Error::other("the API thread panicked"))??;
     }
     outcome.totals = totals();
-    outcome.window = recorded();
+    let mut rest = Window::default();
+    recorders.iter().for_each(|recorder| rest.add(&recorder.take()));
+    outcome.window = from_begin(rest);
     outcome.never_connected = outcome.totals.attempted - outcome.totals.ever_connected;
     Ok(outcome)
 }

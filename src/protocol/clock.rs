@@ -78,8 +78,15 @@ impl DeviceTime {
     }
 
     /// Reads seven BCD bytes `YYYYMMDDhhmmss` (heartbeat reply, tags 06 and 2E); a nibble above 9 counts as it stands.
+    #[inline]
     pub fn from_bcd(bytes: [u8; 7]) -> Self {
-        let [century, year, month, day, hour, minute, second] = bytes.map(from_bcd);
+        /// The lower four bits of each byte.
+        const LOW: u64 = u64::from_ne_bytes([0x0F; 8]);
+        let [b0, b1, b2, b3, b4, b5, b6] = bytes;
+        let packed = u64::from_be_bytes([0, b0, b1, b2, b3, b4, b5, b6]);
+        // All bytes at once: a byte is 16 × high + low and means 10 × high + low, so no byte borrows from its neighbour.
+        let plain = packed.wrapping_sub((packed >> 4 & LOW).wrapping_mul(6));
+        let [_, century, year, month, day, hour, minute, second] = plain.to_be_bytes();
         let year = u16::from(century).saturating_mul(100).saturating_add(u16::from(year));
         Self { year, month, day, hour, minute, second }
     }
@@ -211,7 +218,11 @@ mod tests {
 
         #[test]
         fn total(bytes: [u8; 7]) {
-            let _ = DeviceTime::from_bcd(bytes).to_unix();
+            let time = DeviceTime::from_bcd(bytes);
+            let _ = time.to_unix();
+            let [century, year, rest @ ..] = bytes.map(from_bcd);
+            prop_assert_eq!([time.month, time.day, time.hour, time.minute, time.second], rest);
+            prop_assert_eq!(time.year, u16::from(century) * 100 + u16::from(year));
             let _ = DeviceTime::from_binary(bytes).to_unix();
             let _ = DeviceTime::from_binary(bytes).to_bcd();
         }

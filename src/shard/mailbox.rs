@@ -56,6 +56,13 @@ impl Mailbox {
     /// Sends, waking the shard if it is parked. `Err` gives the message back: the mailbox is full. Half of it is kept for
     /// outcomes: a shard has at most that many jobs under way, so an outcome always finds room.
     pub fn send(&self, message: Message) -> Result<(), Message> {
+        let sent = self.post(message);
+        self.wake();
+        sent
+    }
+
+    /// As [`Mailbox::send`] for whoever has more for the shard: it may sleep on until [`Mailbox::wake`].
+    pub fn post(&self, message: Message) -> Result<(), Message> {
         // Threads that see the last place at the same time all take it; those messages are not taken off what is kept for outcomes.
         let capacity = match message {
             Message::Outcome(_) => self.0.capacity + SENDERS_MAX,
@@ -70,11 +77,15 @@ impl Mailbox {
         if sent.is_err() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
         }
+        sent
+    }
+
+    /// Wakes the shard if it is parked.
+    pub fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.0.parked.load(Ordering::Relaxed) && self.0.parked.swap(false, Ordering::AcqRel) {
             self.0.wake.wake();
         }
-        sent
     }
 
     /// Messages waiting.
@@ -142,5 +153,19 @@ mod tests {
         assert_eq!(wakes.load(Ordering::SeqCst), 1);
         assert!(mailbox.send(Message::Undrain).is_err());
         assert_eq!(mailbox.refused(), 1);
+    }
+
+    #[test]
+    fn what_is_posted_waits_for_one_wake() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let mailbox = Mailbox::new(8, Box::new(Count(Arc::clone(&wakes))));
+        assert!(mailbox.park());
+        assert!(mailbox.post(Message::Undrain).is_ok());
+        assert!(mailbox.post(Message::Undrain).is_ok());
+        assert_eq!(wakes.load(Ordering::SeqCst), 0);
+        mailbox.wake();
+        mailbox.wake();
+        assert_eq!(wakes.load(Ordering::SeqCst), 1);
+        assert!(!mailbox.park(), "two messages are waiting");
     }
 }

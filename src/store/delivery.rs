@@ -19,6 +19,10 @@ use crate::{
 /// Batches whose outcomes wait to be handed out; behind it whoever writes waits for the delivery thread.
 pub(super) const DELIVERIES_MAX: usize = 64;
 
+/// Outcomes between two words to the shards. Each answer to an API client takes some ten microseconds: a shard woken for each
+/// outcome would go to sleep between them, one woken at the end would wait.
+const TOLD_AT_ONCE: usize = 16;
+
 /// Outcomes of one batch, on their way out.
 pub(super) struct Delivery {
     pub(super) outcomes: Vec<(Reply, Outcome)>,
@@ -33,7 +37,10 @@ impl Delivery {
     /// Hands everything out: the answer first, then who else must know.
     pub(super) fn hand_out(self, notify: &dyn Notify) {
         let owner = |device_id| self.owners.get(&device_id);
-        for (reply, outcome) in self.outcomes {
+        for (told, (reply, outcome)) in self.outcomes.into_iter().enumerate() {
+            if told > 0 && told.is_multiple_of(TOLD_AT_ONCE) {
+                notify.told();
+            }
             if let Outcome::Bound(bound) = &outcome
                 && let Some(previous) = &bound.superseded
             {
@@ -49,6 +56,7 @@ impl Delivery {
                 Reply::None => Told::of(&outcome).tell(notify, owner),
             }
         }
+        notify.told();
         for queued in &self.queued {
             notify.commands_queued(queued);
         }

@@ -27,11 +27,13 @@ pub(super) enum Log {
 }
 
 impl Log {
-    /// Deletes rows older than `$1`, `$2` at most.
+    /// Deletes rows older than `$1`, `$2` at most. Numbers follow time but for moments, so only the oldest numbers are looked at: the
+    /// command log, written with every frame, needs no index for it.
     pub(super) const fn prune_sql(self) -> &'static str {
         match self {
             Self::Commands => {
-                "DELETE FROM cmd_log WHERE id IN (SELECT id FROM cmd_log WHERE at < $1 ORDER BY at LIMIT $2)"
+                "DELETE FROM cmd_log WHERE id IN (SELECT id FROM (SELECT id, at FROM cmd_log ORDER BY id LIMIT $2) AS oldest \
+                 WHERE at < $1)"
             }
             Self::Deliveries => {
                 "DELETE FROM delivery_log WHERE id IN (SELECT id FROM delivery_log WHERE at < $1 ORDER BY at LIMIT $2)"

@@ -111,11 +111,13 @@ pub struct Queued {
 ///
 /// `owner` is the instance that has the device, where it is another one than this.
 pub trait Notify: Send + Sync {
-    /// An outcome for a shard.
+    /// An outcome for a shard, which need not hear of it before [`Notify::told`].
     fn shard(&self, shard: crate::gateway::ShardId, outcome: Outcome);
     /// An order changed at the request of somebody other than its owner shard (any job not answered to a shard): the owner is
-    /// sent a copy and the claimed commands. Called after the answer was given.
+    /// sent a copy and the claimed commands; it need not hear of them before [`Notify::told`]. Called after the answer was given.
     fn order_changed(&self, order: &Order, commands: &[Command], withdrawn: &[i64], owner: Option<&ServerId>);
+    /// Several outcomes, or all there are for now, have been told.
+    fn told(&self) {}
     /// A command was queued without a claim: for a device that another instance has, or that had no live epoch at the time.
     fn commands_queued(&self, queued: &Queued);
     /// A bind here took a device from another instance, which must let go of it.

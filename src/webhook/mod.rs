@@ -318,7 +318,9 @@ impl Pusher {
     /// Events up to `pos` are committed. Never blocks.
     pub fn events_committed(&self, pos: i64) {
         self.shared.last_pos.fetch_max(pos, Ordering::AcqRel);
-        self.feed_wake.try_send(()).ok();
+        if !self.shared.is_idle() {
+            self.feed_wake.try_send(()).ok();
+        }
     }
 
     /// Whether any endpoint wants events of this type. Takes no lock for the types that are made only if so.
@@ -421,6 +423,14 @@ impl Pusher {
         let wants = |event_type: EventType| running.iter().any(|one| one.known.subscription.wants(event_type.as_str()));
         self.shared.wanted.set(wants(EventType::DeviceHeartbeat), wants(EventType::ChargingProgress));
         *self.shared.known.write() = running.iter().map(|running| Arc::clone(&running.known)).collect();
+        if running.is_empty() {
+            // The next endpoint finds no ring, reads the log itself, and the ring begins at the log's end of that time.
+            self.shared.tail.end();
+        }
+        // The first endpoint ends the feed's rest.
+        self.feed_wake.try_send(()).ok();
+        // One that looked before it was known looks again: what came meanwhile was told to the others only.
+        self.shared.wake_all();
     }
 }
 
@@ -539,11 +549,23 @@ impl Shared {
         }
     }
 
+    /// Whether nobody reads the log: there are no endpoints.
+    fn is_idle(&self) -> bool {
+        self.known.read().is_empty()
+    }
+
     /// Number of new events.
     fn feed_once(&self) -> Result<usize, StoreError> {
+        if self.is_idle() {
+            // It may have begun one just when the last endpoint went.
+            self.tail.end();
+            if self.last_pos.load(Ordering::Acquire) == 0 {
+                self.ask_last_pos()?;
+            }
+            return Ok(0);
+        }
         let Some(to) = self.tail.to() else {
-            let last_pos = self.ask(|reader| reader.last_pos())?;
-            self.last_pos.fetch_max(last_pos, Ordering::AcqRel);
+            let last_pos = self.ask_last_pos()?;
             self.tail.begin(last_pos);
             self.wake_all();
             return Ok(0);
@@ -556,6 +578,13 @@ impl Shared {
             self.wake_all();
         }
         Ok(count)
+    }
+
+    /// Position of the log's last event, kept.
+    fn ask_last_pos(&self) -> Result<i64, StoreError> {
+        let last_pos = self.ask(|reader| reader.last_pos())?;
+        self.last_pos.fetch_max(last_pos, Ordering::AcqRel);
+        Ok(last_pos)
     }
 
     fn wake_all(&self) {

@@ -45,6 +45,11 @@ impl Tail {
         *self.ring.write() = Some(Ring { from: pos, to: pos, events: VecDeque::new() });
     }
 
+    /// Gives the ring up.
+    pub(super) fn end(&self) {
+        *self.ring.write() = None;
+    }
+
     /// Position of the newest event.
     pub(super) fn to(&self) -> Option<i64> {
         self.ring.read().as_ref().map(|ring| ring.to)

@@ -219,9 +219,12 @@ pub fn decode_body<'a>(frame: &Frame<'a>) -> Result<Body<'a>, DecodeError> {
             }
         }
         command::PACKET => {
-            // The packet that comes most goes round table and walk.
+            // The packets that come most go round table and walk.
             if let Some(packet) = Packet::usual_push(frame) {
                 return Ok(Body::Push(packet));
+            }
+            if let Some(end) = FeeEnd::usual(frame) {
+                return Ok(Body::FeeEnd(end));
             }
             let packet = Packet::parse(frame)?;
             match decoder(frame, Some(packet.command)) {

@@ -15,9 +15,9 @@ use super::command::packet_sub;
 use super::fields::fields;
 use super::frame::{Frame, GatewayId};
 use super::records::Records;
-use super::report::{EndReport, PUSH, PUSH_LEN, Sockets, next_socket};
+use super::report::{EndReport, SOCKET, SOCKET_LEN, Sockets, next_socket};
 use super::status::HoleStatus;
-use super::tlv::{Element, Elements, key, put};
+use super::tlv::{Element, Elements, Shape, TYPE, key, put};
 use crate::protocol::{DecodeError, Direction, Hex};
 
 /// What tags 02 and 03 repeat from the frame. An acknowledgement copies them from the report.
@@ -46,25 +46,48 @@ pub struct Packet<'a> {
     /// Elements whose TYPE is not 01: never seen, tolerated, worth counting.
     pub odd_types: u16,
     elements: Elements<'a>,
-    /// The payload, if it is a push of the usual shape.
-    push: Option<&'a [u8; PUSH_LEN]>,
+    /// The sockets of a push of the usual shape; empty in any other packet.
+    sockets: &'a [[u8; SOCKET_LEN]],
 }
+
+/// The three elements that begin every packet.
+const HEADER_LEN: usize = 26;
+static HEADER: Shape<HEADER_LEN> = Shape::new(&[(key::CMD, 2), (key::FRAME_SEQ, 8), (key::GATEWAY_ID, 7)]);
 
 impl<'a> Packet<'a> {
     /// Reads a push that a device sends in the usual shape; `None` for any other, which [`Packet::parse`] reads.
     #[inline]
     pub(super) fn usual_push(frame: &Frame<'a>) -> Option<Self> {
-        let push: &[u8; PUSH_LEN] = frame.payload.try_into().ok()?;
-        let [_, _, _, c0, c1, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7, rest @ ..] = push;
-        let [_, _, _, g0, g1, g2, g3, g4, g5, g6, ..] = rest;
-        let command = u16::from_be_bytes([*c0, *c1]);
-        if frame.direction != Direction::Up || command != packet_sub::PUSH || !PUSH.fits(push) {
+        let (head, sockets) = Self::usual_header(frame, packet_sub::PUSH)?;
+        let (sockets, rest) = sockets.as_chunks();
+        let usual = rest.is_empty() && !sockets.is_empty() && HEADER.fits(head);
+        if !usual || !sockets.iter().all(|socket| SOCKET.fits(socket)) {
             return None;
         }
-        let frame_seq = [*s0, *s1, *s2, *s3, *s4, *s5, *s6, *s7];
-        let gateway_id = GatewayId([*g0, *g1, *g2, *g3, *g4, *g5, *g6]);
-        let (header, elements) = (PacketHeader { frame_seq, gateway_id }, Elements::checked(push));
-        Some(Self { command, header, odd_types: 0, elements, push: Some(push) })
+        Some(Self { sockets, ..Self::of_shape(head, frame.payload) })
+    }
+
+    /// Splits off what a packet with this sub-command begins with, if a device sent it. Its shape is not checked.
+    #[inline]
+    fn usual_header(frame: &Frame<'a>, command: u16) -> Option<(&'a [u8; HEADER_LEN], &'a [u8])> {
+        let (head, rest) = frame.payload.split_first_chunk::<HEADER_LEN>()?;
+        let [_, _, _, c0, c1, ..] = head;
+        (frame.direction == Direction::Up && [*c0, *c1] == command.to_be_bytes()).then_some((head, rest))
+    }
+
+    /// The packet of this payload, all of which was recognised, and which begins with a [`HEADER`].
+    #[inline]
+    fn of_shape(head: &[u8; HEADER_LEN], payload: &'a [u8]) -> Self {
+        let &[_, _, _, c0, c1, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7, ref rest @ ..] = head;
+        let &[_, _, _, ref gateway_id @ ..] = rest;
+        let frame_seq = [s0, s1, s2, s3, s4, s5, s6, s7];
+        Self {
+            command: u16::from_be_bytes([c0, c1]),
+            header: PacketHeader { frame_seq, gateway_id: GatewayId(*gateway_id) },
+            odd_types: 0,
+            elements: Elements::checked(payload),
+            sockets: &[],
+        }
     }
 
     /// Reads the payload of a 0x1000 frame.
@@ -93,12 +116,12 @@ impl<'a> Packet<'a> {
                 break;
             }
         }
-        Ok(Self { command, header, odd_types, elements, push: None })
+        Ok(Self { command, header, odd_types, elements, sockets: &[] })
     }
 
     /// A packet that is going to be written: it has no elements, the type that holds it gives them.
     pub const fn new(command: u16, header: PacketHeader) -> Self {
-        Self { command, header, odd_types: 0, elements: Elements::NONE, push: None }
+        Self { command, header, odd_types: 0, elements: Elements::NONE, sockets: &[] }
     }
 
     /// Appends the elements as they were read; of a new packet the header.
@@ -116,9 +139,9 @@ impl<'a> Packet<'a> {
 
     /// The sockets of a status push; none in other packets.
     pub const fn sockets(&self) -> Sockets<'a> {
-        match self.push {
-            Some(push) => Sockets::of_shape(push),
-            None => Sockets::of_push(self.elements),
+        match self.sockets {
+            [] => Sockets::of_push(self.elements),
+            sockets => Sockets::of_shape(sockets),
         }
     }
 
@@ -157,7 +180,80 @@ pub struct FeeEnd<'a> {
     pub tier_results: &'a [u8],
 }
 
+/// A fee end as the guide shows it, in front of its tiers.
+const FEE_END_LEN: usize = 99;
+static FEE_END: Shape<FEE_END_LEN> = Shape::new(&[
+    (key::CMD, 2),
+    (key::FRAME_SEQ, 8),
+    (key::GATEWAY_ID, 7),
+    (key::MCU_TEMP, 1),
+    (key::SOCKET_NO, 1),
+    (key::HOLE, 1),
+    (key::STATUS, 1),
+    (key::BUSINESS_NO, 2),
+    (key::POWER, 2),
+    (key::CURRENT, 2),
+    (key::ENERGY, 2),
+    (key::CHARGED_MIN, 2),
+    (key::END_TIME, 7),
+    (key::END_REASON, 1),
+    (key::CHARGE_MODE, 1),
+    (key::ELECTRICITY_FEE, 2),
+    (key::SERVICE_FEE, 2),
+    (key::TIER_COUNT, 1),
+]);
+
 impl<'a> FeeEnd<'a> {
+    /// Reads one that a device sends in the usual shape; `None` for any other, which [`FeeEnd::read`] reads.
+    #[inline]
+    pub(super) fn usual(frame: &Frame<'a>) -> Option<Self> {
+        let (head, _) = Packet::usual_header(frame, packet_sub::FEE_END)?;
+        let (fixed, tiers) = frame.payload.split_first_chunk()?;
+        let tier_results = match tiers {
+            [] => tiers,
+            [len, TYPE, key::TIER_RESULTS, value @ ..] if value.len().checked_add(2) == Some(usize::from(*len)) => {
+                value
+            }
+            _ => return None,
+        };
+        if !FEE_END.fits(fixed) {
+            return None;
+        }
+        let values = fixed.last_chunk::<{ FEE_END_LEN - HEADER_LEN }>()?;
+        let &[_, _, _, temp_c, _, _, _, socket, _, _, _, hole, _, _, _, status, ref values @ ..] = values;
+        let &[_, _, _, b0, b1, _, _, _, p0, p1, _, _, _, c0, c1, _, _, _, w0, w1, _, _, _, m0, m1, ref values @ ..] =
+            values;
+        let &[_, _, _, t0, t1, t2, t3, t4, t5, t6, _, _, _, end_reason, ref values @ ..] = values;
+        let &[_, _, _, charge_mode, _, _, _, e0, e1, _, _, _, s0, s1, _, _, _, tier_count] = values;
+        let word = |high, low| u16::from_be_bytes([high, low]);
+        let report = EndReport {
+            socket,
+            hole,
+            status: HoleStatus(status),
+            business_no: word(b0, b1),
+            power_dw: Some(word(p0, p1)),
+            current_ma: Some(word(c0, c1)),
+            energy_wh: word(w0, w1),
+            charged_min: word(m0, m1),
+            temp_c: Some(temp_c),
+            rssi: None,
+            end_reason_raw: Some(end_reason),
+            spent_cent: None,
+            settle_power_dw: None,
+            end_time: Some(DeviceTime::from_bcd([t0, t1, t2, t3, t4, t5, t6])),
+            card: None,
+            electricity_fee_cent: Some(word(e0, e1)),
+            service_fee_cent: Some(word(s0, s1)),
+        };
+        Some(Self {
+            packet: Packet::of_shape(head, frame.payload),
+            report,
+            charge_mode: Some(charge_mode),
+            tier_count: Some(tier_count),
+            tier_results,
+        })
+    }
+
     /// # Errors
     /// [`DecodeError::Truncated`] naming the tag, if one is absent without which the charge cannot be settled.
     pub(super) fn read(packet: Packet<'a>) -> Result<Self, DecodeError> {

@@ -182,13 +182,10 @@ impl<'a> SocketState<'a> {
     }
 }
 
-/// Payload of a push of one socket with two holes, as the guide shows it and captured gateways send it.
-pub(super) const PUSH_LEN: usize = 128;
+/// A socket with two holes in a push, as the guide shows it and captured gateways send it.
+pub(super) const SOCKET_LEN: usize = 102;
 /// Its elements.
-pub(super) static PUSH: Shape<PUSH_LEN> = Shape::new(&[
-    (key::CMD, 2),
-    (key::FRAME_SEQ, 8),
-    (key::GATEWAY_ID, 7),
+pub(super) static SOCKET: Shape<SOCKET_LEN> = Shape::new(&[
     (key::SOCKET_STATUS, 99),
     (key::SOCKET_NO, 1),
     (key::SOCKET_FW, 2),
@@ -218,10 +215,10 @@ const HOLE_LEN: usize = 41;
 /// Both of them.
 const HOLES_LEN: usize = 2 * HOLE_LEN;
 /// Where they begin.
-const SOCKET_END: usize = PUSH_LEN - HOLES_LEN;
+const HOLES_AT: usize = SOCKET_LEN - HOLES_LEN;
 
 impl HoleState {
-    /// Reads a hole of a [`PUSH`].
+    /// Reads a hole of a [`SOCKET`].
     #[inline]
     fn from_shape(hole: &[u8; HOLE_LEN]) -> Self {
         let &[_, _, _, _, _, _, number, _, _, _, status, _, _, _, b0, b1, ref measured @ ..] = hole;
@@ -240,11 +237,11 @@ impl HoleState {
 }
 
 impl<'a> SocketState<'a> {
-    /// Reads the socket of a [`PUSH`], whose payload this is.
+    /// Reads a [`SOCKET`].
     #[inline]
-    fn from_shape(payload: &'a [u8; PUSH_LEN]) -> Option<Self> {
-        let (socket, holes) = payload.split_last_chunk::<HOLES_LEN>()?;
-        let [.., number, _, _, _, f0, f1, _, _, _, temp_c, _, _, _, rssi] = *socket.first_chunk::<SOCKET_END>()?;
+    fn from_shape(socket: &'a [u8; SOCKET_LEN]) -> Option<Self> {
+        let (socket, holes) = socket.split_last_chunk::<HOLES_LEN>()?;
+        let [.., number, _, _, _, f0, f1, _, _, _, temp_c, _, _, _, rssi] = *socket.first_chunk::<HOLES_AT>()?;
         let (holes, _) = holes.as_chunks();
         Some(Self {
             socket: Some(number),
@@ -299,7 +296,8 @@ enum Source<'a> {
         container: Option<Elements<'a>>,
         packet: Elements<'a>,
     },
-    Shape(Option<&'a [u8; PUSH_LEN]>),
+    /// The same where all are [`SOCKET`]s.
+    Shape(&'a [[u8; SOCKET_LEN]]),
 }
 
 impl<'a> Sockets<'a> {
@@ -311,8 +309,8 @@ impl<'a> Sockets<'a> {
         Self(Source::Push { container: None, packet })
     }
 
-    pub(super) const fn of_shape(payload: &'a [u8; PUSH_LEN]) -> Self {
-        Self(Source::Shape(Some(payload)))
+    pub(super) const fn of_shape(sockets: &'a [[u8; SOCKET_LEN]]) -> Self {
+        Self(Source::Shape(sockets))
     }
 }
 
@@ -324,7 +322,11 @@ impl<'a> Iterator for Sockets<'a> {
         match &mut self.0 {
             Source::Reply(state) => state.take(),
             Source::Push { container, packet } => next_socket(container, packet).map(SocketState::from_elements),
-            Source::Shape(payload) => payload.take().and_then(SocketState::from_shape),
+            Source::Shape(sockets) => {
+                let (socket, rest) = sockets.split_first()?;
+                *sockets = rest;
+                SocketState::from_shape(socket)
+            }
         }
     }
 }

@@ -80,6 +80,31 @@ prop_compose! {
     }
 }
 
+/// A byte that is not what was sent: any, or one that turns an element into another.
+fn damage() -> impl Strategy<Value = Option<(prop::sample::Index, u8)>> {
+    proptest::option::of((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), 0_u8..6, Just(0x94), Just(0x84)]))
+}
+
+/// The payload with that byte, and without its last few.
+fn damaged(payload: &[u8], damage: &Option<(prop::sample::Index, u8)>, cut: usize) -> Vec<u8> {
+    let mut payload = payload.to_vec();
+    payload.truncate(payload.len() - cut);
+    if let Some((at, byte)) = damage {
+        *at.get_mut(&mut payload) = *byte;
+    }
+    payload
+}
+
+type SocketValues = (Option<u8>, Option<[u8; 2]>, Option<u8>, Option<u8>, Vec<HoleState>);
+
+/// All that a push says of its sockets.
+fn values_of_sockets(packet: &Packet<'_>) -> Vec<SocketValues> {
+    let state = |socket: SocketState<'_>| {
+        (socket.socket, socket.fw, socket.temp_c, socket.rssi, socket.holes().collect::<Vec<_>>())
+    };
+    packet.sockets().map(state).collect()
+}
+
 fn records<T: Record>(bytes: &[u8]) -> Records<'_, T> {
     Records::new(bytes)
 }
@@ -457,34 +482,57 @@ proptest! {
     /// The short cut for the usual push says what the walk says, or nothing.
     #[test]
     fn the_usual_push_is_read_like_any_other(
-        [socket, temp_c, rssi] in any::<[u8; 3]>(), fw: [u8; 2], holes in [hole_block(), hole_block()],
-        damage in proptest::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        sockets in vec((any::<[u8; 3]>(), any::<[u8; 2]>(), [hole_block(), hole_block()]), 1..=4),
+        damage in damage(), cut in 0_usize..3,
     ) {
+        let sockets: Vec<_> = sockets.iter().map(|([socket, temp_c, rssi], fw, holes)| device::Socket {
+            socket: *socket, fw: *fw, temp_c: *temp_c, rssi: *rssi, holes,
+        }).collect();
         let mut bytes = Vec::new();
-        device::push(&mut bytes, ID, &[device::Socket { socket, fw, temp_c, rssi, holes: &holes }]);
+        device::push(&mut bytes, ID, &sockets);
         let frame = only_frame(&bytes);
-        let mut payload = frame.payload.to_vec();
-        if let Some((at, byte)) = damage {
-            *at.get_mut(&mut payload) = byte;
-        }
+        let payload = damaged(frame.payload, &damage, cut);
         let frame = Frame { payload: &payload, ..frame };
         let short = Packet::usual_push(&frame);
-        prop_assert!(short.is_some() || damage.is_some());
+        prop_assert!(short.is_some() || damage.is_some() || cut > 0);
         if let Some(short) = short {
             let walked = Packet::parse(&frame).unwrap();
             prop_assert_eq!((short.command, short.header, short.odd_types), (walked.command, walked.header, walked.odd_types));
+            prop_assert_eq!(short.elements(), walked.elements());
             prop_assert_eq!(serde_json::to_value(short).unwrap(), serde_json::to_value(walked).unwrap());
-            let states = |packet: Packet<'_>| -> Vec<_> {
-                let state = |socket: SocketState<'_>| {
-                    (socket.socket, socket.fw, socket.temp_c, socket.rssi, socket.holes().collect::<Vec<_>>())
-                };
-                packet.sockets().map(state).collect()
-            };
-            prop_assert_eq!(states(short), states(walked));
+            prop_assert_eq!(values_of_sockets(&short), values_of_sockets(&walked));
             prop_assert_eq!(decode_body(&frame), Ok(Body::Push(short)));
         }
         let downlink = Frame { direction: Direction::Down, ..frame };
         prop_assert_eq!(Packet::usual_push(&downlink), None);
+    }
+
+    /// So does the one for the usual fee end.
+    #[test]
+    fn the_usual_fee_end_is_read_like_any_other(
+        [socket, hole, status, temp_c, reason] in any::<[u8; 5]>(), time in device_time(), tiers in vec(any::<u8>(), 0..=60),
+        [business_no, power_dw, current_ma, energy_wh, charged_min, electricity, service] in any::<[u16; 7]>(),
+        damage in damage(), cut in 0_usize..3,
+    ) {
+        let report = EndReport {
+            socket, hole, status: HoleStatus(status), business_no, power_dw: Some(power_dw), current_ma: Some(current_ma),
+            energy_wh, charged_min, temp_c: Some(temp_c), rssi: None, end_reason_raw: Some(reason), spent_cent: None,
+            settle_power_dw: None, end_time: Some(time), card: None, electricity_fee_cent: Some(electricity),
+            service_fee_cent: Some(service),
+        };
+        let mut bytes = Vec::new();
+        device::fee_end(&mut bytes, ID, &report, &tiers);
+        let frame = only_frame(&bytes);
+        let payload = damaged(frame.payload, &damage, cut);
+        let frame = Frame { payload: &payload, ..frame };
+        let short = FeeEnd::usual(&frame);
+        prop_assert!(short.is_some() || damage.is_some() || cut > 0);
+        if let Some(short) = short {
+            prop_assert_eq!(FeeEnd::read(Packet::parse(&frame).unwrap()), Ok(short));
+            prop_assert_eq!(decode_body(&frame), Ok(Body::FeeEnd(short)));
+        }
+        let downlink = Frame { direction: Direction::Down, ..frame };
+        prop_assert_eq!(FeeEnd::usual(&downlink), None);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::status::HoleStatus;
 use crate::protocol::{DecodeError, Hex};
 
 /// The TYPE byte of every element seen.
-const TYPE: u8 = 0x01;
+pub(super) const TYPE: u8 = 0x01;
 /// Containers inside containers accepted. The guide nests two (socket, hole); more has no meaning to read.
 const DEPTH_MAX: u64 = 4;
 /// Largest VALUE, because LEN is one byte and counts TYPE and KEY too.
@@ -254,9 +254,25 @@ impl<const N: usize> Shape<N> {
     /// Whether these are the elements of the shape.
     #[inline]
     pub(super) fn fits(&self, bytes: &[u8; N]) -> bool {
-        let pairs = bytes.iter().zip(&self.mask).zip(&self.heads);
-        pairs.fold(0, |odd, ((byte, mask), head)| odd | ((byte & mask) ^ head)) == 0
+        let odd = |((bytes, mask), heads): ((&Block, &Block), &Block)| {
+            (u64::from_ne_bytes(*bytes) & u64::from_ne_bytes(*mask)) ^ u64::from_ne_bytes(*heads)
+        };
+        let (bytes, last) = blocks(bytes);
+        let (mask, last_mask) = blocks(&self.mask);
+        let (heads, last_heads) = blocks(&self.heads);
+        let pairs = bytes.iter().zip(mask).zip(heads);
+        pairs.map(odd).fold(odd(((last, last_mask), last_heads)), |all, odd| all | odd) == 0
     }
+}
+
+/// Bytes that are compared at once.
+type Block = [u8; 8];
+
+/// All whole blocks, and the last bytes once more: a loop over what is left of them would take longer.
+#[inline]
+fn blocks<const N: usize>(bytes: &[u8; N]) -> (&[Block], &Block) {
+    const { assert!(N >= size_of::<Block>(), "a shape has at least one block") };
+    (bytes.as_chunks().0, bytes.last_chunk().unwrap_or(&[0; _]))
 }
 
 #[inline]

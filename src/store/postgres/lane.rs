@@ -28,6 +28,7 @@ use super::{
     Shared,
     link::{Link, jitter},
     session::{Fault, PgSession},
+    turn::{Held, Turn},
     watch::now,
 };
 use crate::{
@@ -61,6 +62,10 @@ pub(super) struct Lane {
     pub(super) jobs: Receiver<(Job, Reply)>,
     pub(super) deliveries: Sender<Delivery>,
     pub(super) log: Sender<LogMessage>,
+    /// Whose turn it is among the lanes; the lane of what is no device's takes none, for some of that takes long.
+    pub(super) turn: Option<Turn>,
+    /// It is this lane's.
+    pub(super) held: Option<Held>,
     /// Number of the last batch; begins anywhere, so that no number of another process is taken for this one's.
     pub(super) batch: i64,
 }
@@ -81,6 +86,8 @@ impl Lane {
         loop {
             match self.jobs.recv_timeout(IDLE) {
                 Ok(first) => {
+                    let full = || self.jobs.len() + 1 >= self.shared.batch_jobs_max;
+                    self.held = self.turn.as_ref().and_then(|turn| turn.wait(full));
                     let more = self.jobs.try_iter().take(self.shared.batch_jobs_max - 1);
                     for (job, reply) in std::iter::once(first).chain(more) {
                         jobs.push(job);
@@ -101,6 +108,7 @@ impl Lane {
         let at = self.shared.now();
         let start = now();
         let applied = self.apply(at, jobs);
+        self.held = None;
         let us = u64::try_from(now().duration_since(start).as_micros()).unwrap_or(u64::MAX);
         self.shared.status.health.commit_us.store(us, Relaxed);
         self.shared.counters.committed_in(us);
@@ -223,6 +231,8 @@ impl Lane {
                 });
             }
         };
+        // Others go on while this waits for the disk.
+        self.held = None;
         let Err(error) = session.commit() else { return Ok(applied) };
         match session.take_fault() {
             Some(Fault::Conflict | Fault::Locked) => Err(Stop::Conflict(error)),

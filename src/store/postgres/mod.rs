@@ -14,6 +14,7 @@
 //!   order of their ids before it reads anything.
 //! - Jobs of one device are applied in the order they were submitted: they go to one lane.
 //! - No call lasts for ever ([`watch`]), and no answer comes late: a connection that did not answer in time is gone.
+//! - Lanes take turns ([`turn`]): one reads and writes while the others commit and their jobs gather.
 //! - Events have their position in the log from one sequencer ([`sequencer`]), after their commit.
 //!
 //! Absent: statements (they are those of every store, [`crate::store::sql`]), rules of the domain, retries of jobs.
@@ -28,6 +29,7 @@ mod sequencer;
 mod session;
 mod store;
 mod tls;
+mod turn;
 mod watch;
 
 pub use connect::Timeouts;

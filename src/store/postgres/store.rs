@@ -20,6 +20,7 @@ use super::{
     link::{Link, LinkCounters, Status},
     migrate::migrate,
     sequencer::{Sequencer, SequencerWake},
+    turn::Turn,
 };
 use crate::{
     gateway::card::CardRules,
@@ -210,12 +211,14 @@ impl PostgresStore {
         let mut threads = Threads::new();
         // Dropped by the last lane: the sequencer's end waits for theirs.
         let (lane_ended, lanes_ended) = bounded::<()>(0);
+        let turn = Turn::default();
         for (number, jobs) in back.jobs.into_iter().enumerate() {
             let row = format!("'{}/{number}'", shared.instance.as_str().replace('\'', "''"));
             let batch = i64::from_ne_bytes(getrandom::u64().unwrap_or_default().to_ne_bytes()) >> 1;
             let (shared, deliveries, log) = (Arc::clone(&shared), deliveries.clone(), back.to_log.clone());
-            let mut lane =
-                Lane { shared, link: link(Role::Durable, "lane", number)?, row, jobs, deliveries, log, batch };
+            let link = link(Role::Durable, "lane", number)?;
+            let turn = (number < lanes).then(|| turn.clone());
+            let mut lane = Lane { shared, link, row, jobs, deliveries, log, turn, held: None, batch };
             let lane_ended = lane_ended.clone();
             threads.start(&format!("store-lane-{number}"), move || {
                 lane.run();

@@ -1,5 +1,5 @@
-//! One transaction: a batch of jobs, a savepoint each. On PostgreSQL a batch is first run without savepoints, on a
-//! [`stage`](super::stage); its rollback then takes the place of the savepoint's.
+//! One transaction: a batch of jobs, a savepoint each. A batch is first run without savepoints, on PostgreSQL on a
+//! [`stage`](super::stage); its rollback then takes the place of the savepoint's, and it is run again with them.
 //!
 //! | what goes wrong | what happens |
 //! |---|---|

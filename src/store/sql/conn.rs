@@ -402,7 +402,7 @@ impl Conn<'_> {
     /// Begins a savepoint; the innermost is meant by what follows.
     pub(in crate::store) fn savepoint(self) -> Result<(), StoreError> {
         match self {
-            Conn::Sqlite(_) => run(self, "SAVEPOINT job", ()).map(|_| ()),
+            Conn::Sqlite(session) => session.savepoint(),
             Conn::Postgres(session) => session.savepoint(),
         }
     }
@@ -410,7 +410,7 @@ impl Conn<'_> {
     /// Takes back what was done since the savepoint, which stays.
     pub(in crate::store) fn roll_back_to_savepoint(self) -> Result<(), StoreError> {
         match self {
-            Conn::Sqlite(_) => run(self, "ROLLBACK TO job", ()).map(|_| ()),
+            Conn::Sqlite(session) => session.roll_back_to_savepoint(),
             Conn::Postgres(session) => session.roll_back_to_savepoint(),
         }
     }
@@ -418,7 +418,7 @@ impl Conn<'_> {
     /// Ends the savepoint; what was done stands.
     pub(in crate::store) fn release_savepoint(self) -> Result<(), StoreError> {
         match self {
-            Conn::Sqlite(_) => run(self, "RELEASE job", ()).map(|_| ()),
+            Conn::Sqlite(session) => session.release_savepoint(),
             Conn::Postgres(session) => session.release_savepoint(),
         }
     }
@@ -426,12 +426,7 @@ impl Conn<'_> {
 
 /// A statement as SQLite reads it.
 pub(in crate::store) fn sqlite_text(sql: &str) -> String {
-    const REPLACED: [(&str, &str); 13] = [
-        // Columns that PostgreSQL generates: they do not change with each status, so that its indexes need not either.
-        ("is_active = TRUE", "status IN (0, 1, 2, 8, 9, 10)"),
-        ("is_active = FALSE", "status NOT IN (0, 1, 2, 8, 9, 10)"),
-        ("is_open = TRUE", "state IN ('queued', 'claimed', 'written')"),
-        ("is_failed = TRUE", "state IN ('refused', 'expired', 'withdrawn', 'dead')"),
+    const REPLACED: [(&str, &str); 9] = [
         // The scalar functions of several arguments; the aggregates have one.
         ("greatest(", "max("),
         ("least(", "min("),
@@ -465,7 +460,7 @@ mod tests {
         assert_eq!(sqlite_text("SELECT 1 FROM t WHERE a = $1 FOR NO KEY UPDATE"), "SELECT 1 FROM t WHERE a = ?1");
         assert_eq!(
             sqlite_text("SELECT 1 FROM outbound_queue q WHERE q.is_open = TRUE"),
-            "SELECT 1 FROM outbound_queue q WHERE q.state IN ('queued', 'claimed', 'written')"
+            "SELECT 1 FROM outbound_queue q WHERE q.is_open = 1"
         );
         assert_eq!(
             sqlite_text("SELECT 1 WHERE a IN (SELECT value FROM json_array_elements_text($1::json))"),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What each version of the file adds to the one before.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "CREATE TABLE cmd_log (
          id        INTEGER PRIMARY KEY,
          at        INTEGER NOT NULL,
@@ -49,7 +49,10 @@ const STEPS: [&str; 2] = [
      CREATE INDEX delivery_log_failed ON delivery_log (endpoint, outcome, id DESC) WHERE outcome <> 'delivered';
      CREATE INDEX delivery_log_pos ON delivery_log (pos);
      CREATE INDEX delivery_log_at ON delivery_log (at);",
+    "DROP INDEX cmd_log_at;",
 ];
+/// Pages of the write-ahead log at which a commit checkpoints: pages of an index are written again and again before that.
+const CHECKPOINT_PAGES: u32 = 8_000;
 
 /// `NAME-cmd_log.db` beside `NAME.db`.
 pub(super) fn path_beside(path: &Path) -> PathBuf {
@@ -80,6 +83,7 @@ pub(super) fn open(path: &Path) -> Result<SqliteSession, StoreError> {
     conn.pragma_update(None, "journal_mode", "wal")?;
     // NORMAL may lose the last commits at a power cut, never the file.
     conn.pragma_update(None, "synchronous", "NORMAL")?;
+    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     for (step, sql) in (1..).zip(STEPS) {
         if version < step {
             conn.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {step}; COMMIT;"))?;

@@ -133,7 +133,8 @@ impl Db {
         embedded::migrations::runner().get_migrations().iter().map(|step| i64::from(step.version())).max().unwrap_or(0)
     }
 
-    /// Applies jobs in one transaction, each in its own savepoint, and commits it. `now` is the store's clock, Unix ms.
+    /// Applies jobs in one transaction and commits it; if one is refused, all of them again, each in its own savepoint. `now` is the
+    /// store's clock, Unix ms.
     pub fn apply(&mut self, now: i64, jobs: &[Job]) -> Applied {
         let rules = Rules {
             numbers: &self.numbers,
@@ -142,7 +143,11 @@ impl Db {
             instance: None,
             server_id: self.server_id.as_ref(),
         };
-        apply(self.conn(), rules, now, jobs)
+        self.session.take_savepoints(false);
+        let applied = apply(self.conn(), rules, now, jobs);
+        let refused = self.session.wants_savepoints();
+        self.session.take_savepoints(true);
+        if refused { apply(self.conn(), rules, now, jobs) } else { applied }
     }
 
     /// Writes latest values in one transaction.

@@ -1,6 +1,10 @@
 //! The SQLite side of [`crate::store::sql::conn`]: statements, values and rows.
+//!
+//! **Savepoints**: with one open, SQLite keeps a copy of each page that is changed, for every job anew, and hardly any job needs it. So
+//! a batch is first run without, as on PostgreSQL: whatever is refused asks for the whole batch once more
+//! ([`SqliteSession::wants_savepoints`]), with savepoints.
 
-use std::cell::RefCell;
+use std::cell::{Cell as StdCell, RefCell};
 
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, ToSql, ffi, params_from_iter,
@@ -18,6 +22,17 @@ use crate::store::{
 pub(in crate::store) struct SqliteSession {
     conn: Connection,
     texts: RefCell<FxHashMap<Box<str>, Box<str>>>,
+    savepoints: StdCell<Savepoints>,
+}
+
+/// How savepoints are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Savepoints {
+    /// They are nothing, and nothing may be rolled back to one.
+    None,
+    /// As [`Savepoints::None`], and something would have been.
+    Wanted,
+    Real,
 }
 
 /// Statements whose text is made of a filter differ; beyond this many they are not remembered.
@@ -28,7 +43,7 @@ const WORTH_BYTES: usize = 512 * 1024;
 
 impl SqliteSession {
     pub(super) fn new(conn: Connection) -> Self {
-        Self { conn, texts: RefCell::default() }
+        Self { conn, texts: RefCell::default(), savepoints: StdCell::new(Savepoints::Real) }
     }
 
     pub(super) fn into_raw(self) -> Connection {
@@ -58,6 +73,39 @@ impl SqliteSession {
 
     pub(in crate::store) fn in_transaction(&self) -> bool {
         !self.conn.is_autocommit()
+    }
+
+    /// Whether the transactions to come have savepoints.
+    pub(super) fn take_savepoints(&self, real: bool) {
+        self.savepoints.set(if real { Savepoints::Real } else { Savepoints::None });
+    }
+
+    /// Whether a transaction failed for want of a savepoint: nothing is known of the others of its jobs.
+    pub(super) fn wants_savepoints(&self) -> bool {
+        self.savepoints.get() == Savepoints::Wanted
+    }
+
+    pub(in crate::store) fn savepoint(&self) -> Result<(), StoreError> {
+        self.with_savepoints("SAVEPOINT job")
+    }
+
+    pub(in crate::store) fn roll_back_to_savepoint(&self) -> Result<(), StoreError> {
+        if self.savepoints.get() == Savepoints::None {
+            self.savepoints.set(Savepoints::Wanted);
+        }
+        self.with_savepoints("ROLLBACK TO job")
+    }
+
+    pub(in crate::store) fn release_savepoint(&self) -> Result<(), StoreError> {
+        self.with_savepoints("RELEASE job")
+    }
+
+    fn with_savepoints(&self, sql: &str) -> Result<(), StoreError> {
+        match self.savepoints.get() {
+            Savepoints::None => Ok(()),
+            Savepoints::Wanted => Err(StoreError::Unavailable("the batch is run again, with savepoints".into())),
+            Savepoints::Real => self.run(sql, &[]).map(drop),
+        }
     }
 
     pub(in crate::store) fn one<T>(
