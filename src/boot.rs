@@ -107,6 +107,7 @@ impl StageFailed {
 
 /// Runs the server until it is told to stop. `source` is read again at each SIGHUP.
 pub fn serve(config: Config, source: Source) -> ExitCode {
+    crate::memory::set_up();
     if let Err(error) = telemetry::log::init(config.log.level, config.log.format) {
         eprintln!("error: {error}");
         return ExitCode::FAILURE;

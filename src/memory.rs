@@ -37,6 +37,19 @@ impl Calm {
     }
 }
 
+/// A block of at least so many bytes is mapped by itself and goes back to the system as soon as it is freed. By default the bound
+/// rises with each such block that is freed, and tables that were outgrown stay as holes between what is small.
+const MAPPED_BYTES: libc::c_int = 128 * 1024;
+
+/// Sets the allocator up, where it is one that can be told; once, before threads start.
+pub fn set_up() {
+    // SAFETY: it may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+    }
+}
+
 /// Gives back what is free, where the allocator is one that can be asked to.
 pub fn give_back() {
     // SAFETY: it may be called at any time, from any thread.

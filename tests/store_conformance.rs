@@ -936,6 +936,43 @@ fn a_device_that_is_seen_is_not_interrupted() {
 }
 
 #[test]
+fn a_device_that_is_only_heard_keeps_what_it_told() {
+    let bench = Bench::new();
+    bench.bind(ap(1), T0);
+    let told = Latest::Device {
+        device_id: ap(1),
+        last_seen_at: T0 + 10 * MINUTE,
+        offline_at: T0 + 12 * MINUTE,
+        signal: Some(20),
+        firmware: Some("5.1".to_owned()),
+        iccid: Some("89860446191890123456".to_owned()),
+        networked: false,
+        device_type: Some(0x21),
+    };
+    let seen = |minutes| Latest::Seen {
+        device_id: ap(1),
+        last_seen_at: T0 + minutes * MINUTE,
+        offline_at: T0 + (minutes + 2) * MINUTE,
+    };
+    let stranger = Latest::Seen { device_id: ap(404), last_seen_at: T0, offline_at: T0 };
+    // Together, and the older one later.
+    assert!(bench.store.coalesce(&mut vec![told, seen(11), stranger]));
+    let bench = bench.reopen();
+    assert!(bench.store.coalesce(&mut vec![seen(9)]));
+    let bench = bench.reopen();
+    let device = bench.read(|reader| reader.device(ap(1))).unwrap();
+    assert_eq!((device.last_seen_at, device.signal), (Some(T0 + 11 * MINUTE), Some(20)));
+    assert_eq!(device.firmware.as_deref(), Some("5.1"));
+    assert_eq!(device.iccid.as_deref(), Some("89860446191890123456"));
+    assert!(bench.read(|reader| reader.device(ap(404))).is_none(), "no row is made");
+    let online_at = |at| {
+        let filter = DeviceFilter { online: Some((true, at)), ..DeviceFilter::default() };
+        bench.read(move |reader| reader.devices(&filter, 1, 10)).rows.len()
+    };
+    assert_eq!((online_at(T0 + 13 * MINUTE - 1), online_at(T0 + 13 * MINUTE)), (1, 0));
+}
+
+#[test]
 fn latest_values_keep_the_latest_and_never_touch_settled_totals() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);

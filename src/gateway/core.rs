@@ -25,7 +25,7 @@ use super::{
     card::CardMode,
     conn::Conn,
     device::{Device, OtaShare},
-    directory::Directory,
+    directory::{Directory, Untold},
     index::Index,
     lane::Waits,
     recorder::Recorder,
@@ -51,6 +51,9 @@ const SETTLEMENTS_MAX: usize = JOBS_MAX / 2;
 /// Jobs under way above which a bind waits for room. A fleet that comes back leaves some for the reports of those who are there and
 /// for what is told of each device behind its bind; as many settlements as there may be leave some for binds.
 const BINDS_MAX: usize = JOBS_MAX / 4 * 3;
+/// Jobs under way that are no settlements and no reports, above which a bind waits too: four batches of a store, so that none runs out of
+/// work. What jobs take of memory lies between what stays for good, and is not given back whole.
+const BINDS_OPEN_MAX: usize = JOBS_MAX / 4;
 /// Binds that wait for room; one that finds no place here is tried again a second later.
 const BINDS_WAITING_MAX: usize = 65_536;
 /// Command of an AP3000 settlement and of its acknowledgement.
@@ -259,6 +262,12 @@ impl Shared {
         self.wall.1
     }
 
+    /// Whether a bind may be submitted now.
+    fn has_bind_room(&self) -> bool {
+        let reports = self.settlements.len() + self.reports.len();
+        self.jobs < BINDS_MAX && self.jobs.saturating_sub(reports) < BINDS_OPEN_MAX
+    }
+
     fn count_waiting(&mut self, before: &Waits, after: &Waits) {
         let all = Priority::ALL.into_iter().zip(&mut self.commands_waiting);
         for ((priority, waiting), (before, after)) in all.zip(before.iter().zip(after)) {
@@ -288,8 +297,8 @@ impl Cx<'_> {
     }
 
     /// Whether a bind may be submitted now.
-    pub(super) const fn has_bind_room(&self) -> bool {
-        self.shared.jobs < BINDS_MAX
+    pub(super) fn has_bind_room(&self) -> bool {
+        self.shared.has_bind_room()
     }
 
     /// The device is asked for its bind when others are answered; false: too many wait for that.
@@ -702,7 +711,14 @@ impl Core {
         self.latest.append(rows);
         // Newer values follow within seconds; what is kept is bounded by what one flush makes.
         let excess = self.latest.len().saturating_sub(JOBS_MAX);
-        self.latest.drain(..excess);
+        for row in self.latest.drain(..excess) {
+            // What was to be told only once is told again.
+            if let Latest::Device { device_id, .. } = row
+                && let Some(entry) = self.shared.directory.find(device_id)
+            {
+                entry.tell(Untold::ALL);
+            }
+        }
     }
 
     /// Whether the shard accepts no more and closes its connections.
@@ -717,7 +733,7 @@ impl Core {
 
     /// Submits binds that waited for room.
     fn bind_waiting(&mut self, now: Now, effects: &mut Effects) {
-        while self.shared.jobs < BINDS_MAX
+        while self.shared.has_bind_room()
             && let Some(device_id) = self.shared.binds_waiting.pop_front()
         {
             let key = self.key_of(device_id);

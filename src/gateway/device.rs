@@ -39,6 +39,8 @@ const BIND_WAITS: u64 = u64::MAX - 1;
 const ASK_MS: u64 = 10_000;
 /// How often a device that went away is looked at until it can be forgotten.
 const GONE_MS: u64 = 1_000;
+/// Of so many flushes of a device one carries all it told of itself, known or not: what a store lost with a crash is there again.
+const FLUSHES_WHOLE: u8 = 32;
 /// Ports of a device: 250 sockets of two holes.
 const PORTS_MAX: usize = 500;
 /// An order number that no track knows is asked for in the store at most this often.
@@ -148,6 +150,8 @@ pub(super) struct Device {
     /// How often it beats, where it said so.
     beat_interval_s: Option<u16>,
     dirty: bool,
+    /// How often its latest values were taken, modulo 256.
+    flushes: u8,
     /// Of [`Bound::MSG_IDS`](crate::store::Bound::MSG_IDS).
     msg_id_used: u8,
     msg_id_first: u32,
@@ -218,6 +222,7 @@ impl Device {
             sooner: false,
             beat_interval_s: None,
             dirty: false,
+            flushes: 0,
             msg_id_used: 0,
             msg_id_first: 1,
             streak: 0,

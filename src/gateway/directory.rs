@@ -284,10 +284,33 @@ pub struct Entry {
     online: AtomicBool,
     /// Whether a socket is bound right now.
     connected: AtomicBool,
-    networked: AtomicBool,
-    fallback_id: AtomicBool,
     /// It is among the changed, or found no room there.
     marked: AtomicBool,
+    /// What is not in the latest values yet, as bits of [`Untold`], and the two below.
+    flags: AtomicU8,
+}
+
+/// BKV/GN: it addresses sockets ≥ 1.
+const NETWORKED: u8 = 1 << 6;
+/// Its id is one that damaged devices fall back to.
+const FALLBACK: u8 = 1 << 7;
+
+/// What a device says of itself once and not with each beat, and that is not in the latest values yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Untold(u8);
+
+impl Untold {
+    pub(super) const NOTHING: Self = Self(0);
+    pub(super) const SIGNAL: Self = Self(1);
+    pub(super) const FIRMWARE: Self = Self(2);
+    pub(super) const ICCID: Self = Self(4);
+    pub(super) const NETWORKED: Self = Self(8);
+    pub(super) const DEVICE_TYPE: Self = Self(16);
+    pub(super) const ALL: Self = Self(31);
+
+    pub(super) const fn has(self, what: Self) -> bool {
+        self.0 & what.0 != 0
+    }
 }
 
 impl Entry {
@@ -312,9 +335,22 @@ impl Entry {
             protocol: AtomicU8::new(protocol as u8),
             online: AtomicBool::new(false),
             connected: AtomicBool::new(false),
-            networked: AtomicBool::new(false),
-            fallback_id: AtomicBool::new(false),
             marked: AtomicBool::new(false),
+            flags: AtomicU8::new(0),
+        }
+    }
+
+    /// This is to go into the latest values.
+    pub(super) fn tell(&self, what: Untold) {
+        self.flags.fetch_or(what.0, Ordering::Relaxed);
+    }
+
+    /// Takes what is to go into the latest values.
+    pub(super) fn take_untold(&self) -> Untold {
+        match self.flags.load(Ordering::Relaxed) & Untold::ALL.0 {
+            0 => Untold::NOTHING,
+            // The owner before may be at it too.
+            _ => Untold(self.flags.fetch_and(!Untold::ALL.0, Ordering::Relaxed) & Untold::ALL.0),
         }
     }
 
@@ -495,22 +531,25 @@ impl Entry {
 
     /// BKV/GN: whether the device addresses sockets ≥ 1.
     pub fn networked(&self) -> bool {
-        self.networked.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & NETWORKED != 0
     }
 
     /// Once networked, for good.
     pub fn set_networked(&self) {
-        self.networked.store(true, Ordering::Relaxed);
+        if !self.networked() {
+            self.flags.fetch_or(NETWORKED, Ordering::Relaxed);
+            self.tell(Untold::NETWORKED);
+        }
     }
 
     /// Whether the id is one that damaged devices fall back to: answered, but takes no orders.
     pub fn is_fallback(&self) -> bool {
-        self.fallback_id.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & FALLBACK != 0
     }
 
     /// Marks an AP3000 fallback number.
     pub fn set_fallback(&self) {
-        self.fallback_id.store(true, Ordering::Relaxed);
+        self.flags.fetch_or(FALLBACK, Ordering::Relaxed);
     }
 
     /// Radio signal as the device sent it.
@@ -520,7 +559,10 @@ impl Entry {
 
     /// Stores the radio signal.
     pub fn set_signal(&self, signal: u8) {
-        self.signal.store(u16::from(signal), Ordering::Relaxed);
+        if self.signal() != Some(signal) {
+            self.signal.store(u16::from(signal), Ordering::Relaxed);
+            self.tell(Untold::SIGNAL);
+        }
     }
 
     /// Firmware as at most 8 ASCII characters.
@@ -539,7 +581,11 @@ impl Entry {
     pub fn set_firmware(&self, text: &[u8]) {
         let mut bytes = [0; 8];
         bytes.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
-        self.firmware.store(u64::from_be_bytes(bytes), Ordering::Relaxed);
+        let firmware = u64::from_be_bytes(bytes);
+        if self.firmware.load(Ordering::Relaxed) != firmware {
+            self.firmware.store(firmware, Ordering::Relaxed);
+            self.tell(Untold::FIRMWARE);
+        }
     }
 
     /// Device type, or host type, as an AP3000 device says it.
@@ -549,7 +595,10 @@ impl Entry {
 
     /// Stores the device type.
     pub fn set_device_type(&self, device_type: u8) {
-        self.device_type.store(u16::from(device_type), Ordering::Relaxed);
+        if self.device_type() != Some(device_type) {
+            self.device_type.store(u16::from(device_type), Ordering::Relaxed);
+            self.tell(Untold::DEVICE_TYPE);
+        }
     }
 
     /// SIM number.
@@ -579,6 +628,7 @@ impl Entry {
         if known {
             return;
         }
+        self.tell(Untold::ICCID);
         let mut locked = self.locked.write();
         locked.iccid = packed;
         if packed.is_none() {

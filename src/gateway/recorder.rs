@@ -6,7 +6,7 @@
 //!   … │ head │ raw, 512 at most │ head │ raw │ …            ◀── written here, over what is oldest
 //!        └─ back: how far away the connection's record before begins ──▶ …
 //!
-//! head: | at 8 | slot 4 | generation 4 | epoch 4 | back 4 | length 4 | kept and flags 2 |
+//! head: | at 6 | slot 3 | generation 3 | epoch 4 | back 4 | length and flags 3 |
 //! ```
 //!
 //! A connection keeps a [`Trail`], the offset of its last record; each record leads to the one before. Recording a frame is a copy,
@@ -28,17 +28,20 @@ use crate::{model::DeviceId, protocol::Direction};
 /// Bytes of a frame that are kept; only packets of firmware and garbage are longer.
 pub const FRAME_KEPT_MAX: usize = 512;
 /// Bytes in front of each frame.
-pub const HEAD_LEN: usize = 30;
+pub const HEAD_LEN: usize = 23;
 /// Connections that ended and are remembered with the way to their frames.
 const ENDED_MAX: usize = 1024;
 
 /// Set in the last field of the head: the server wrote it.
-const DOWN: u16 = 1 << 15;
+const DOWN: u32 = 1 << 23;
 /// Set there: no frame, but bytes that were skipped.
-const SKIPPED: u16 = 1 << 14;
-const KEPT: u16 = SKIPPED - 1;
+const SKIPPED: u32 = 1 << 22;
+/// The rest of it; more bytes than that are never read at a time.
+const LENGTH: u32 = SKIPPED - 1;
+/// What is kept of a slot and of its generation: more sockets than a shard has, and more than a slot has seen while a ring lasts.
+const PLACE: u32 = (1 << 24) - 1;
 
-const _: () = assert!(FRAME_KEPT_MAX <= KEPT as usize, "kept bytes and flags share a field");
+const _: () = assert!(crate::shard::READ_BUFFER_BYTES <= LENGTH as usize, "flags and length share a field");
 
 /// Where a connection's last record begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +50,7 @@ pub struct Trail(u64);
 /// What is said of bytes that are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Unix ms.
+    /// Unix ms, in ±2^47.
     pub at: i64,
     /// Who sent them.
     pub direction: Direction,
@@ -64,7 +67,7 @@ pub struct Recorded {
     pub conn: ConnId,
     /// What was said of it.
     pub label: Label,
-    /// Bytes it had on the wire.
+    /// Bytes it had on the wire, 4 MiB at most.
     pub length: u32,
     /// The first of them, [`FRAME_KEPT_MAX`] at most.
     pub raw: Box<[u8]>,
@@ -123,21 +126,20 @@ impl Recorder {
         }
         let kept = frame.get(..FRAME_KEPT_MAX).unwrap_or(frame);
         let back = if self.is_intact(*trail) { u32::try_from(self.head - trail.0).unwrap_or(0) } else { 0 };
-        let mut flags = kept.len() as u16;
+        let mut last = u32::try_from(frame.len()).unwrap_or(u32::MAX).min(LENGTH);
         if label.direction == Direction::Down {
-            flags |= DOWN;
+            last |= DOWN;
         }
         if label.skipped {
-            flags |= SKIPPED;
+            last |= SKIPPED;
         }
         let mut head = [0; HEAD_LEN];
-        head[..8].copy_from_slice(&label.at.to_le_bytes());
-        head[8..12].copy_from_slice(&conn.slot.to_le_bytes());
-        head[12..16].copy_from_slice(&conn.generation.to_le_bytes());
-        head[16..20].copy_from_slice(&label.epoch.to_le_bytes());
-        head[20..24].copy_from_slice(&back.to_le_bytes());
-        head[24..28].copy_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
-        head[28..].copy_from_slice(&flags.to_le_bytes());
+        head[..6].copy_from_slice(&label.at.to_le_bytes()[..6]);
+        head[6..9].copy_from_slice(&conn.slot.to_le_bytes()[..3]);
+        head[9..12].copy_from_slice(&conn.generation.to_le_bytes()[..3]);
+        head[12..16].copy_from_slice(&label.epoch.to_le_bytes());
+        head[16..20].copy_from_slice(&back.to_le_bytes());
+        head[20..].copy_from_slice(&last.to_le_bytes()[..3]);
         *trail = Trail(self.head);
         let len = HEAD_LEN + kept.len();
         match self.ring.get_mut(self.place..self.place + len).and_then(|place| place.split_first_chunk_mut()) {
@@ -235,20 +237,25 @@ impl<'a> Iterator for Records<'a> {
         }
         let mut head = [0; HEAD_LEN];
         self.recorder.copy(offset, &mut head);
-        let word =
-            |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
-        let conn = ConnId { slot: word(8), generation: word(12) };
-        if conn != self.conn {
+        let [a0, a1, a2, a3, a4, a5, s0, s1, s2, g0, g1, g2, e0, e1, e2, e3, b0, b1, b2, b3, l0, l1, l2] = head;
+        let conn =
+            ConnId { slot: u32::from_le_bytes([s0, s1, s2, 0]), generation: u32::from_le_bytes([g0, g1, g2, 0]) };
+        if (conn.slot, conn.generation) != (self.conn.slot & PLACE, self.conn.generation & PLACE) {
             self.next = Trail::default();
             return None;
         }
-        let back = u64::from(word(20));
+        let conn = self.conn;
+        let back = u64::from(u32::from_le_bytes([b0, b1, b2, b3]));
         self.next = if back == 0 { Trail::default() } else { Trail(offset.saturating_sub(back)) };
-        let flags = u16::from_le_bytes([head[28], head[29]]);
-        let at = (u64::from(word(4)) << 32 | u64::from(word(0))).cast_signed();
-        let direction = if flags & DOWN == 0 { Direction::Up } else { Direction::Down };
-        let label = Label { at, direction, skipped: flags & SKIPPED != 0, epoch: word(16) };
-        Some(Record { recorder: self.recorder, offset, conn, label, length: word(24), kept: usize::from(flags & KEPT) })
+        let last = u32::from_le_bytes([l0, l1, l2, 0]);
+        let length = last & LENGTH;
+        // Its sign is in the highest of the bytes that were kept.
+        let at = i64::from_le_bytes([0, 0, a0, a1, a2, a3, a4, a5]) >> 16;
+        let direction = if last & DOWN == 0 { Direction::Up } else { Direction::Down };
+        let epoch = u32::from_le_bytes([e0, e1, e2, e3]);
+        let label = Label { at, direction, skipped: last & SKIPPED != 0, epoch };
+        let kept = (length as usize).min(FRAME_KEPT_MAX);
+        Some(Record { recorder: self.recorder, offset, conn, label, length, kept })
     }
 }
 

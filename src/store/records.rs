@@ -69,6 +69,15 @@ pub struct DeviceRecord {
 /// Latest values, written every few seconds.
 #[derive(Clone, Debug)]
 pub enum Latest {
+    /// A device was heard, and told nothing new.
+    Seen {
+        /// The device.
+        device_id: DeviceId,
+        /// Unix ms.
+        last_seen_at: i64,
+        /// When it is offline if nothing more comes, Unix ms.
+        offline_at: i64,
+    },
     /// Device fields; `None` leaves the stored value.
     Device {
         /// The device.

@@ -2,9 +2,9 @@
 
 use smallvec::SmallVec;
 
-use super::{Device, GONE_MS};
+use super::{Device, FLUSHES_WHOLE, GONE_MS};
 use crate::{
-    gateway::{Now, OrderTimes, core::Cx, track::Track},
+    gateway::{Now, OrderTimes, core::Cx, directory::Untold, track::Track},
     model::{CommandState, EventType, Protocol},
     store::Latest,
 };
@@ -75,15 +75,26 @@ impl Device {
     /// Puts what changed since the last flush into the latest values.
     pub(in crate::gateway) fn flush(&mut self, cx: &mut Cx<'_>) {
         self.dirty = false;
-        cx.effects.latest.push(Latest::Device {
-            device_id: self.id,
-            last_seen_at: self.entry.last_seen(),
-            offline_at: self.entry.offline_at(),
-            signal: self.entry.signal(),
-            firmware: self.entry.firmware(),
-            iccid: self.entry.iccid(),
-            networked: self.entry.networked(),
-            device_type: self.entry.device_type(),
+        self.flushes = self.flushes.wrapping_add(1);
+        if self.flushes.is_multiple_of(FLUSHES_WHOLE) {
+            self.entry.tell(Untold::ALL);
+        }
+        let (device_id, last_seen_at, offline_at) = (self.id, self.entry.last_seen(), self.entry.offline_at());
+        let untold = self.entry.take_untold();
+        cx.effects.latest.push(if untold == Untold::NOTHING {
+            Latest::Seen { device_id, last_seen_at, offline_at }
+        } else {
+            let has = |what| untold.has(what).then_some(&self.entry);
+            Latest::Device {
+                device_id,
+                last_seen_at,
+                offline_at,
+                signal: has(Untold::SIGNAL).and_then(|entry| entry.signal()),
+                firmware: has(Untold::FIRMWARE).and_then(|entry| entry.firmware()),
+                iccid: has(Untold::ICCID).and_then(|entry| entry.iccid()),
+                networked: has(Untold::NETWORKED).is_some_and(|entry| entry.networked()),
+                device_type: has(Untold::DEVICE_TYPE).and_then(|entry| entry.device_type()),
+            }
         });
         if std::mem::take(&mut self.host_dirty) {
             let (imei, module_version) = (self.entry.imei(), self.entry.module_version());

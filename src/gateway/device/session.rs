@@ -10,7 +10,7 @@ use crate::{
     gateway::{
         Now, OrderTimes,
         core::Cx,
-        directory::{Owner, PortState},
+        directory::{Owner, PortState, Untold},
         lane::Waits,
         slots::Key,
         track::{Action, Situation, Track},
@@ -40,6 +40,7 @@ impl Device {
         self.set_timeout(cx);
         self.entry.set_connected_at(cx.now.unix_ms);
         self.entry.seen(cx.now.unix_ms);
+        self.entry.tell(Untold::ALL);
         if let DeviceId::Ap3000(phy_id) = self.id
             && phy_id.is_fallback()
         {

@@ -138,6 +138,28 @@ struct DeviceRow {
     host: Option<String>,
 }
 
+impl DeviceRow {
+    fn seen(&mut self, last_seen_at: i64, offline_at: i64) {
+        if last_seen_at >= self.last_seen_at {
+            (self.last_seen_at, self.offline_at) = (last_seen_at, Some(offline_at));
+        }
+    }
+
+    /// Nothing but when it was heard.
+    const fn is_seen_only(&self) -> bool {
+        self.offline_at.is_some()
+            && self.signal.is_none()
+            && self.firmware.is_none()
+            && self.iccid.is_none()
+            && !self.networked
+            && self.device_type.is_none()
+            && self.imei.is_none()
+            && self.module_version.is_none()
+            && self.host_type.is_none()
+            && self.host.is_none()
+    }
+}
+
 /// PostgreSQL's text has no zero byte; a device's may.
 fn text(value: &str) -> String {
     value.replace('\0', "")
@@ -159,7 +181,9 @@ fn write(session: &PgSession, batch: &[(u8, Latest)]) -> Result<Vec<bool>, Store
     let of: Vec<Option<String>> = batch
         .iter()
         .map(|(_, row)| match row {
-            Latest::Device { device_id, .. } | Latest::Host { device_id, .. } => Some(device_id.to_string()),
+            Latest::Seen { device_id, .. } | Latest::Device { device_id, .. } | Latest::Host { device_id, .. } => {
+                Some(device_id.to_string())
+            }
             Latest::Port(port) => Some(port.device_id.to_string()),
             Latest::Progress { order_no, .. } => device_of_order.get(order_no.as_str()).cloned(),
         })
@@ -179,11 +203,13 @@ fn write(session: &PgSession, batch: &[(u8, Latest)]) -> Result<Vec<bool>, Store
     for (((_, row), device), _) in batch.iter().zip(&of).zip(&written).filter(|(_, written)| **written) {
         let Some(device) = device.as_deref() else { continue };
         match row {
+            Latest::Seen { last_seen_at, offline_at, .. } => {
+                let row: &mut DeviceRow = devices.entry(device).or_default();
+                row.seen(*last_seen_at, *offline_at);
+            }
             Latest::Device { last_seen_at, offline_at, signal, firmware, iccid, networked, device_type, .. } => {
                 let row: &mut DeviceRow = devices.entry(device).or_default();
-                if *last_seen_at >= row.last_seen_at {
-                    (row.last_seen_at, row.offline_at) = (*last_seen_at, Some(*offline_at));
-                }
+                row.seen(*last_seen_at, *offline_at);
                 row.signal = signal.map(i16::from).or(row.signal);
                 row.firmware = firmware.as_deref().map(text).or_else(|| row.firmware.take());
                 row.iccid = iccid.as_deref().map(text).or_else(|| row.iccid.take());
@@ -211,11 +237,30 @@ fn write(session: &PgSession, batch: &[(u8, Latest)]) -> Result<Vec<bool>, Store
             }
         }
     }
+    let (seen, devices) = devices.into_iter().partition(|(_, row): &(&str, DeviceRow)| row.is_seen_only());
+    write_seen(session, &seen)?;
     write_devices(session, &devices)?;
     write_ports(session, &ports)?;
     write_progress(session, &progress)?;
     session.commit()?;
     Ok(written)
+}
+
+/// Devices that were heard and told nothing.
+fn write_seen(session: &PgSession, rows: &BTreeMap<&str, DeviceRow>) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let statement = session.prepared(
+        "UPDATE devices d SET last_seen_at = v.last_seen_at, offline_at = v.offline_at \
+         FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS v (device_id, last_seen_at, offline_at) \
+         WHERE d.device_id = v.device_id AND coalesce(d.last_seen_at, 0) <= v.last_seen_at",
+    )?;
+    let ids: Vec<&str> = rows.keys().copied().collect();
+    let seen: Vec<i64> = rows.values().map(|row| row.last_seen_at).collect();
+    let offline: Vec<Option<i64>> = rows.values().map(|row| row.offline_at).collect();
+    session.call(|client| client.execute(&statement, &[&ids, &seen, &offline]))?;
+    Ok(())
 }
 
 fn write_devices(session: &PgSession, rows: &BTreeMap<&str, DeviceRow>) -> Result<(), StoreError> {

@@ -107,14 +107,17 @@ impl Applied {
 /// Writes latest values in one transaction. A row that does not go in is left out.
 pub(in crate::store) fn apply_latest(conn: Conn<'_>, rows: &[Latest]) -> Result<(), StoreError> {
     in_transaction(conn, || {
-        for row in rows {
-            match super::device::write_latest(conn, row) {
-                Err(error @ StoreError::Unavailable(_)) => return Err(error),
-                Err(error) => log::warn!("latest value left out: {error}"),
-                Ok(()) => {}
+        let done = |result| match result {
+            Err(error @ StoreError::Unavailable(_)) => Err(error),
+            Err(error) => {
+                log::warn!("latest value left out: {error}");
+                Ok(())
             }
-        }
-        Ok(())
+            Ok(_) => Ok(()),
+        };
+        // Nearly all are of one kind, and it does not matter whether the others come before or after.
+        super::device::write_seen(conn, rows, done)?;
+        rows.iter().try_for_each(|row| done(super::device::write_latest(conn, row)))
     })
 }
 

@@ -314,6 +314,19 @@ pub(in crate::store) fn run(conn: Conn<'_>, sql: &str, args: impl Args) -> Resul
     }
 }
 
+/// Runs a statement once for each row of values, prepared once; `done` hears how each went, and its error ends it.
+pub(in crate::store) fn run_each(
+    conn: Conn<'_>,
+    sql: &str,
+    rows: impl IntoIterator<Item = impl Args>,
+    mut done: impl FnMut(Result<usize, StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    match conn {
+        Conn::Sqlite(session) => session.run_each(sql, rows, done),
+        Conn::Postgres(session) => rows.into_iter().try_for_each(|row| done(session.run(sql, &row.values()))),
+    }
+}
+
 /// Inserts one row and gives what the database numbered it with, in column `id`.
 pub(in crate::store) fn insert(conn: Conn<'_>, sql: &str, id: &str, args: impl Args) -> Result<i64, StoreError> {
     match conn {

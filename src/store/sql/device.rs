@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     apply::Tx,
-    conn::{Conn, one, run},
+    conn::{Conn, one, run, run_each},
     row::{device_columns, port_columns},
 };
 use crate::{
@@ -75,10 +75,29 @@ pub(super) fn registered(device_id: DeviceId, protocol: Protocol, printed_no: Op
     })
 }
 
-/// Writes a latest value. Values of devices without a row, or older than what is stored, are dropped: they are only the latest
+/// Writes when devices were heard; `done` is told how each went. What is older than what is stored changes nothing.
+pub(super) fn write_seen(
+    conn: Conn<'_>,
+    rows: &[Latest],
+    done: impl FnMut(Result<usize, StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let seen = rows.iter().filter_map(|row| match row {
+        Latest::Seen { device_id, last_seen_at, offline_at } => {
+            Some((device_id.to_string(), *last_seen_at, *offline_at))
+        }
+        _ => None,
+    });
+    let sql = "UPDATE devices SET last_seen_at = $2, offline_at = $3 \
+               WHERE device_id = $1 AND coalesce(last_seen_at, 0) <= $2";
+    run_each(conn, sql, seen, done)
+}
+
+/// Writes another latest value. Values of devices without a row, or older than what is stored, are dropped: they are only the latest
 /// of something that has gone.
-pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreError> {
+pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<usize, StoreError> {
     match latest {
+        // By `write_seen`.
+        Latest::Seen { .. } => Ok(0),
         Latest::Device { device_id, last_seen_at, offline_at, signal, firmware, iccid, networked, device_type } => run(
             conn,
             "UPDATE devices SET last_seen_at = greatest(coalesce(last_seen_at, 0), $2), signal = coalesce($3, signal), \
@@ -87,7 +106,7 @@ pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreE
              offline_at = CASE WHEN $2 >= coalesce(last_seen_at, 0) THEN $8 ELSE offline_at END \
              WHERE device_id = $1",
             (device_id.to_string(), last_seen_at, signal, firmware, iccid, networked, device_type, offline_at),
-        )?,
+        ),
         Latest::Port(port) => run(
             conn,
             concat!(
@@ -117,14 +136,14 @@ pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreE
                 port.charged_seconds,
                 port.updated_at,
             ),
-        )?,
+        ),
         // A settlement's totals are final: progress that was still under way must not overwrite them.
         Latest::Progress { order_no, duration_seconds, energy_wh, at } => run(
             conn,
             "UPDATE orders SET duration_seconds = $2, energy_wh = $3, updated_at = greatest(updated_at, $4) \
              WHERE order_no = $1 AND settled_at IS NULL",
             (order_no.as_str(), duration_seconds, energy_wh, at),
-        )?,
+        ),
         Latest::Host { device_id, imei, module_version, host_type, host } => run(
             conn,
             "UPDATE devices SET imei = coalesce($2, imei), module_version = coalesce($3, module_version), \
@@ -136,9 +155,8 @@ pub(super) fn write_latest(conn: Conn<'_>, latest: &Latest) -> Result<(), StoreE
                 host_type,
                 host.as_deref().map(super::event::json).transpose()?,
             ),
-        )?,
-    };
-    Ok(())
+        ),
+    }
 }
 
 /// One device's row.

@@ -172,6 +172,11 @@ impl Db {
         Ok(())
     }
 
+    /// Gives back the pages it keeps in memory, if they are worth it; whether they were.
+    pub(super) fn rest(&self) -> bool {
+        self.session.rest()
+    }
+
     /// Writes and commits a page, to see whether the disk takes one.
     pub fn probe(&mut self) -> Result<(), StoreError> {
         let version: i64 = scalar(self.conn(), "PRAGMA user_version", ())?.unwrap_or(0);

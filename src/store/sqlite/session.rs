@@ -7,14 +7,14 @@
 use std::cell::{Cell as StdCell, RefCell};
 
 use rusqlite::{
-    CachedStatement, Connection, ErrorCode, ToSql, params_from_iter,
+    CachedStatement, Connection, ErrorCode, ToSql, ffi, params_from_iter,
     types::{ToSqlOutput, ValueRef},
 };
 use rustc_hash::FxHashMap;
 
 use crate::store::{
     StoreError,
-    sql::conn::{Cell, Row, Value, sqlite_text},
+    sql::conn::{Args, Cell, Row, Value, sqlite_text},
 };
 
 /// A connection with the statements it has seen, in its own dialect.
@@ -38,6 +38,9 @@ enum Savepoints {
 /// Statements whose text is made of a filter differ; beyond this many they are not remembered.
 const TEXTS_MAX: usize = 512;
 
+/// Less than this is not worth giving back: it would be read again with the next statement.
+const WORTH_BYTES: usize = 512 * 1024;
+
 impl SqliteSession {
     pub(super) fn new(conn: Connection) -> Self {
         Self { conn, texts: RefCell::default(), savepoints: StdCell::new(Savepoints::Real) }
@@ -50,6 +53,22 @@ impl SqliteSession {
     /// The connection itself, for what only SQLite has.
     pub(super) const fn raw(&self) -> &Connection {
         &self.conn
+    }
+
+    /// Gives back the pages it keeps in memory, if they are worth it; whether they were.
+    pub(super) fn rest(&self) -> bool {
+        let worth_it = self.cache_bytes() >= WORTH_BYTES;
+        worth_it && self.conn.execute_batch("PRAGMA shrink_memory").is_ok()
+    }
+
+    /// What its pages take in memory.
+    fn cache_bytes(&self) -> usize {
+        let (mut now, mut most) = (0, 0);
+        // SAFETY: the handle is open as long as `self` lives and used by this thread alone; both places are valid.
+        let code = unsafe {
+            ffi::sqlite3_db_status(self.conn.handle(), ffi::SQLITE_DBSTATUS_CACHE_USED, &raw mut now, &raw mut most, 0)
+        };
+        if code == ffi::SQLITE_OK { usize::try_from(now).unwrap_or(0) } else { 0 }
     }
 
     pub(in crate::store) fn in_transaction(&self) -> bool {
@@ -119,6 +138,17 @@ impl SqliteSession {
         Ok(self.prepare(sql)?.execute(params_from_iter(values))?)
     }
 
+    pub(in crate::store) fn run_each(
+        &self,
+        sql: &str,
+        rows: impl IntoIterator<Item = impl Args>,
+        mut done: impl FnMut(Result<usize, StoreError>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut statement = self.prepare(sql)?;
+        rows.into_iter()
+            .try_for_each(|row| done(statement.execute(params_from_iter(&row.values())).map_err(StoreError::from)))
+    }
+
     pub(in crate::store) fn insert(&self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
         self.run(sql, values)?;
         Ok(self.conn.last_insert_rowid())
@@ -172,9 +202,7 @@ impl From<rusqlite::Error> for StoreError {
                 ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig => {
                     Self::Statement(error.to_string())
                 }
-                ErrorCode::Unknown if failure.extended_code == rusqlite::ffi::SQLITE_ERROR => {
-                    Self::Statement(error.to_string())
-                }
+                ErrorCode::Unknown if failure.extended_code == ffi::SQLITE_ERROR => Self::Statement(error.to_string()),
                 ErrorCode::ApiMisuse | ErrorCode::ParameterOutOfRange => Self::Statement(error.to_string()),
                 _ => Self::Unavailable(error.to_string()),
             },

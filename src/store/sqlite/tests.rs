@@ -17,7 +17,7 @@ use crate::{
     gateway::{OrderTimes, ShardId},
     model::{ChargeMode, ChargeSpec, Command, DeviceId, Order, OrderNo, OrderNumbers, Protocol, ServerId},
     store::{
-        Backstop, Bind, CommandLogRow, Created, Job, Limits, NewOrder, Notify, Outcome, Prune, Queued, Reply,
+        Backstop, Bind, CommandLogRow, Created, Job, Latest, Limits, NewOrder, Notify, Outcome, Prune, Queued, Reply,
         Requester, Settlement, SettlementEnd, SettlementKey, Store, StoreError,
     },
 };
@@ -232,6 +232,58 @@ fn closing_answers_what_was_handed_over() {
     let counters = store.counters();
     assert_eq!((counted(&counters.jobs[0]), counted(&counters.batch_jobs)), (1000, 1000));
     assert_eq!(counters.commit.iter().map(counted).sum::<u64>(), counted(&counters.batches));
+}
+
+#[test]
+fn pages_are_given_back_where_that_is_worth_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut db = open(&dir.path().join("chargegate.db")).unwrap();
+    assert!(!db.rest(), "an empty database keeps next to nothing");
+    for n in 0..10 {
+        assert!(db.apply(T0, &[bind(n), settlement(n, vec![0; 100_000])]).error.is_none());
+    }
+    assert!(db.rest());
+    assert!(!db.rest(), "they are gone");
+    let applied = db.apply(T0, &[bind(1)]);
+    assert!(matches!(&applied.outcomes[0], Outcome::Bound(bound) if bound.epoch == 2), "{applied:?}");
+}
+
+#[test]
+fn latest_values_wait_for_a_file_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chargegate.db");
+    let (store, _shards) = store(&path, || T0);
+    let (reply, answer) = crossbeam::channel::bounded(1);
+    let reply = Reply::Call(Box::new(move |outcome| drop(reply.send(outcome))));
+    assert!(store.submit(bind(1), reply).is_ok());
+    assert!(matches!(answer.recv_timeout(PATIENCE).unwrap(), Outcome::Bound(_)));
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let told = Latest::Device {
+        device_id: device(1),
+        last_seen_at: T0 + 1,
+        offline_at: T0 + 2,
+        signal: None,
+        firmware: Some("5.1".to_owned()),
+        iccid: None,
+        networked: false,
+        device_type: None,
+    };
+    assert!(store.coalesce(&mut vec![told]));
+    let until = |what: &str, is: &dyn Fn() -> bool| {
+        let step = Duration::from_millis(10);
+        let mut left = PATIENCE;
+        while !is() {
+            left = left.checked_sub(step).unwrap_or_else(|| panic!("{what}"));
+            std::thread::sleep(step);
+        }
+    };
+    until("the store says that it cannot write", &|| !store.health().ready.load(Ordering::Acquire));
+    other.execute_batch("ROLLBACK").unwrap();
+    until("it is written", &|| store.counters().latest_rows.load(Ordering::Relaxed) == 1);
+    store.close(PATIENCE);
+    let firmware: String = other.query_row("SELECT firmware FROM devices", (), |row| row.get(0)).unwrap();
+    assert_eq!((firmware.as_str(), store.counters().latest_lost.load(Ordering::Relaxed)), ("5.1", 0));
 }
 
 #[test]

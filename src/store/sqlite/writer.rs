@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     gateway::card::CardRules,
+    memory,
     model::{OrderNumbers, ServerId},
     store::{
         CommandLogRow, DeliveryLogRow, Job, Latest, Notify, ReadCall, Reply, Store, StoreError, StoreHealth,
@@ -34,6 +35,9 @@ const LATEST_EVERY: Duration = Duration::from_millis(250);
 /// How often an idle writer looks around.
 const IDLE: Duration = Duration::from_millis(50);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// A thread that has had no work for so long gives its page cache back. Longer than the interval at which shards hand latest values over
+/// by default: the pages of a fleet that beats stay, those of the jobs that brought it here do not.
+const REST_AFTER: Duration = Duration::from_millis(3_200);
 /// Row changes after which the writer checkpoints between two batches.
 const CHECKPOINT_CHANGES: u64 = 40_000;
 /// The same for an idle writer: a lone job behind it waits only for a small one.
@@ -132,7 +136,10 @@ impl SqliteStore {
             latest_in: back.latest,
             latest: VecDeque::new(),
             latest_at: instant(),
+            latest_failed: false,
             probed_at: instant(),
+            worked: Rest::default(),
+            wrote: Rest::default(),
             deliveries,
             log: back.to_log,
             health: Arc::clone(&health),
@@ -154,8 +161,20 @@ impl SqliteStore {
             let calls = back.reads.clone();
             threads.start("store-reader", move || {
                 let mut reader = SqlReader { conn: Conn::Sqlite(&conn) };
-                while let Ok(call) = calls.recv() {
-                    guarded("a query", || call(Ok(&mut reader)));
+                let mut read = Rest::default();
+                loop {
+                    match calls.recv_timeout(REST_AFTER) {
+                        Ok(call) => {
+                            guarded("a query", || call(Ok(&mut reader)));
+                            read.used(instant());
+                        }
+                        Err(RecvTimeoutError::Timeout) => {
+                            if read.is_due(instant()) && conn.rest() {
+                                memory::give_back();
+                            }
+                        }
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
                 }
             })?;
         }
@@ -219,6 +238,24 @@ impl Drop for SqliteStore {
     }
 }
 
+/// When a connection is to give its pages back.
+#[derive(Debug, Default)]
+struct Rest {
+    /// When it was used last, unless it has rested since.
+    used_at: Option<Instant>,
+}
+
+impl Rest {
+    fn used(&mut self, now: Instant) {
+        self.used_at = Some(now);
+    }
+
+    /// Whether it is time; once for each time of work.
+    fn is_due(&mut self, now: Instant) -> bool {
+        self.used_at.take_if(|used_at| now.duration_since(*used_at) >= REST_AFTER).is_some()
+    }
+}
+
 struct Writer {
     db: Db,
     clock: fn() -> i64,
@@ -228,7 +265,13 @@ struct Writer {
     latest_in: Receiver<Vec<Latest>>,
     latest: VecDeque<Latest>,
     latest_at: Instant,
+    /// The last transaction of them failed: they wait a while.
+    latest_failed: bool,
     probed_at: Instant,
+    /// Durable jobs.
+    worked: Rest,
+    /// Anything.
+    wrote: Rest,
     deliveries: Sender<Delivery>,
     log: Sender<LogMessage>,
     health: Arc<StoreHealth>,
@@ -249,7 +292,8 @@ impl Writer {
         let mut jobs = Vec::new();
         let mut replies = Vec::new();
         loop {
-            let wait = if self.latest.is_empty() && self.latest_in.is_empty() { IDLE } else { Duration::ZERO };
+            let nothing_latest = self.latest.is_empty() && self.latest_in.is_empty();
+            let wait = if nothing_latest || self.latest_failed { IDLE } else { Duration::ZERO };
             match self.jobs.recv_timeout(wait) {
                 Ok((job, reply)) => {
                     jobs.push(job);
@@ -274,7 +318,10 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        self.latest_failed = false;
         while self.write_latest() {}
+        // What could not be written now never will be.
+        add(&self.counters.latest_lost, self.latest.len() as u64);
         self.checkpoint();
     }
 
@@ -286,6 +333,8 @@ impl Writer {
         self.health.commit_us.store(us, Ordering::Relaxed);
         self.counters.committed_in(us);
         self.counters.count(jobs, &applied);
+        self.worked.used(start);
+        self.wrote.used(start);
         let error = applied.error.as_ref().map(ToString::to_string);
         if error.is_none() {
             self.newest = self.newest.max(now);
@@ -307,9 +356,13 @@ impl Writer {
         }
     }
 
-    /// Writes one transaction of latest values; false: there are none.
+    /// Writes one transaction of latest values; false: there are none, or they have to wait.
     fn write_latest(&mut self) -> bool {
-        self.latest_at = instant();
+        let now = instant();
+        if self.latest_failed && now.duration_since(self.latest_at) < LATEST_EVERY {
+            return false;
+        }
+        self.latest_at = now;
         while self.latest.len() < self.latest_rows_max {
             let Ok(rows) = self.latest_in.try_recv() else { break };
             self.latest.extend(rows);
@@ -322,23 +375,34 @@ impl Writer {
         if rows.is_empty() {
             return false;
         }
-        match self.db.apply_latest(&rows) {
+        self.wrote.used(self.latest_at);
+        let written = self.db.apply_latest(&rows);
+        self.latest_failed = written.is_err();
+        match written {
             Ok(()) => {
                 add(&self.counters.latest_rows, rows.len() as u64);
                 self.set_health(None);
             }
             Err(error) => {
-                // The next report of each device brings them again.
-                add(&self.counters.latest_lost, rows.len() as u64);
+                // What a device told is not told again with its next report: kept until the file can be written. Meanwhile the queue
+                // fills, and then values stay with the shards.
+                for row in rows.into_iter().rev() {
+                    self.latest.push_front(row);
+                }
                 self.set_health(Some(error.to_string()));
             }
         }
-        true
+        !self.latest_failed
     }
 
     fn idle(&mut self) {
         if self.db.changes() >= CHECKPOINT_CHANGES_IDLE {
             self.checkpoint();
+        }
+        let now = instant();
+        // Both are asked: that of all work is due with that of jobs.
+        if self.worked.is_due(now) | self.wrote.is_due(now) && self.db.rest() {
+            memory::give_back();
         }
         let due = instant().duration_since(self.probed_at) >= PROBE_EVERY;
         if due && !self.health.ready.load(Ordering::Acquire) {
