@@ -135,13 +135,16 @@ pub struct Hex<T: AsRef<[u8]>>(pub T);
 impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        const PIECE: usize = 16;
         // Ids are written by the thousand: whole pieces, not digit by digit.
-        let mut text = [0; 32];
-        for bytes in self.0.as_ref().chunks(text.len() / 2) {
-            for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-                pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        let digit = |value: u8| DIGITS.get(usize::from(value)).copied().unwrap_or_default();
+        let mut text = [0; 2 * PIECE];
+        for bytes in self.0.as_ref().chunks(PIECE) {
+            for (pair, byte) in text.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                *pair = [digit(byte >> 4), digit(byte & 15)];
             }
-            f.write_str(std::str::from_utf8(&text[..2 * bytes.len()]).map_err(|_| fmt::Error)?)?;
+            let written = text.get(..bytes.len().saturating_mul(2)).unwrap_or_default();
+            f.write_str(std::str::from_utf8(written).map_err(|_| fmt::Error)?)?;
         }
         Ok(())
     }
