@@ -155,6 +155,11 @@ fn check(mut client: Command, receiver: &Receiver, id: &str, device: impl Device
     let gateway = gateway.expect("epoll is always there");
     let _device = Driven::connect(gateway.devices, device);
     gateway.knows_port(id, 1);
+    // Memory knows a device from its first frame on; lists are read from the store, which has it once its bind is committed.
+    until("it is listed", || {
+        let listed = gateway.get("devices?online=true");
+        listed.data()["items"].as_array().into_iter().flatten().find(|device| device["device_id"] == id).map(drop)
+    });
     let proxy = Proxy::start(gateway.http);
     let output = client
         .args([id, "1", "30"])

@@ -222,7 +222,7 @@ mod tests {
             let _ = time.to_unix();
             let [century, year, rest @ ..] = bytes.map(from_bcd);
             prop_assert_eq!([time.month, time.day, time.hour, time.minute, time.second], rest);
-            prop_assert_eq!(time.year, u16::from(century) * 100 + u16::from(year));
+            prop_assert_eq!(time.year, u16::from(century).saturating_mul(100).saturating_add(u16::from(year)));
             let _ = DeviceTime::from_binary(bytes).to_unix();
             let _ = DeviceTime::from_binary(bytes).to_bcd();
         }

@@ -86,11 +86,11 @@ fn damage() -> impl Strategy<Value = Option<(prop::sample::Index, u8)>> {
 }
 
 /// The payload with that byte, and without its last few.
-fn damaged(payload: &[u8], damage: &Option<(prop::sample::Index, u8)>, cut: usize) -> Vec<u8> {
+fn damaged(payload: &[u8], damage: Option<(prop::sample::Index, u8)>, cut: usize) -> Vec<u8> {
     let mut payload = payload.to_vec();
-    payload.truncate(payload.len() - cut);
+    payload.truncate(payload.len().saturating_sub(cut));
     if let Some((at, byte)) = damage {
-        *at.get_mut(&mut payload) = *byte;
+        *at.get_mut(&mut payload) = byte;
     }
     payload
 }
@@ -491,7 +491,7 @@ proptest! {
         let mut bytes = Vec::new();
         device::push(&mut bytes, ID, &sockets);
         let frame = only_frame(&bytes);
-        let payload = damaged(frame.payload, &damage, cut);
+        let payload = damaged(frame.payload, damage, cut);
         let frame = Frame { payload: &payload, ..frame };
         let short = Packet::usual_push(&frame);
         prop_assert!(short.is_some() || damage.is_some() || cut > 0);
@@ -523,7 +523,7 @@ proptest! {
         let mut bytes = Vec::new();
         device::fee_end(&mut bytes, ID, &report, &tiers);
         let frame = only_frame(&bytes);
-        let payload = damaged(frame.payload, &damage, cut);
+        let payload = damaged(frame.payload, damage, cut);
         let frame = Frame { payload: &payload, ..frame };
         let short = FeeEnd::usual(&frame);
         prop_assert!(short.is_some() || damage.is_some() || cut > 0);
