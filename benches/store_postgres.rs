@@ -49,7 +49,7 @@ struct Args {
     #[arg(long, default_value_t = 20_000)]
     jobs: usize,
     /// Transactions under way at a time (`store.lanes`).
-    #[arg(long, value_delimiter = ',', default_values_t = [4])]
+    #[arg(long, value_delimiter = ',', default_values_t = [2])]
     lanes: Vec<usize>,
     /// Settings of the server, as NAME=VALUE.
     #[arg(long = "set", value_delimiter = ' ', default_values_t = ["shared_buffers=256MB".to_owned(), "max_wal_size=4GB".to_owned()])]
@@ -77,7 +77,7 @@ fn main() {
     let template = server.database("template");
     migrate(&template, Timeouts::default()).expect("the schema");
     // By lanes and row.
-    let mut all: Vec<[Vec<Figure>; 5]> = args.lanes.iter().map(|_| Default::default()).collect();
+    let mut all: Vec<[Vec<Figure>; ROWS.len()]> = args.lanes.iter().map(|_| Default::default()).collect();
     for round in 0..args.rounds {
         for (lanes, rows) in args.lanes.iter().zip(&mut all) {
             for (row, figures) in rows.iter_mut().enumerate() {

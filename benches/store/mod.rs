@@ -1,4 +1,5 @@
-//! What the benches of both stores submit: charges, their evidence and settlements, records without an order, named commands; always through the contract.
+//! What the benches of both stores submit: charges, their evidence and settlements, records without an order, named commands;
+//! always through the contract.
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
