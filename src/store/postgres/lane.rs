@@ -108,7 +108,6 @@ impl Lane {
         let at = self.shared.now();
         let start = now();
         let applied = self.apply(at, jobs);
-        self.held = None;
         let us = u64::try_from(now().duration_since(start).as_micros()).unwrap_or(u64::MAX);
         self.shared.status.health.commit_us.store(us, Relaxed);
         self.shared.counters.committed_in(us);
@@ -138,7 +137,10 @@ impl Lane {
     fn apply(&mut self, at: i64, jobs: &[Job]) -> Applied {
         let (mut savepoints, mut conflicts, mut lost) = (false, 0, 0);
         loop {
-            match self.transaction(at, jobs, savepoints) {
+            let applied = self.transaction(at, jobs, savepoints);
+            // Nobody else waits while this lane pauses, connects anew or tries again.
+            self.held = None;
+            match applied {
                 Ok(applied) => return applied,
                 Err(Stop::Savepoints) if !savepoints => {
                     add(&self.shared.link_counters.with_savepoints, 1);

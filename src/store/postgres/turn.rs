@@ -1,9 +1,9 @@
 //! Whose turn it is among the lanes.
 //!
-//! A transaction costs the server about as much as twenty of its jobs. Lanes that begin as soon as they have a job make many small
-//! ones, side by side, and the jobs of all of them wait for processors. So one lane at a time reads and writes; from its COMMIT on, which
-//! waits for the disk, it is the next one's turn, and what is submitted meanwhile gathers. Nobody waits who would have nothing to wait
-//! for: an idle store begins at once, a lane with a full batch does not wait, and nobody waits for long.
+//! A transaction costs the server something of its own, whatever is in it. Lanes that begin as soon as they have a job make many
+//! small ones, side by side: on two cores a start over HTTP then took a fifth more of their time. So one lane at a time reads and
+//! writes; from its COMMIT on, which waits for the disk, it is the next one's turn, and what is submitted meanwhile gathers. Nobody waits
+//! who would have nothing to wait for: an idle store begins at once, a lane with a full batch does not wait, and nobody waits for long.
 
 use std::{sync::Arc, time::Duration};
 
