@@ -347,19 +347,25 @@ impl Cx<'_> {
         })));
     }
 
-    /// Submits a settlement, or lets a resend join the one under way.
-    pub(super) fn settle(&mut self, key: SettlementKey, waiting: WaitingAck, job: impl FnOnce() -> Job) {
+    /// Submits a settlement, or lets a resend join the one under way. False: there is no room, and the device sends it again.
+    pub(super) fn settle(&mut self, key: SettlementKey, waiting: WaitingAck, job: impl FnOnce() -> Job) -> bool {
         if let Some(under_way) = self.shared.settlements.get_mut(&key) {
             *under_way = waiting;
             self.shared.metrics.events[ShardEvent::SettlementJoined].inc();
-            return;
+            return true;
         }
         if self.shared.settlements.len() >= SETTLEMENTS_MAX || !self.job(job()) {
             self.shared.metrics.reports_dropped.inc();
-            return;
+            return false;
         }
         self.shared.metrics.events[ShardEvent::Settlement].inc();
         self.shared.settlements.insert(key, waiting);
+        true
+    }
+
+    /// Whether a settlement of a device is under way. Looks at all that are.
+    pub(super) fn is_settling(&self, device_id: DeviceId) -> bool {
+        self.shared.settlements.values().any(|waiting| waiting.device_id == device_id)
     }
 
     /// A number that comes back with an outcome.
