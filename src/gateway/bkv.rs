@@ -194,7 +194,8 @@ fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> 
         "overtemps": exception.overtemps,
         "statuses": exception.statuses.map(|status| status.map(|status| status.0)),
     });
-    DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, fence: None, at: now.unix_ms }
+    let (data, at) = (data.into(), now.unix_ms);
+    DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, fence: None, at }
 }
 
 impl Device {

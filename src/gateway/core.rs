@@ -312,7 +312,7 @@ impl Cx<'_> {
 
     /// Submits an event; one that finds too many jobs under way is lost and counted.
     pub(super) fn event(&mut self, device_id: DeviceId, event_type: EventType, data: serde_json::Value) {
-        let at = self.now.unix_ms;
+        let (at, data) = (self.now.unix_ms, data.into());
         self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, fence: None, at })));
     }
 
@@ -324,7 +324,7 @@ impl Cx<'_> {
         data: serde_json::Value,
         fence: Option<i64>,
     ) {
-        let at = self.now.unix_ms;
+        let (at, data) = (self.now.unix_ms, data.into());
         self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, fence, at })));
     }
 
@@ -336,7 +336,7 @@ impl Cx<'_> {
         event_type: EventType,
         data: serde_json::Value,
     ) {
-        let at = self.now.unix_ms;
+        let (at, data) = (self.now.unix_ms, data.into());
         self.job(Job::Device(Box::new(DeviceEvent {
             device_id,
             event_type,
@@ -574,19 +574,21 @@ impl Core {
         state.received += bytes.len() as u64;
         self.shared.metrics.received_bytes.add(bytes.len() as u64);
         // A socket with one device: every byte is a sign of its life. With several, each has to speak for itself.
-        if let ([device], false) = (state.devices.as_slice(), state.shared)
+        if let ([device], false) = (&*state.devices, state.shared)
             && let Some(device) = self.devices.get(*device)
         {
             device.entry.seen(now.unix_ms);
         }
-        if state.tail.is_empty() {
-            let used = self.drain(now, key, bytes, effects);
-            self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
-        } else {
-            let mut held = state.tail.take();
-            held.extend_from_slice(bytes);
-            let used = self.drain(now, key, &held, effects);
-            self.return_tail(now, key, held, used, effects);
+        match state.tail.take() {
+            None => {
+                let used = self.drain(now, key, bytes, effects);
+                self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
+            }
+            Some(mut tail) => {
+                tail.bytes.extend_from_slice(bytes);
+                let used = self.drain(now, key, &tail.bytes, effects);
+                self.return_tail(now, key, tail, used, effects);
+            }
         }
         self.list_noted(now);
     }

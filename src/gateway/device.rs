@@ -216,7 +216,7 @@ impl Device {
         Self {
             id,
             protocol,
-            owner: Owner { shard: super::ShardId(u16::MAX), generation: 0 },
+            owner: Owner::NOBODY,
             conn: None,
             armed: u64::MAX,
             magic: [0; 3],

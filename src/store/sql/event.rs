@@ -85,7 +85,7 @@ impl Tx<'_> {
             order_no: Some(key),
             sequence_no: 0,
             at: event.at,
-            data: &json(&event.data)?,
+            data: event.data.as_str(),
         })
     }
 
@@ -96,6 +96,17 @@ impl Tx<'_> {
         device_id: DeviceId,
         event_type: EventType,
         data: &impl Serialize,
+        at: i64,
+    ) -> Result<(), StoreError> {
+        self.device_event_text(device_id, event_type, &json(data)?, at)
+    }
+
+    /// The same of `data` that are JSON already.
+    pub(super) fn device_event_text(
+        &mut self,
+        device_id: DeviceId,
+        event_type: EventType,
+        data: &str,
         at: i64,
     ) -> Result<(), StoreError> {
         let device = device_id.to_string();
@@ -116,7 +127,7 @@ impl Tx<'_> {
             order_no: None,
             sequence_no,
             at,
-            data: &json(data)?,
+            data,
         })
     }
 
