@@ -214,6 +214,10 @@ impl Sequencer {
         }
         // One statement, one snapshot: what it sees of transactions holds for the events it sees.
         let row = match &term.seen {
+            Some(Seen { last, holes }) if holes.is_empty() => {
+                let statement = session.prepared(GIVE_NEW)?;
+                session.call(|client| client.query_one(&statement, &[&term.watermark, &EVENTS_MAX, last]))?
+            }
             Some(Seen { last, holes }) => {
                 let (first, until): (Vec<i64>, Vec<i64>) = holes.iter().copied().unzip();
                 let statement = session.prepared(GIVE_UNSEEN)?;
@@ -276,11 +280,15 @@ const GIVE_ALL: &str = give!(
      ORDER BY e.id LIMIT $2"
 );
 
-/// Looks at events behind `$3` and in the holes.
+/// Looks at events behind `$3`: there are no holes.
+const GIVE_NEW: &str = give!("SELECT e.id FROM events e WHERE e.id > $3 ORDER BY e.id LIMIT $2");
+
+/// Looks at events behind `$3` and in the holes, hole by hole: planned while the tables are small, a join would read all of them for good.
 const GIVE_UNSEEN: &str = give!(
     "SELECT id FROM ((SELECT e.id FROM events e WHERE e.id > $3 ORDER BY e.id LIMIT $2) UNION ALL \
-     (SELECT e.id FROM UNNEST($4::bigint[], $5::bigint[]) AS h(first, last) \
-     JOIN events e ON e.id >= h.first AND e.id <= h.last ORDER BY e.id LIMIT $2)) AS unseen ORDER BY id LIMIT $2"
+     SELECT l.id FROM UNNEST($4::bigint[], $5::bigint[]) AS h(first, last) CROSS JOIN LATERAL \
+     (SELECT e.id FROM events e WHERE e.id >= h.first AND e.id <= h.last ORDER BY e.id LIMIT $2) AS l) AS unseen \
+     ORDER BY id LIMIT $2"
 );
 
 /// What has a position behind the watermark; `None`: too many holes to remember. Whoever asks gives the positions: nobody else changes
