@@ -10,6 +10,33 @@ impl Iccid {
     /// The number, if these bytes are one.
     pub(super) fn pack(text: &[u8]) -> Option<Self> {
         let text: &[u8; Self::LEN] = text.try_into().ok()?;
+        // Nearly all are decimal, and one comes with each heartbeat.
+        Self::pack_decimal(text).or_else(|| Self::pack_hexadecimal(text))
+    }
+
+    /// Eight digits at a time.
+    fn pack_decimal(text: &[u8; Self::LEN]) -> Option<Self> {
+        const LOW: u64 = 0x0F0F_0F0F_0F0F_0F0F;
+        const ZEROS: u64 = 0x3030_3030_3030_3030;
+        const SIXES: u64 = 0x0606_0606_0606_0606;
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = *text;
+        let mut wrong = 0;
+        let mut pack = |digits| {
+            let word = u64::from_be_bytes(digits);
+            // A digit has 3 above its value, also when the value is raised by six.
+            wrong |= (word & !LOW) ^ ZEROS | (word.wrapping_add(SIXES) & !LOW) ^ ZEROS;
+            let word = word & LOW;
+            let word = (word | word >> 4) & 0x00FF_00FF_00FF_00FF;
+            let word = (word | word >> 8) & 0x0000_FFFF_0000_FFFF;
+            ((word | word >> 16) as u32).to_be_bytes()
+        };
+        let [p0, p1, p2, p3] = pack([a, b, c, d, e, f, g, h]);
+        let [p4, p5, p6, p7] = pack([i, j, k, l, m, n, o, p]);
+        let [_, _, p8, p9] = pack([b'0', b'0', b'0', b'0', q, r, s, t]);
+        (wrong == 0).then_some(Self([p0, p1, p2, p3, p4, p5, p6, p7, p8, p9]))
+    }
+
+    fn pack_hexadecimal(text: &[u8; Self::LEN]) -> Option<Self> {
         let (mut packed, mut wrong) = ([0; Self::LEN / 2], 0);
         for (to, pair) in packed.iter_mut().zip(text.as_chunks::<2>().0) {
             let [high, low] = pair.map(|byte| VALUES[usize::from(byte)]);
@@ -48,6 +75,13 @@ mod tests {
         for text in ["89860446191890123456", "898600D0123456789012", "00000000000000000000", "FFFFFFFFFFFFFFFFFFFF"] {
             assert_eq!(Iccid::pack(text.as_bytes()).map(Iccid::text).as_deref(), Some(text));
         }
+        for at in 0..Iccid::LEN {
+            for digit in *DIGITS {
+                let mut text = *b"89860446191890123456";
+                text[at] = digit;
+                assert_eq!(Iccid::pack(&text).map(Iccid::text).as_deref(), str::from_utf8(&text).ok());
+            }
+        }
     }
 
     #[test]
@@ -57,6 +91,15 @@ mod tests {
             assert_eq!(Iccid::pack(text.as_bytes()), None, "{text}");
         }
         assert_eq!(Iccid::pack(&[0; 20]), None);
+        // One wrong byte, wherever it is.
+        let digits = b"89860446191890123456";
+        for at in 0..digits.len() {
+            for wrong in (0..=u8::MAX).filter(|byte| !byte.is_ascii_digit() && !(b'A'..=b'F').contains(byte)) {
+                let mut text = *digits;
+                text[at] = wrong;
+                assert_eq!(Iccid::pack(&text), None, "{wrong:#04x} at {at}");
+            }
+        }
         assert_eq!(Iccid::pack(&[0xFF; 20]), None);
     }
 }

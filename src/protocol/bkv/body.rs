@@ -295,7 +295,25 @@ impl<'a> Text<'a> {
 
     /// The bytes in front of the padding.
     pub fn as_bytes(&self) -> &'a [u8] {
-        self.0.split(|byte| *byte == 0).next().unwrap_or_default()
+        self.0.get(..self.len()).unwrap_or_default()
+    }
+
+    /// Bytes in front of the first NUL, looked for eight bytes at a time: two of these texts are in each heartbeat.
+    fn len(self) -> usize {
+        const LOW_BITS: u64 = 0x0101_0101_0101_0101;
+        const HIGH_BITS: u64 = LOW_BITS << 7;
+        let (words, rest) = self.0.as_chunks::<8>();
+        let mut len = 0_usize;
+        for word in words {
+            let word = u64::from_le_bytes(*word);
+            // The lowest bit that is left belongs to the first NUL; above it anything may be set.
+            let nul = word.wrapping_sub(LOW_BITS) & !word & HIGH_BITS;
+            len = len.saturating_add((nul.trailing_zeros() / 8) as usize);
+            if nul != 0 {
+                return len;
+            }
+        }
+        len.saturating_add(rest.iter().take_while(|byte| **byte != 0).count())
     }
 }
 

@@ -732,3 +732,18 @@ fn table_sizes_are_what_decoders_need() {
     }
     assert_eq!(walked, 31);
 }
+
+#[test]
+fn a_text_ends_at_its_first_nul() {
+    // Neighbours of a NUL that a search by words could take for one, and more NULs behind the first.
+    for filler in [1, 0x80, 0xFF, b'0'] {
+        for len in 0..40 {
+            let mut text = vec![filler; len];
+            assert_eq!(Text::new(&text).as_bytes(), text);
+            for nul in (0..len).rev() {
+                text[nul] = 0;
+                assert_eq!(Text::new(&text).as_bytes(), vec![filler; nul], "{nul} of {len}");
+            }
+        }
+    }
+}
