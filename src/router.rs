@@ -205,7 +205,7 @@ impl Router {
     /// Mailbox of the shard that has a device, or had it last.
     fn mailbox_of(&self, device_id: DeviceId) -> Option<&Mailbox> {
         let owner = self.directory.find(device_id).and_then(|entry| entry.owner())?;
-        self.mailboxes.get(usize::from(owner.shard.0))
+        self.mailboxes.get(usize::from(owner.shard().0))
     }
 
     fn count(&self, order: &Order, from: Option<OrderStatus>) {

@@ -5,6 +5,7 @@ mod sim;
 use chargegate::{
     gateway::order::{Event, Verdict},
     model::{ChargeMode, DeviceId, OrderNo, OrderStatus},
+    protocol::{Step, bkv},
 };
 use chargegate_loadtest::device::{Ap3000Device, Behaviour, BkvDevice};
 use sim::World;
@@ -238,4 +239,88 @@ fn records_behind_one_that_the_store_refused_are_waited_for() {
     // The device sends the first again after half an hour, and the other behind it.
     world.run_until(45 * MINUTE, "all settled", |world| orders.iter().all(|order| world.order(*order).settled));
     assert_eq!(orders.map(|order| world.status(order)), [OrderStatus::Completed; 2]);
+}
+
+/// A BKV gateway whose minute takes a second, and an order of one minute of which nothing but the start left the gateway.
+fn quick_charge(world: &mut World) -> (usize, OrderNo) {
+    let device = BkvDevice::new(0, 0, Behaviour { time_factor: 60, ..Behaviour::default() });
+    let id = device.gateway_id().to_string();
+    let peer = world.add(&id, device);
+    world.run_until(10_000, "the device is online", |world| world.online(peer));
+    // The start is on the wire, and that it is waits for the store.
+    world.store_latency = Some(Box::new(|| 1_000));
+    let order = world.charge(peer, 1, ChargeMode::Time { minutes: 1 });
+    world.run_for(10);
+    world.store_latency = None;
+    (peer, order)
+}
+
+fn bkv_starts(world: &World, peer: usize) -> usize {
+    let start = |frame: &&Vec<u8>| match bkv::deframe(frame) {
+        Step::Item { item, .. } => {
+            matches!(bkv::decode_body(&item), Ok(bkv::Body::Start(_, start)) if start.switch == 1)
+        }
+        Step::Skip { .. } | Step::NeedMore => false,
+    };
+    world.peers[peer].received.iter().filter(start).count()
+}
+
+/// It was charged once, and that is what the order is billed by.
+fn assert_charged_once(world: &mut World, peer: usize, order: OrderNo) {
+    world.run_until(MINUTE, "settled", |world| world.order(order).settled);
+    world.run_for(MINUTE);
+    assert_eq!(bkv_starts(world, peer), 1);
+    assert_eq!(world.count("SELECT count(*) FROM settlements"), 1);
+    assert_eq!(world.order(order).duration_seconds, Some(60));
+}
+
+#[test]
+fn a_charge_whose_end_the_store_did_not_take_is_not_started_again() {
+    let mut world = World::new();
+    let (peer, order) = quick_charge(&mut world);
+    // Another gateway takes over, and its store is away when the device comes with the end of the charge.
+    world.restart();
+    world.store_down = true;
+    world.run_for(4_000);
+    world.store_down = false;
+    assert_charged_once(&mut world, peer, order);
+}
+
+#[test]
+fn a_charge_whose_start_the_device_answered_is_not_started_again() {
+    let mut world = World::new();
+    let (peer, order) = quick_charge(&mut world);
+    world.store_down = true;
+    world.run_for(500);
+    // The device comes back when it has charged.
+    world.cut(peer, 2_000);
+    world.run_for(6_000);
+    world.store_down = false;
+    assert_charged_once(&mut world, peer, order);
+}
+
+/// Everything that can go wrong for a few seconds after a start, in forty orders.
+#[test]
+fn no_start_comes_twice_whatever_happens_after_it() {
+    let draw = |seed: u64, n: u64, below: u64| chargegate_loadtest::device::charge::draw(seed, &[n]) % below;
+    for seed in 0..40 {
+        let mut world = World::new();
+        let (peer, order) = quick_charge(&mut world);
+        for round in 0..6 {
+            match draw(seed, round * 3, 5) {
+                0 => world.restart(),
+                1 => world.cut(peer, draw(seed, round * 3 + 1, 3_000)),
+                2 | 3 => world.store_down = !world.store_down,
+                _ => world.restart_after_commit(),
+            }
+            world.run_for(draw(seed, round * 3 + 2, 2_500));
+        }
+        world.store_down = false;
+        let starts = bkv_starts(&world, peer);
+        world.run_for(2 * MINUTE);
+        assert!(bkv_starts(&world, peer) <= 1, "seed {seed}: {starts} starts, and more");
+        let orphans = world.count("SELECT count(*) FROM settlements WHERE order_no IS NULL");
+        let charges = world.count("SELECT count(*) FROM settlements");
+        assert_eq!((charges, orphans), (1, 0), "seed {seed}: {:?}", world.order(order));
+    }
 }

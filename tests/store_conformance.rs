@@ -412,7 +412,7 @@ fn what_an_older_epoch_saw_is_void_but_for_its_settlement() {
         told(Job::Order(Box::new(job)))
     };
     let presence = |event_type, fence| {
-        let data = serde_json::json!({});
+        let data = serde_json::json!({}).into();
         let event = DeviceEvent { device_id: ap(1), event_type, data, order_no: None, fence, at: T0 + 3 };
         told(Job::Device(Box::new(event)))
     };
@@ -819,8 +819,10 @@ fn device_events_have_a_sequence_of_their_own_and_progress_has_none() {
     let bench = Bench::new();
     bench.bind(ap(1), T0);
     let (order, _) = bench.created(ap(1), 1, None, T0);
-    let event =
-        |event_type, data| DeviceEvent { device_id: ap(1), event_type, data, order_no: None, fence: None, at: T0 };
+    let event = |event_type, data: serde_json::Value| {
+        let data = data.into();
+        DeviceEvent { device_id: ap(1), event_type, data, order_no: None, fence: None, at: T0 }
+    };
     let data = serde_json::json!({ "order_no": order.order_no });
     let progress = EventType::ChargingProgress;
     for event in [

@@ -116,7 +116,7 @@ fn charge_for_ever(store: &dyn Store, numbers: &OrderNumbers, device: u32, round
         settle(store, order_no, device, at);
         // A resend, as after a lost acknowledgement.
         settle(store, order_no, device, at);
-        let data = serde_json::json!({ "ticket": format!("{round}/{device}/{ticket}") });
+        let data = serde_json::json!({ "ticket": format!("{round}/{device}/{ticket}") }).into();
         let event =
             DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, fence: None, at };
         ask(store, Job::Report(Box::new(DeviceReport { ticket, event })));

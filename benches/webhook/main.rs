@@ -229,7 +229,9 @@ fn pace(store: &Arc<dyn Store>, times: &Arc<Times>, rate: usize) {
         let event = DeviceEvent {
             device_id: device(n % DEVICES),
             event_type: EventType::PortStatusChanged,
-            data: json!({"n": n, "port_no": 1, "status": 1, "status_text": "charging", "power_dw": 2000, "energy_wh": n}),
+            data:
+                json!({"n": n, "port_no": 1, "status": 1, "status_text": "charging", "power_dw": 2000, "energy_wh": n})
+                    .into(),
             order_no: None,
             fence: None,
             at: unix_ms(),

@@ -112,10 +112,11 @@ impl Core {
             self.answer_fsk(now, conn, device, &header, request, effects);
         }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
+        let mut refused = false;
         if let Body::Settlement(settlement) = body {
             let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack: Ack::Ap3000 { header } };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
-            settle(&mut cx, device_id, waiting, settlement, epoch, frame.raw);
+            refused = !settle(&mut cx, device_id, waiting, settlement, epoch, frame.raw);
         }
         if self.config().log_heartbeats || !matches!(frame.command, 0x01 | 0x21 | 0x22 | 0x12) {
             effects.log.push(CommandLogRow {
@@ -130,6 +131,9 @@ impl Core {
         }
         if let Some(device) = device {
             self.on_frame(now, device, effects, |device, cx| {
+                if refused {
+                    device.record_refused(cx);
+                }
                 device.ap3000(cx, conn, frame, body);
             });
         }
@@ -165,6 +169,7 @@ fn answer(
     }
 }
 
+/// False: there is no room for it.
 fn settle(
     cx: &mut Cx<'_>,
     device_id: DeviceId,
@@ -172,7 +177,7 @@ fn settle(
     body: &Settlement<'_>,
     epoch: Option<i64>,
     raw: &[u8],
-) {
+) -> bool {
     let online = body.start_mode == StartMode::ONLINE;
     let key = SettlementKey::Ap3000 {
         device_id,
@@ -197,7 +202,7 @@ fn settle(
             at,
             raw: raw.to_vec(),
         }))
-    });
+    })
 }
 
 impl Device {

@@ -78,11 +78,12 @@ impl Core {
             self.shared_mut().metrics.frames.bkv(Direction::Down, frame.command, frame.sub().unwrap_or(0));
         }
         let epoch = device.and_then(|key| self.device(key)).and_then(Device::live_epoch);
+        let mut refused = false;
         if let Some(report) = body.end_report() {
             let ack = end_ack(frame.gateway_id, body, &report, self.config().bkv.charge_end_ack);
             let waiting = WaitingAck { conn: conn.into(), device_id, epoch, ack };
             let mut cx = Cx { now, shared: self.shared_mut(), effects };
-            settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
+            refused = !settle(&mut cx, device_id, waiting, &report, epoch, frame.raw);
         }
         if let Body::Exception(exception) = body {
             let header = exception.packet.header;
@@ -103,7 +104,12 @@ impl Core {
             });
         }
         if let Some(device) = device {
-            self.on_frame(now, device, effects, |device, cx| device.bkv(cx, conn, frame, body));
+            self.on_frame(now, device, effects, |device, cx| {
+                if refused {
+                    device.record_refused(cx);
+                }
+                device.bkv(cx, conn, frame, body);
+            });
         }
     }
 }
@@ -137,6 +143,7 @@ fn end_ack(gateway_id: GatewayId, body: &Body<'_>, report: &EndReport, charge_en
     }
 }
 
+/// False: there is no room for it.
 fn settle(
     cx: &mut Cx<'_>,
     device_id: DeviceId,
@@ -144,7 +151,7 @@ fn settle(
     report: &EndReport,
     epoch: Option<i64>,
     raw: &[u8],
-) {
+) -> bool {
     let key = SettlementKey::Bkv {
         device_id,
         socket: report.socket,
@@ -172,7 +179,7 @@ fn settle(
             at,
             raw: raw.to_vec(),
         }))
-    });
+    })
 }
 
 fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> DeviceEvent {
@@ -187,7 +194,8 @@ fn exception_event(device_id: DeviceId, exception: &Exception<'_>, now: Now) -> 
         "overtemps": exception.overtemps,
         "statuses": exception.statuses.map(|status| status.map(|status| status.0)),
     });
-    DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, fence: None, at: now.unix_ms }
+    let (data, at) = (data.into(), now.unix_ms);
+    DeviceEvent { device_id, event_type: EventType::DeviceAlarm, data, order_no: None, fence: None, at }
 }
 
 impl Device {

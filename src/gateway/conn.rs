@@ -5,9 +5,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use smallvec::SmallVec;
-
-use super::{effects::Listener, few::Few, iccid::Iccid, recorder::Trail, slots::Key};
+use super::{effects::Listener, few::Keys, iccid::Iccid, recorder::Trail, slots::Key};
 use crate::model::DeviceId;
 
 /// Devices one AP3000 socket may carry: a host with 50 sub-devices and itself, and some room.
@@ -28,6 +26,15 @@ pub(super) enum Codec {
     Bkv,
 }
 
+/// Bytes that wait for more, or for the store's answer.
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// At least one.
+    pub(super) bytes: Vec<u8>,
+    /// When the first of them came, or became the first (monotonic ms).
+    pub(super) since: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Conn {
     peer: Ipv6Addr,
@@ -38,9 +45,8 @@ pub(super) struct Conn {
     pub(super) opened_at: u64,
     /// Any byte.
     pub(super) last_rx: u64,
-    /// Start of a frame whose end has not come; empty between frames.
-    pub(super) tail: Few<u8>,
-    pub(super) tail_since: u64,
+    /// Start of a frame whose end has not come; nothing between frames.
+    pub(super) tail: Option<Box<Tail>>,
     pub(super) received: u64,
     /// Bytes written to it.
     pub(super) sent: u64,
@@ -50,7 +56,7 @@ pub(super) struct Conn {
     pub(super) epoch: u32,
     /// The first frame of `tail` is in the recorder already.
     pub(super) first_recorded: bool,
-    pub(super) devices: SmallVec<[Key; 1]>,
+    pub(super) devices: Keys,
     /// It carries several devices, or did.
     pub(super) shared: bool,
     /// SIM number that its module said; one of another form is kept with what is [seldom](Conn::seldom).
@@ -113,14 +119,13 @@ impl Conn {
             accepted,
             opened_at: now_ms,
             last_rx: now_ms,
-            tail: Few::default(),
-            tail_since: 0,
+            tail: None,
             received: 0,
             sent: 0,
             trail: Trail::default(),
             epoch: 0,
             first_recorded: false,
-            devices: SmallVec::new(),
+            devices: Keys::default(),
             shared: false,
             iccid: None,
             seldom: None,

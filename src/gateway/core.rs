@@ -312,7 +312,7 @@ impl Cx<'_> {
 
     /// Submits an event; one that finds too many jobs under way is lost and counted.
     pub(super) fn event(&mut self, device_id: DeviceId, event_type: EventType, data: serde_json::Value) {
-        let at = self.now.unix_ms;
+        let (at, data) = (self.now.unix_ms, data.into());
         self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, fence: None, at })));
     }
 
@@ -324,7 +324,7 @@ impl Cx<'_> {
         data: serde_json::Value,
         fence: Option<i64>,
     ) {
-        let at = self.now.unix_ms;
+        let (at, data) = (self.now.unix_ms, data.into());
         self.job(Job::Device(Box::new(DeviceEvent { device_id, event_type, data, order_no: None, fence, at })));
     }
 
@@ -336,7 +336,7 @@ impl Cx<'_> {
         event_type: EventType,
         data: serde_json::Value,
     ) {
-        let at = self.now.unix_ms;
+        let (at, data) = (self.now.unix_ms, data.into());
         self.job(Job::Device(Box::new(DeviceEvent {
             device_id,
             event_type,
@@ -347,19 +347,25 @@ impl Cx<'_> {
         })));
     }
 
-    /// Submits a settlement, or lets a resend join the one under way.
-    pub(super) fn settle(&mut self, key: SettlementKey, waiting: WaitingAck, job: impl FnOnce() -> Job) {
+    /// Submits a settlement, or lets a resend join the one under way. False: there is no room, and the device sends it again.
+    pub(super) fn settle(&mut self, key: SettlementKey, waiting: WaitingAck, job: impl FnOnce() -> Job) -> bool {
         if let Some(under_way) = self.shared.settlements.get_mut(&key) {
             *under_way = waiting;
             self.shared.metrics.events[ShardEvent::SettlementJoined].inc();
-            return;
+            return true;
         }
         if self.shared.settlements.len() >= SETTLEMENTS_MAX || !self.job(job()) {
             self.shared.metrics.reports_dropped.inc();
-            return;
+            return false;
         }
         self.shared.metrics.events[ShardEvent::Settlement].inc();
         self.shared.settlements.insert(key, waiting);
+        true
+    }
+
+    /// Whether a settlement of a device is under way. Looks at all that are.
+    pub(super) fn is_settling(&self, device_id: DeviceId) -> bool {
+        self.shared.settlements.values().any(|waiting| waiting.device_id == device_id)
     }
 
     /// A number that comes back with an outcome.
@@ -568,19 +574,21 @@ impl Core {
         state.received += bytes.len() as u64;
         self.shared.metrics.received_bytes.add(bytes.len() as u64);
         // A socket with one device: every byte is a sign of its life. With several, each has to speak for itself.
-        if let ([device], false) = (state.devices.as_slice(), state.shared)
+        if let ([device], false) = (&*state.devices, state.shared)
             && let Some(device) = self.devices.get(*device)
         {
             device.entry.seen(now.unix_ms);
         }
-        if state.tail.is_empty() {
-            let used = self.drain(now, key, bytes, effects);
-            self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
-        } else {
-            let mut held = state.tail.take();
-            held.extend_from_slice(bytes);
-            let used = self.drain(now, key, &held, effects);
-            self.return_tail(now, key, held, used, effects);
+        match state.tail.take() {
+            None => {
+                let used = self.drain(now, key, bytes, effects);
+                self.keep_tail(now, key, bytes.get(used..).unwrap_or_default(), effects);
+            }
+            Some(mut tail) => {
+                tail.bytes.extend_from_slice(bytes);
+                let used = self.drain(now, key, &tail.bytes, effects);
+                self.return_tail(now, key, tail, used, effects);
+            }
         }
         self.list_noted(now);
     }

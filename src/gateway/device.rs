@@ -43,6 +43,11 @@ const GONE_MS: u64 = 1_000;
 const FLUSHES_WHOLE: u8 = 32;
 /// Ports of a device: 250 sockets of two holes.
 const PORTS_MAX: usize = 500;
+/// So long after a record that the store did not take, the same one may come again: a BKV/GN gateway sends it three times about
+/// 10.5 s apart, closes 17 s after the last, and comes back 6 s later (gateway protocol guide, end reports; as seen in the field).
+const RECORD_AGAIN_MS: u64 = 30_000;
+/// So long after a record another one may follow, which waited behind it.
+const RECORD_FOLLOWS_MS: u64 = 2_000;
 /// An order number that no track knows is asked for in the store at most this often.
 const UNKNOWN_ORDER_MS: u64 = 60_000;
 
@@ -183,16 +188,19 @@ struct Seldom {
     progress: SmallVec<[(OrderNo, u32, u32); 1]>,
     swipes: Vec<PendingSwipe>,
     unknown_order_until: u64,
+    /// Until when records of ended charges may come that the store does not have; monotonic ms.
+    records_until: u64,
 }
 
 impl Seldom {
     fn is_empty(&self, now_ms: u64) -> bool {
-        let Self { leaving, contrary, progress, swipes, unknown_order_until } = self;
+        let Self { leaving, contrary, progress, swipes, unknown_order_until, records_until } = self;
         leaving.is_empty()
             && contrary.is_empty()
             && progress.is_empty()
             && swipes.is_empty()
             && *unknown_order_until <= now_ms
+            && *records_until <= now_ms
     }
 }
 
@@ -208,7 +216,7 @@ impl Device {
         Self {
             id,
             protocol,
-            owner: Owner { shard: super::ShardId(u16::MAX), generation: 0 },
+            owner: Owner::NOBODY,
             conn: None,
             armed: u64::MAX,
             magic: [0; 3],

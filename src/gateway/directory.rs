@@ -145,9 +145,9 @@ impl Directory {
             return Err(NewerConnection);
         }
         entry.accepted.store(accepted, Ordering::Relaxed);
-        let (generation, previous) = entry.take(shard);
+        let (owner, previous) = entry.take(shard);
         entry.connected.store(true, Ordering::Release);
-        Ok(Taken { entry, owner: Owner { shard, generation }, previous })
+        Ok(Taken { entry, owner, previous })
     }
 
     /// Forgets an entry that no shard owns.
@@ -227,13 +227,31 @@ pub struct Taken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewerConnection;
 
-/// Who owns a device: a shard and the generation of the binding there.
+/// Who owns a device: a shard and the generation of the binding there, in one word: generation << 16 | shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct Owner(u64);
+
+impl Owner {
+    /// Owns nothing.
+    pub(super) const NOBODY: Self = Self(NO_SHARD as u64);
+
+    const fn new(shard: ShardId, generation: u64) -> Self {
+        Self(generation << 16 | shard.0 as u64)
+    }
+
     /// The shard.
-    pub shard: ShardId,
-    /// Raised by one per bind, over all shards of the process.
-    pub generation: u64,
+    pub const fn shard(self) -> ShardId {
+        ShardId(self.0 as u16)
+    }
+
+    /// Raised by one per bind, over all shards of the process; below 2^48.
+    pub const fn generation(self) -> u64 {
+        self.0 >> 16
+    }
+
+    fn is_shard(self) -> bool {
+        self.shard().0 != NO_SHARD
+    }
 }
 
 /// What a device told of itself as a host, a cabinet or a module.
@@ -260,7 +278,7 @@ struct Locked {
 #[derive(Debug)]
 pub struct Entry {
     device_id: DeviceId,
-    /// generation << 16 | shard.
+    /// An [`Owner`].
     owner: AtomicU64,
     /// Place of the bound connection in the order of accepting.
     accepted: AtomicU64,
@@ -317,7 +335,7 @@ impl Entry {
     fn new(device_id: DeviceId, protocol: Protocol, timeout_ms: i64, common: Arc<Common>) -> Self {
         Self {
             device_id,
-            owner: AtomicU64::new(u64::from(NO_SHARD)),
+            owner: AtomicU64::new(Owner::NOBODY.0),
             accepted: AtomicU64::new(0),
             epoch: AtomicI64::new(0),
             last_seen: AtomicI64::new(0),
@@ -386,29 +404,24 @@ impl Entry {
 
     /// The shard that owns the device, whether or not a socket is bound.
     pub fn owner(&self) -> Option<Owner> {
-        let word = self.owner.load(Ordering::Acquire);
-        let shard = (word & 0xFFFF) as u16;
-        (shard != NO_SHARD).then_some(Owner { shard: ShardId(shard), generation: word >> 16 })
+        Some(Owner(self.owner.load(Ordering::Acquire))).filter(|owner| owner.is_shard())
     }
 
-    /// Makes `shard` the owner and returns its generation with the owner before.
-    fn take(&self, shard: ShardId) -> (u64, Option<Owner>) {
-        let next = |word: u64| (((word >> 16) + 1) << 16) | u64::from(shard.0);
+    /// Makes `shard` the owner and returns it with the owner before.
+    fn take(&self, shard: ShardId) -> (Owner, Option<Owner>) {
+        let next = |word: u64| Owner::new(shard, Owner(word).generation() + 1).0;
         let before = self
             .owner
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(next(word)))
             .unwrap_or_else(|word| word);
         self.epoch.store(0, Ordering::Release);
-        let shard_before = (before & 0xFFFF) as u16;
-        let owner = Owner { shard: ShardId(shard_before), generation: before >> 16 };
-        ((before >> 16) + 1, (shard_before != NO_SHARD).then_some(owner))
+        (Owner(next(before)), Some(Owner(before)).filter(|owner| owner.is_shard()))
     }
 
     /// Gives the device up, unless another shard took it since.
     pub fn release(&self, owner: Owner) -> bool {
-        let word = (owner.generation << 16) | u64::from(owner.shard.0);
-        let free = (owner.generation << 16) | u64::from(NO_SHARD);
-        self.owner.compare_exchange(word, free, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        let free = Owner::new(ShardId(NO_SHARD), owner.generation());
+        self.owner.compare_exchange(owner.0, free.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Epoch of the live binding; `None` without a socket or before the store answered.

@@ -1,9 +1,11 @@
 //! A list that is nearly always empty, and costs one word while it is.
 //!
-//! What most devices never have (orders, commands, swipes, a part of a frame) is kept in these: thirty thousand empty vectors would
+//! What most devices never have (orders) is kept in these: thirty thousand empty vectors would
 //! be most of a megabyte. The memory goes back with the last element.
 
 use std::ops::{Deref, DerefMut};
+
+use super::slots::Key;
 
 /// As a `Vec`, of one word.
 #[derive(Clone, Debug)]
@@ -41,35 +43,12 @@ impl<T> Few<T> {
         self.0.get_or_insert_default().push(value);
     }
 
-    /// Inserts a value at a place that is at most the length.
-    pub(super) fn insert(&mut self, index: usize, value: T) {
-        self.0.get_or_insert_default().insert(index, value);
-    }
-
-    /// Takes the value at a place, where there is one; those behind it move up.
-    pub(super) fn remove(&mut self, index: usize) -> Option<T> {
-        let values = self.0.as_deref_mut().filter(|values| index < values.len())?;
-        let value = values.remove(index);
-        self.tidy();
-        Some(value)
-    }
-
     /// Keeps those that `keep` says.
     pub(super) fn retain(&mut self, keep: impl FnMut(&T) -> bool) {
         if let Some(values) = &mut self.0 {
             values.retain(keep);
             self.tidy();
         }
-    }
-
-    /// Empties it.
-    pub(super) fn clear(&mut self) {
-        self.0 = None;
-    }
-
-    /// Takes all of it.
-    pub(super) fn take(&mut self) -> Vec<T> {
-        self.0.take().map_or_else(Vec::new, |values| *values)
     }
 
     fn tidy(&mut self) {
@@ -79,27 +58,98 @@ impl<T> Few<T> {
     }
 }
 
+/// Keys of which there is nearly always one, in two words.
+#[derive(Debug, Default)]
+pub(super) enum Keys {
+    #[default]
+    None,
+    One(Key),
+    #[expect(clippy::box_collection, reason = "one word beside the key")]
+    Many(Box<Vec<Key>>),
+}
+
+const _: () = assert!(size_of::<Keys>() == 16, "what the devices of a connection take of it, bytes");
+
+impl Deref for Keys {
+    type Target = [Key];
+
+    fn deref(&self) -> &[Key] {
+        match self {
+            Self::None => &[],
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Many(keys) => keys,
+        }
+    }
+}
+
+impl Keys {
+    /// Appends a key.
+    pub(super) fn push(&mut self, key: Key) {
+        match self {
+            Self::None => *self = Self::One(key),
+            Self::One(first) => *self = Self::Many(Box::new(vec![*first, key])),
+            Self::Many(keys) => keys.push(key),
+        }
+    }
+
+    /// Keeps those that `keep` says.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Key) -> bool) {
+        match self {
+            Self::None => {}
+            Self::One(key) => {
+                if !keep(key) {
+                    *self = Self::None;
+                }
+            }
+            Self::Many(keys) => {
+                keys.retain(keep);
+                match keys[..] {
+                    [] => *self = Self::None,
+                    [key] => *self = Self::One(key),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn keys_come_and_go_as_in_a_list() {
+        let key = |slot| Key { slot, generation: 1 };
+        let (mut keys, mut list) = (Keys::default(), Vec::new());
+        for round in 0..4_u32 {
+            for slot in 0..round {
+                keys.push(key(slot));
+                list.push(key(slot));
+                assert_eq!(&*keys, list);
+            }
+            for slot in (0..round).rev() {
+                keys.retain(|key| key.slot != slot);
+                list.retain(|key| key.slot != slot);
+                assert_eq!(&*keys, list);
+            }
+            assert!(matches!(keys, Keys::None));
+        }
+    }
+
+    #[test]
     fn one_word_that_lets_go_of_its_memory() {
         assert_eq!(size_of::<Few<[u8; 100]>>(), size_of::<usize>());
         let mut few = Few::default();
-        assert_eq!(few.remove(0), None);
-        few.push(2);
-        few.insert(0, 1);
-        few.push(3);
+        few.retain(|_| true);
+        assert!(few.0.is_none());
+        for value in 1..4 {
+            few.push(value);
+        }
         assert_eq!(&*few, [1, 2, 3]);
-        assert_eq!((few.remove(1), few.remove(2)), (Some(2), None));
         few.retain(|value| *value == 3);
         assert_eq!(&*few, [3]);
-        assert_eq!(few.remove(0), Some(3));
+        few.retain(|_| false);
         assert!(few.0.is_none(), "the last took the memory with it");
-        few.push(4);
-        assert_eq!(few.take(), [4]);
-        assert!(few.0.is_none());
         assert!(Few::from(Vec::<u8>::new()).0.is_none());
     }
 }

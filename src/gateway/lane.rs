@@ -10,7 +10,6 @@
 //! Starts and stops are watched by the order's track; for named commands the lane itself keeps the time: one resend at half of the
 //! reply's limit, then another attempt a minute after the one before, while the row allows.
 
-use super::few::Few;
 use crate::{
     model::{Command, CommandBody, Completion, DeviceCall, OrderNo, Priority},
     telemetry::label::Label as _,
@@ -165,9 +164,15 @@ struct Waiting {
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    waiting: Few<Waiting>,
-    in_flight: Few<InFlight>,
+    /// Most devices have no commands.
+    held: Option<Box<Held>>,
     pace_until: u64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    waiting: Vec<Waiting>,
+    in_flight: Vec<InFlight>,
 }
 
 /// What became of something pushed.
@@ -184,24 +189,70 @@ pub(super) enum Pushed {
 }
 
 impl Lane {
+    fn waits(&self) -> &[Waiting] {
+        self.held.as_ref().map_or(&[], |held| &held.waiting)
+    }
+
+    fn in_flight(&self) -> &[InFlight] {
+        self.held.as_ref().map_or(&[], |held| &held.in_flight)
+    }
+
+    fn flying(&mut self) -> &mut [InFlight] {
+        self.held.as_mut().map_or(&mut [], |held| &mut held.in_flight)
+    }
+
+    /// To put something in.
+    fn hold_more(&mut self) -> &mut Held {
+        self.held.get_or_insert_default()
+    }
+
+    /// Keeps, of what waits and of what is in flight, what `waits` and `flies` say.
+    fn keep(&mut self, waits: impl FnMut(&Waiting) -> bool, flies: impl FnMut(&InFlight) -> bool) {
+        if let Some(held) = &mut self.held {
+            held.waiting.retain(waits);
+            held.in_flight.retain(flies);
+            self.tidy();
+        }
+    }
+
+    fn take_waiting(&mut self, index: usize) -> Option<Waiting> {
+        let held = self.held.as_mut().filter(|held| index < held.waiting.len())?;
+        let waiting = held.waiting.remove(index);
+        self.tidy();
+        Some(waiting)
+    }
+
+    fn take_in_flight(&mut self, index: usize) -> Option<InFlight> {
+        let held = self.held.as_mut().filter(|held| index < held.in_flight.len())?;
+        let in_flight = held.in_flight.remove(index);
+        self.tidy();
+        Some(in_flight)
+    }
+
+    fn tidy(&mut self) {
+        self.held.take_if(|held| held.waiting.is_empty() && held.in_flight.is_empty());
+    }
+
     /// Commands that wait for writing, questions not counted.
     pub(super) fn waiting(&self) -> Waits {
         let mut waits = Waits::default();
-        for waiting in self.waiting.iter().filter(|waiting| waiting.what.row().is_some() && waiting.attempts == 0) {
+        for waiting in self.waits().iter().filter(|waiting| waiting.what.row().is_some() && waiting.attempts == 0) {
             waits[waiting.what.priority().index()] += 1;
         }
         waits
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waits().is_empty()
     }
 
     /// Queues something that must be written before `deadline` (monotonic ms).
     pub(super) fn push(&mut self, what: Outgoing, deadline: u64) -> Pushed {
-        if let Some(row) = what.row() {
-            let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.what);
-            let in_flight = self.in_flight.iter_mut().map(|in_flight| &mut in_flight.what);
+        if let Some(row) = what.row()
+            && let Some(Held { waiting, in_flight }) = self.held.as_deref_mut()
+        {
+            let waiting = waiting.iter_mut().map(|waiting| &mut waiting.what);
+            let in_flight = in_flight.iter_mut().map(|in_flight| &mut in_flight.what);
             if let Some(known) = waiting.chain(in_flight).find(|known| known.row() == Some(row)) {
                 // Claimed again: what becomes of it is told under the newer claim.
                 *known = what;
@@ -210,7 +261,7 @@ impl Lane {
         }
         if let Outgoing::Ask { port_no } = what
             && self
-                .waiting
+                .waits()
                 .iter()
                 .any(|waiting| matches!(waiting.what, Outgoing::Ask { port_no: other } if other == port_no))
         {
@@ -218,35 +269,35 @@ impl Lane {
         }
         if what.is_stop() {
             let order_no = what.order_no();
-            let start = self.waiting.iter().position(|w| w.what.is_start() && w.what.order_no() == order_no);
+            let start = self.waits().iter().position(|w| w.what.is_start() && w.what.order_no() == order_no);
             if let Some(start) = start {
-                let start = self.waiting.remove(start).and_then(|start| start.what.row());
+                let start = self.take_waiting(start).and_then(|start| start.what.row());
                 return Pushed::Annihilated { order_no, start, stop: what.row() };
             }
         }
         // Rows are bounded where they are accepted; a row that is claimed must not be lost here for the sake of questions.
-        if what.row().is_none() && self.waiting.len() >= WAITING_MAX {
+        if what.row().is_none() && self.waits().len() >= WAITING_MAX {
             return Pushed::Full;
         }
-        let place = self.waiting.partition_point(|waiting| waiting.what.priority() <= what.priority());
-        self.waiting.insert(place, Waiting { what, deadline, not_before: 0, writes: 0, attempts: 0 });
+        let place = self.waits().partition_point(|waiting| waiting.what.priority() <= what.priority());
+        self.hold_more().waiting.insert(place, Waiting { what, deadline, not_before: 0, writes: 0, attempts: 0 });
         Pushed::Queued
     }
 
     /// Takes what is to be written now; pacing and the number in flight hold it back.
     pub(super) fn next(&mut self, now_ms: u64) -> Option<Next> {
-        if now_ms < self.pace_until || self.in_flight.len() >= IN_FLIGHT_MAX {
+        if now_ms < self.pace_until || self.in_flight().len() >= IN_FLIGHT_MAX {
             return None;
         }
-        let ready = self.waiting.iter().position(|waiting| waiting.not_before <= now_ms)?;
-        let Waiting { what, deadline, writes, attempts, .. } = self.waiting.remove(ready)?;
+        let ready = self.waits().iter().position(|waiting| waiting.not_before <= now_ms)?;
+        let Waiting { what, deadline, writes, attempts, .. } = self.take_waiting(ready)?;
         Some(Next { what, deadline, writes, attempts })
     }
 
     /// Takes what was not written before its deadline.
     pub(super) fn expired(&mut self, now_ms: u64) -> Option<Outgoing> {
-        let late = self.waiting.iter().position(|waiting| waiting.deadline <= now_ms)?;
-        self.waiting.remove(late).map(|late| late.what)
+        let late = self.waits().iter().position(|waiting| waiting.deadline <= now_ms)?;
+        self.take_waiting(late).map(|late| late.what)
     }
 
     /// Notes a write. Commands to one device keep `gap_ms` between them.
@@ -263,7 +314,7 @@ impl Lane {
         };
         if !matches!(what, Outgoing::Ask { .. }) {
             let (writes, attempts) = (writes.saturating_add(1), attempts.saturating_add(1));
-            self.in_flight.push(InFlight {
+            self.hold_more().in_flight.push(InFlight {
                 what,
                 key,
                 written_at: now_ms,
@@ -278,19 +329,28 @@ impl Lane {
 
     /// Notes that an earlier binding may have written this, and nobody knows; this one may before `deadline` (monotonic ms).
     pub(super) fn maybe_written(&mut self, what: Outgoing, key: ReplyKey, deadline: u64, now_ms: u64) {
-        if let Some(known) = self.in_flight.iter_mut().find(|in_flight| in_flight.what.row() == what.row()) {
+        if let Some(known) = self.flying().iter_mut().find(|in_flight| in_flight.what.row() == what.row()) {
             // Written by this process: what becomes of it is told under the newer claim.
             known.what = what;
             return;
         }
         let (resend_at, reply_by) = (u64::MAX, u64::MAX);
         let written_at = now_ms;
-        self.in_flight.push(InFlight { what, key, written_at, writes: 0, attempts: 1, deadline, resend_at, reply_by });
+        self.hold_more().in_flight.push(InFlight {
+            what,
+            key,
+            written_at,
+            writes: 0,
+            attempts: 1,
+            deadline,
+            resend_at,
+            reply_by,
+        });
     }
 
     /// The next named command to be sent a second time, and its message id.
     pub(super) fn resend_due(&mut self, now_ms: u64) -> Option<(Outgoing, u32)> {
-        let in_flight = self.in_flight.iter_mut().find(|in_flight| in_flight.resend_at <= now_ms)?;
+        let in_flight = self.flying().iter_mut().find(|in_flight| in_flight.resend_at <= now_ms)?;
         in_flight.resend_at = u64::MAX;
         in_flight.writes = in_flight.writes.saturating_add(1);
         Some((in_flight.what.clone(), in_flight.key.msg_id))
@@ -298,35 +358,35 @@ impl Lane {
 
     /// Takes a named command whose reply is overdue; one with an attempt left is put back.
     pub(super) fn unanswered(&mut self, now_ms: u64) -> Option<Unanswered> {
-        let index = self.in_flight.iter().position(|in_flight| in_flight.reply_by <= now_ms)?;
-        let in_flight = self.in_flight.remove(index)?;
+        let index = self.in_flight().iter().position(|in_flight| in_flight.reply_by <= now_ms)?;
+        let in_flight = self.take_in_flight(index)?;
         let not_before = in_flight.written_at + ATTEMPT_MS;
         if in_flight.attempts >= in_flight.what.attempts_max() || not_before >= in_flight.deadline {
             return Some(Unanswered::GivenUp(in_flight));
         }
         let completion = in_flight.what.call().map_or(Completion::Reply, DeviceCall::completion);
         let InFlight { what, deadline, writes, attempts, .. } = in_flight;
-        let place = self.waiting.partition_point(|waiting| waiting.what.priority() <= what.priority());
-        self.waiting.insert(place, Waiting { what, deadline, not_before, writes, attempts });
+        let place = self.waits().partition_point(|waiting| waiting.what.priority() <= what.priority());
+        self.hold_more().waiting.insert(place, Waiting { what, deadline, not_before, writes, attempts });
         Some(Unanswered::TriedAgain(completion))
     }
 
     /// Whether something written waits for its reply.
     pub(super) fn awaits_reply(&self) -> bool {
-        !self.in_flight.is_empty()
+        !self.in_flight().is_empty()
     }
 
     /// Whether a command was written and may still be answered, or may be written now.
     pub(super) fn owes_answer(&self, now_ms: u64) -> bool {
         // Starts and stops are answered sooner than parameters; what stays in flight longer waits for late replies.
-        self.in_flight.iter().any(|in_flight| now_ms < in_flight.written_at.saturating_add(PARAMS_REPLY_MS))
-            || self.waiting.iter().any(|waiting| waiting.what.row().is_some() && waiting.not_before <= now_ms)
+        self.in_flight().iter().any(|in_flight| now_ms < in_flight.written_at.saturating_add(PARAMS_REPLY_MS))
+            || self.waits().iter().any(|waiting| waiting.what.row().is_some() && waiting.not_before <= now_ms)
     }
 
     /// Takes a named command that a report answers.
     pub(super) fn reported(&mut self, answers: impl Fn(&DeviceCall) -> bool) -> Option<InFlight> {
-        let index = self.in_flight.iter().position(|in_flight| in_flight.what.call().is_some_and(&answers))?;
-        self.in_flight.remove(index)
+        let index = self.in_flight().iter().position(|in_flight| in_flight.what.call().is_some_and(&answers))?;
+        self.take_in_flight(index)
     }
 
     /// Holds the next command back (a reply that the vendor counts as a command).
@@ -342,48 +402,48 @@ impl Lane {
     /// The written start or stop of an order, to be written again.
     pub(super) fn in_flight_mut(&mut self, order_no: OrderNo, stop: bool) -> Option<&mut InFlight> {
         let wanted = |what: &Outgoing| if stop { what.is_stop() } else { what.is_start() };
-        self.in_flight.iter_mut().find(|f| f.what.order_no() == Some(order_no) && wanted(&f.what))
+        self.flying().iter_mut().find(|f| f.what.order_no() == Some(order_no) && wanted(&f.what))
     }
 
     /// Takes the command that a reply answers.
     pub(super) fn reply(&mut self, key: ReplyKey) -> Option<InFlight> {
-        let index = self.in_flight.iter().position(|in_flight| in_flight.key == key)?;
-        self.in_flight.remove(index)
+        let index = self.in_flight().iter().position(|in_flight| in_flight.key == key)?;
+        self.take_in_flight(index)
     }
 
     /// Takes the written start of an order: evidence answered it.
     pub(super) fn take_start(&mut self, order_no: OrderNo) -> Option<InFlight> {
-        let index = self.in_flight.iter().position(|f| f.what.is_start() && f.what.order_no() == Some(order_no))?;
-        self.in_flight.remove(index)
+        let index = self.in_flight().iter().position(|f| f.what.is_start() && f.what.order_no() == Some(order_no))?;
+        self.take_in_flight(index)
     }
 
     /// Takes what was written long ago and never answered.
     pub(super) fn forgotten(&mut self, now_ms: u64) -> Option<InFlight> {
-        let index = self.in_flight.iter().position(|f| now_ms.saturating_sub(f.written_at) >= REMEMBER_MS)?;
-        self.in_flight.remove(index)
+        let index = self.in_flight().iter().position(|f| now_ms.saturating_sub(f.written_at) >= REMEMBER_MS)?;
+        self.take_in_flight(index)
     }
 
     /// Drops withdrawn rows that are not written.
     pub(super) fn withdraw(&mut self, rows: &[i64]) {
-        self.waiting.retain(|waiting| waiting.what.row().is_none_or(|row| !rows.contains(&row)));
+        self.keep(|waiting| waiting.what.row().is_none_or(|row| !rows.contains(&row)), |_| true);
     }
 
     /// Drops written named commands for which nobody waits any more.
     pub(super) fn forget_calls(&mut self, which: impl Fn(&DeviceCall) -> bool) {
-        self.in_flight.retain(|in_flight| !in_flight.what.call().is_some_and(&which));
+        self.keep(|_| true, |in_flight| !in_flight.what.call().is_some_and(&which));
     }
 
     /// Drops everything unwritten: the binding it was claimed for is gone, the next one claims it again.
     pub(super) fn clear_waiting(&mut self) {
-        self.waiting.clear();
+        self.keep(|_| false, |_| true);
     }
 
     /// When something is due, monotonic ms; `u64::MAX`: nothing.
     pub(super) fn deadline(&self, connected: bool) -> u64 {
-        let expiry = self.waiting.iter().map(|waiting| waiting.deadline).min().unwrap_or(u64::MAX);
-        let forget = self.in_flight.iter().map(|f| f.written_at + REMEMBER_MS).min().unwrap_or(u64::MAX);
-        let reply = self.in_flight.iter().map(|f| f.resend_at.min(f.reply_by)).min().unwrap_or(u64::MAX);
-        let ready = self.waiting.iter().map(|waiting| waiting.not_before.max(self.pace_until)).min();
+        let expiry = self.waits().iter().map(|waiting| waiting.deadline).min().unwrap_or(u64::MAX);
+        let forget = self.in_flight().iter().map(|f| f.written_at + REMEMBER_MS).min().unwrap_or(u64::MAX);
+        let reply = self.in_flight().iter().map(|f| f.resend_at.min(f.reply_by)).min().unwrap_or(u64::MAX);
+        let ready = self.waits().iter().map(|waiting| waiting.not_before.max(self.pace_until)).min();
         let write = ready.filter(|_| connected).unwrap_or(u64::MAX);
         expiry.min(forget).min(reply).min(write)
     }

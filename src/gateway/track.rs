@@ -24,6 +24,8 @@ const END_STOP_BACKOFF_MS: [u64; 5] = [10_000, 30_000, 60_000, 120_000, 300_000]
 const END_SEEN_MS: u64 = 45 * 60_000;
 /// An event the store did not take is told again.
 const RETELL_MS: u64 = 2_000;
+/// So long after a port was idle it is asked again, where the record of its charge may be on the way.
+const ASK_AGAIN_MS: u64 = 2_000;
 
 /// What a track asks its device to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +75,13 @@ pub(super) struct Track {
     start_written: Option<u64>,
     start_asked: bool,
     start_resent: bool,
+    /// An earlier binding may have written the start: its port has to be seen idle twice before it is written again, because a device
+    /// that comes back may answer before it sends the record of a charge that has ended.
+    look_again: bool,
+    /// When the port is asked again whether the start arrived; `u64::MAX`: never.
+    ask_again_at: u64,
+    /// What the device showed of the start: that it arrived, which the store may not know yet.
+    arrived: Option<Event>,
     limit: u64,
     asked: bool,
     mismatch: Option<u64>,
@@ -103,6 +112,9 @@ impl Track {
             start_written: order.start_written_at.map(|at| mono_of(now, at)),
             start_asked: false,
             start_resent: false,
+            look_again: false,
+            ask_again_at: u64::MAX,
+            arrived: None,
             limit: limit(order, now, times),
             asked: false,
             mismatch: None,
@@ -176,9 +188,9 @@ impl Track {
 
     /// The store could not commit what was told: tell again after a while.
     pub(super) fn retell(&mut self, now: Now) {
-        if let Some((_, at)) = &mut self.told {
-            *at = now.mono_ms + RETELL_MS;
-        }
+        // A change of the order that came in between took away what was told of its start, and it was not stored.
+        let unknown = self.arrived.filter(|_| self.status == OrderStatus::Pending);
+        self.told = self.told.map(|(event, _)| event).or(unknown).map(|event| (event, now.mono_ms + RETELL_MS));
     }
 
     /// The start was written to the socket.
@@ -186,9 +198,10 @@ impl Track {
         self.start_written.get_or_insert(now.mono_ms);
     }
 
-    /// An earlier binding may have written the start, and nobody knows: the port is asked now. Idle, it did not arrive and is written;
-    /// charging, it did.
+    /// An earlier binding may have written the start, and nobody knows: the port is asked now. Idle, and idle again, it did not arrive and
+    /// is written; charging, it did.
     pub(super) fn start_maybe_written(&mut self, now: Now) {
+        self.look_again = true;
         if self.start_written.is_none() {
             self.start_written = Some(now.mono_ms);
             self.start_asked = true;
@@ -202,7 +215,9 @@ impl Track {
     /// The device acknowledged the start.
     pub(super) fn start_acked(&mut self, now: Now, times: &OrderTimes) -> Option<Action> {
         let in_time = self.start_written.is_some_and(|at| now.mono_ms.saturating_sub(at) <= times.start_ack);
-        self.tell(if in_time { Event::StartAcked } else { Event::StartAckedLate }, now)
+        let event = if in_time { Event::StartAcked } else { Event::StartAckedLate };
+        self.arrived = Some(event);
+        self.tell(event, now)
     }
 
     /// Says that something happened, unless just that was said and is not answered.
@@ -220,6 +235,7 @@ impl Track {
         self.away = false;
         match self.status {
             OrderStatus::Pending | OrderStatus::Confirmed if self.start_written.is_some() => {
+                self.arrived.get_or_insert(Event::Evidence);
                 self.tell(Event::Evidence, situation.now)
             }
             OrderStatus::Interrupted => {
@@ -248,8 +264,14 @@ impl Track {
         }
     }
 
-    /// The port shows that it does not charge for this order.
-    pub(super) fn not_charging(&mut self, situation: Situation) -> Option<Action> {
+    /// Whether its port was asked if the start arrived, and nothing showed that it did.
+    pub(super) fn doubts_start(&self) -> bool {
+        self.status == OrderStatus::Pending && self.start_asked && !self.start_resent && self.arrived.is_none()
+    }
+
+    /// The port shows that it does not charge for this order. `record_may_come`: the device has records that are not stored, so
+    /// this may be a charge that has ended.
+    pub(super) fn not_charging(&mut self, situation: Situation, record_may_come: bool) -> Option<Action> {
         self.away = false;
         match self.status {
             OrderStatus::Charging | OrderStatus::Interrupted => {
@@ -259,7 +281,12 @@ impl Track {
                 }
                 None
             }
-            OrderStatus::Pending if self.start_asked && !self.start_resent => {
+            OrderStatus::Pending if self.doubts_start() && (record_may_come || self.look_again) => {
+                self.look_again &= record_may_come;
+                self.ask_again_at = situation.now.mono_ms + ASK_AGAIN_MS;
+                None
+            }
+            OrderStatus::Pending if self.doubts_start() => {
                 // Asked at half the time, and the hole is idle: the start did not arrive.
                 self.start_resent = true;
                 Some(Action::ResendStart)
@@ -285,6 +312,9 @@ impl Track {
                 actions.push(Action::Ask);
             }
             OrderStatus::Interrupted | OrderStatus::Pending if self.start_written.is_some() => {
+                if let Some(event) = self.arrived.filter(|_| self.status == OrderStatus::Pending) {
+                    actions.extend(self.tell(event, now));
+                }
                 actions.push(Action::Ask);
             }
             status if status.is_final() && self.end_pending && !self.lost => {
@@ -329,6 +359,10 @@ impl Track {
                     Some(waited) if waited >= times.start_ack => {
                         actions.push(Action::AckTimedOut);
                         actions.extend(self.tell(Event::StartTimedOut, now));
+                    }
+                    Some(_) if now.mono_ms >= self.ask_again_at && situation.connected => {
+                        self.ask_again_at = u64::MAX;
+                        actions.push(Action::Ask);
                     }
                     Some(waited) if waited >= times.start_resend && situation.connected => {
                         if situation.resend_blindly && !self.start_resent {
@@ -403,7 +437,8 @@ impl Track {
                 Some(at) => {
                     let half_done = !situation.connected
                         || if situation.resend_blindly { self.start_resent } else { self.start_asked };
-                    at + if half_done { times.start_ack } else { times.start_ack.min(times.start_resend) }
+                    let by = at + if half_done { times.start_ack } else { times.start_ack.min(times.start_resend) };
+                    if situation.connected { by.min(self.ask_again_at) } else { by }
                 }
             },
             OrderStatus::Confirmed if situation.connected => {

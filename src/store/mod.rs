@@ -51,9 +51,10 @@ pub use endpoint::{
 pub use instance::{InstanceJob, InstanceOutcome, InstanceRecord, LeaseJob, Released};
 pub use jobs::{
     Backstop, Bind, Bound, Called, CardChange, CardJob, CardOutcome, CardVerdict, CommandUpdate, Created,
-    DeliveryUpdate, DeviceEvent, DeviceReport, Earlier, Idempotency, Job, NetworkChange, NetworkJob, NetworkTold,
-    Networked, NewCall, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, Prune, Requester,
-    Settings, SettingsOutcome, Settled, Settlement, SettlementEnd, SettlementKey, Swipe, Swiped, WantedParams,
+    DeliveryUpdate, DeviceEvent, DeviceReport, Earlier, EventData, Idempotency, Job, NetworkChange, NetworkJob,
+    NetworkTold, Networked, NewCall, NewOrder, OrderJob, OrderKey, OrderOutcome, Outcome, ParkedDelivery, Prune,
+    Requester, Settings, SettingsOutcome, Settled, Settlement, SettlementEnd, SettlementKey, Swipe, Swiped,
+    WantedParams,
 };
 pub use managed::{
     ApiKeyRecord, EndpointChange, EndpointRecord, KeyChange, ManagedChange, ManagedJob, ManagedOutcome, ManagedRecord,

@@ -169,10 +169,10 @@ pub(super) fn disconnect(device_id: DeviceId, request: &Request) -> Result<Next,
         let owner = live.as_ref().and_then(Live::local).and_then(Entry::owner);
         let Some(owner) = owner else { return call.error(&offline()) };
         let inquiries = Arc::clone(&call.api().inquiries);
-        inquiries.ask_one(owner.shard, Question::Disconnect(device_id), move |answer| match answer {
+        inquiries.ask_one(owner.shard(), Question::Disconnect(device_id), move |answer| match answer {
             Ok(Answer::Disconnected(Some(closed))) => {
                 audit::done(&call, "disconnect", device_id);
-                let connection = ConnectionName { shard: owner.shard, conn: closed.conn };
+                let connection = ConnectionName { shard: owner.shard(), conn: closed.conn };
                 call.success(200, &DisconnectedDevice { device_id, connection, devices: closed.devices });
             }
             Ok(Answer::Disconnected(None)) => call.error(&offline()),

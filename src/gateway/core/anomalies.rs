@@ -80,7 +80,7 @@ impl Core {
     pub(super) fn anomaly_on(&mut self, now: Now, key: Key, kind: AnomalyKind, detail: impl FnOnce() -> String) {
         self.shared.metrics.anomalies[kind].inc();
         let Some(conn) = self.conns.get(key) else { return };
-        let device_id = match (conn.devices.as_slice(), conn.seldom().strangers.as_slice()) {
+        let device_id = match (&*conn.devices, conn.seldom().strangers.as_slice()) {
             ([device], _) => self.devices.get(*device).map(|device| device.id),
             ([], [stranger]) => Some(*stranger),
             _ => None,

@@ -4,7 +4,7 @@ use super::{Core, Cx};
 use crate::{
     gateway::{
         CloseReason, Effects, Now,
-        conn::{Codec, Conn, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX},
+        conn::{Codec, Conn, GARBAGE_JUDGED_BYTES, HELD_BYTES_MAX, Tail},
         recorder::Label,
         slots::Key,
         timers::Timer,
@@ -159,27 +159,26 @@ impl Core {
             return;
         }
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.tail = rest.to_vec().into();
-            conn.tail_since = now.mono_ms;
+            conn.tail = Some(Box::new(Tail { bytes: rest.to_vec(), since: now.mono_ms }));
             self.arm_conn(now, key);
         }
     }
 
-    pub(super) fn return_tail(&mut self, now: Now, key: Key, mut held: Vec<u8>, used: usize, effects: &mut Effects) {
-        let left = held.len().saturating_sub(used);
+    pub(super) fn return_tail(&mut self, now: Now, key: Key, mut tail: Box<Tail>, used: usize, effects: &mut Effects) {
+        let left = tail.bytes.len().saturating_sub(used);
         if left > HELD_BYTES_MAX {
-            self.record(now, key, true, held.get(used..).unwrap_or_default());
+            self.record(now, key, true, tail.bytes.get(used..).unwrap_or_default());
             self.close(now, key, CloseReason::Garbage, effects);
             return;
         }
         if let Some(conn) = self.conns.get_mut(key)
             && left > 0
         {
-            held.drain(..used.min(held.len()));
-            conn.tail = held.into();
             if used > 0 {
-                conn.tail_since = now.mono_ms;
+                tail.bytes.drain(..used.min(tail.bytes.len()));
+                tail.since = now.mono_ms;
             }
+            conn.tail = Some(tail);
             self.arm_conn(now, key);
         }
     }
@@ -191,7 +190,10 @@ impl Core {
             Codec::Ap3000 => conn.last_rx + timeouts.idle_ap3000,
             Codec::Bkv => conn.last_rx + timeouts.idle_bkv,
         };
-        let frame = if conn.tail.is_empty() || conn.is_asked() { u64::MAX } else { conn.tail_since + timeouts.frame };
+        let frame = match &conn.tail {
+            Some(tail) if !conn.is_asked() => tail.since + timeouts.frame,
+            _ => u64::MAX,
+        };
         let blocked_since = conn.seldom().blocked_since;
         let write = if blocked_since == 0 { u64::MAX } else { blocked_since + timeouts.write };
         silence.min(frame).min(write)
@@ -229,18 +231,15 @@ impl Core {
             }
             Codec::Detecting | Codec::Ap3000 | Codec::Bkv => {}
         }
-        let stale = !conn.tail.is_empty() && !conn.is_asked() && late(conn.tail_since, timeouts.frame);
-        if stale && conn.codec != Codec::Detecting {
+        let may_be_stale = !conn.is_asked() && conn.codec != Codec::Detecting;
+        if let Some(mut tail) = conn.tail.take_if(|tail| may_be_stale && late(tail.since, timeouts.frame)) {
             // The frame that began here never ended: what looked like its start was not one.
-            let held = conn.tail.take();
             conn.seldom_mut().garbage += 1;
             self.shared.metrics.decode_failures[DecodeFailure::Noise].inc();
             let given_up = Run { from: 0, reason: SkipReason::Noise };
-            let used = self.drain_behind(now, key, &held, Some(given_up), effects);
-            self.return_tail(now, key, held, used, effects);
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.tail_since = now.mono_ms;
-            }
+            let used = self.drain_behind(now, key, &tail.bytes, Some(given_up), effects);
+            tail.since = now.mono_ms;
+            self.return_tail(now, key, tail, used, effects);
         }
         self.arm_conn(now, key);
     }
@@ -261,7 +260,7 @@ impl Core {
         self.limits.leave(conn.peer());
         self.shared.metrics.closed[reason].inc();
         self.shared.metrics.connections.dec();
-        for device_key in conn.devices {
+        for &device_key in &*conn.devices {
             let mut cx = Cx { now, shared: &mut self.shared, effects };
             if let Some(device) = self.devices.get_mut(device_key)
                 && device.conn == Some(key)
@@ -276,7 +275,7 @@ impl Core {
     pub(super) fn iccid(&mut self, key: Key, iccid: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let text = String::from_utf8_lossy(iccid);
-        for device in &conn.devices {
+        for device in &*conn.devices {
             if let Some(device) = self.devices.get(*device) {
                 device.entry.set_iccid(&text);
             }

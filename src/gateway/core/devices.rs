@@ -33,7 +33,7 @@ impl Core {
         effects: &mut Effects,
     ) -> Option<Key> {
         let conn = self.conns.get(key)?;
-        for device_key in &conn.devices {
+        for device_key in &*conn.devices {
             if self.devices.get(*device_key).is_some_and(|device| device.id == device_id && device.conn == Some(key)) {
                 return Some(*device_key);
             }
@@ -68,9 +68,9 @@ impl Core {
         let binds = taken.entry.bound_again(now.unix_ms);
         if let Some(previous) = taken.previous {
             self.shared.metrics.events[ShardEvent::Takeover].inc();
-            if previous.shard != shard {
-                let message = Message::Superseded { device_id, generation: previous.generation };
-                effects.tells.push((previous.shard, message));
+            if previous.shard() != shard {
+                let message = Message::Superseded { device_id, generation: previous.generation() };
+                effects.tells.push((previous.shard(), message));
             }
         }
         let device_key = match self.key_of(device_id) {
@@ -123,7 +123,9 @@ impl Core {
         if conn.seldom().asked == Some(device_key) {
             // Nobody waits for that answer here any more: its other devices go on.
             conn.set_asked(None);
-            conn.tail_since = now.mono_ms;
+            if let Some(tail) = &mut conn.tail {
+                tail.since = now.mono_ms;
+            }
         }
         if conn.codec == Codec::Bkv {
             self.close(now, conn_key, CloseReason::Replaced, effects);
@@ -132,7 +134,7 @@ impl Core {
 
     pub(super) fn superseded(&mut self, now: Now, device_id: DeviceId, generation: u64, effects: &mut Effects) {
         let Some(device_key) = self.key_of(device_id) else { return };
-        let Some(device) = self.devices.get(device_key).filter(|device| device.owner.generation <= generation) else {
+        let Some(device) = self.devices.get(device_key).filter(|device| device.owner.generation() <= generation) else {
             return;
         };
         if let Some(conn) = device.conn {
@@ -303,7 +305,7 @@ impl Core {
 
     /// The devices bound to a connection.
     pub(in crate::gateway) fn devices_on(&self, key: Key) -> impl Iterator<Item = DeviceId> {
-        let devices = self.conns.get(key).map_or(&[][..], |conn| conn.devices.as_slice());
+        let devices = self.conns.get(key).map_or(&[][..], |conn| &*conn.devices);
         devices.iter().filter_map(|device| self.devices.get(*device)).map(|device| device.id)
     }
 

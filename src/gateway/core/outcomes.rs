@@ -128,13 +128,13 @@ impl Core {
         if !admitted {
             conn.seldom_mut().strangers.push(device_id);
         }
-        let held = conn.tail.take();
+        let tail = conn.tail.take();
         if !admitted {
             self.turn_away(key, device_id);
         }
-        if !held.is_empty() {
-            let used = self.drain(now, key, &held, effects);
-            self.return_tail(now, key, held, used, effects);
+        if let Some(tail) = tail {
+            let used = self.drain(now, key, &tail.bytes, effects);
+            self.return_tail(now, key, tail, used, effects);
         }
     }
 }

@@ -86,9 +86,8 @@ impl Core {
     /// A connection is closed: what has come of its next frame is recorded, and the way to its frames is kept.
     pub(super) fn remember_ended(&mut self, now: Now, key: Key, reason: CloseReason) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let tail = conn.tail.take();
-        if !tail.is_empty() && !conn.is_asked() {
-            self.record(now, key, true, &tail);
+        if let Some(tail) = conn.tail.take().filter(|_| !conn.is_asked()) {
+            self.record(now, key, true, &tail.bytes);
         }
         let Some(conn) = self.conns.get(key) else { return };
         let (trail, strangers) = (conn.trail, conn.seldom().strangers.iter().copied());

@@ -3,7 +3,7 @@
 use serde_json::json;
 use smallvec::SmallVec;
 
-use super::{About, BIND_RETRY_MS, Charging, Device, PortReport, UNKNOWN_ORDER_MS};
+use super::{About, BIND_RETRY_MS, Charging, Device, PortReport, RECORD_AGAIN_MS, RECORD_FOLLOWS_MS, UNKNOWN_ORDER_MS};
 use crate::{
     gateway::{
         Now,
@@ -36,11 +36,15 @@ impl Device {
             Charging::Unclear => {}
             Charging::No => {
                 self.note_contrary(port_no, false);
+                let record_may_come = self.tracks.iter().any(|track| track.port_no == port_no && track.doubts_start())
+                    && self.record_may_come(cx);
                 let idle: SmallVec<[_; 1]> = self
                     .tracks
                     .iter_mut()
                     .filter(|track| track.port_no == port_no)
-                    .filter_map(|track| track.not_charging(situation).map(|action| (track.order_no, action)))
+                    .filter_map(|track| {
+                        track.not_charging(situation, record_may_come).map(|action| (track.order_no, action))
+                    })
                     .collect();
                 for (order_no, action) in idle {
                     if action == Action::Ask {
@@ -162,14 +166,30 @@ impl Device {
                 track.record_may_follow(cx.now);
             }
         }
+        if self.protocol != Protocol::Ap3000 {
+            self.records_may_come(cx, RECORD_FOLLOWS_MS);
+        }
         holds
     }
 
-    /// A record of the device was not stored, so it is not acknowledged. An AP3000 device keeps all others behind it.
+    /// A record of the device was not stored, so it is not acknowledged and comes again. An AP3000 device keeps all others behind it.
     pub(in crate::gateway) fn record_refused(&mut self, cx: &Cx<'_>) {
         if self.protocol == Protocol::Ap3000 {
             self.tracks.iter_mut().for_each(|track| track.end_seen(cx.now));
+        } else {
+            self.records_may_come(cx, RECORD_AGAIN_MS);
         }
+    }
+
+    fn records_may_come(&mut self, cx: &Cx<'_>, for_ms: u64) {
+        let until = &mut self.seldom().records_until;
+        *until = (*until).max(cx.now.mono_ms + for_ms);
+    }
+
+    /// Whether the device ended charges of which the store may not know: an idle hole does not show then that a start never arrived.
+    fn record_may_come(&self, cx: &Cx<'_>) -> bool {
+        let told = self.seldom.as_ref().is_some_and(|seldom| cx.now.mono_ms < seldom.records_until);
+        told || cx.is_settling(self.id)
     }
 
     pub(super) fn note_contrary(&mut self, port_no: u16, contrary: bool) {

@@ -118,7 +118,7 @@ impl Device {
             protocol: self.protocol,
             printed_no,
             known_only: cx.shared.config.known_only,
-            generation: self.owner.generation,
+            generation: self.owner.generation(),
             at: cx.now.unix_ms,
         };
         let submitted = cx.job(Job::Bind(bind));
@@ -159,7 +159,7 @@ impl Device {
     /// The store answered the bind.
     pub(in crate::gateway) fn registered(&mut self, cx: &mut Cx<'_>, bound: Bound) {
         // The answer to an earlier binding says nothing of this one.
-        let current = bound.generation == self.owner.generation && self.entry.owner() == Some(self.owner);
+        let current = bound.generation == self.owner.generation() && self.entry.owner() == Some(self.owner);
         if current {
             self.known_epoch = NonZeroI64::new(bound.epoch);
         }

@@ -56,7 +56,7 @@ impl Tx<'_> {
         if let Some(order_no) = event.order_no {
             return self.order_remark(event, order_no);
         }
-        self.device_event(event.device_id, event.event_type, &event.data, event.at)
+        self.device_event_text(event.device_id, event.event_type, event.data.as_str(), event.at)
     }
 }
 
