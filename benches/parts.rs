@@ -11,6 +11,8 @@ use chargegate::api::auth::{Attempt, Authenticator};
 use chargegate::config::{ApiKey, Scope, Scopes};
 use chargegate::gateway::Message;
 use chargegate::gateway::order::{End, Event, Facts, Verdict, transition};
+// What `slots` takes from its crate.
+use chargegate::memory;
 use chargegate::model::OrderStatus;
 use chargegate::shard::{Mailbox, Wake};
 use chargegate::signature::{SignedRequest, standard_webhooks};

@@ -39,7 +39,7 @@ impl Calm {
 
 /// A block of at least so many bytes is mapped by itself and goes back to the system as soon as it is freed. By default the bound
 /// rises with each such block that is freed, and tables that were outgrown stay as holes between what is small.
-pub(crate) const MAPPED_BYTES: usize = 128 * 1024;
+pub const MAPPED_BYTES: usize = 128 * 1024;
 
 /// Sets the allocator up, where it is one that can be told; once, before threads start.
 pub fn set_up() {

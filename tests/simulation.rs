@@ -298,3 +298,29 @@ fn a_charge_whose_start_the_device_answered_is_not_started_again() {
     world.store_down = false;
     assert_charged_once(&mut world, peer, order);
 }
+
+/// Everything that can go wrong for a few seconds after a start, in forty orders.
+#[test]
+fn no_start_comes_twice_whatever_happens_after_it() {
+    let draw = |seed: u64, n: u64, below: u64| chargegate_loadtest::device::charge::draw(seed, &[n]) % below;
+    for seed in 0..40 {
+        let mut world = World::new();
+        let (peer, order) = quick_charge(&mut world);
+        for round in 0..6 {
+            match draw(seed, round * 3, 5) {
+                0 => world.restart(),
+                1 => world.cut(peer, draw(seed, round * 3 + 1, 3_000)),
+                2 | 3 => world.store_down = !world.store_down,
+                _ => world.restart_after_commit(),
+            }
+            world.run_for(draw(seed, round * 3 + 2, 2_500));
+        }
+        world.store_down = false;
+        let starts = bkv_starts(&world, peer);
+        world.run_for(2 * MINUTE);
+        assert!(bkv_starts(&world, peer) <= 1, "seed {seed}: {starts} starts, and more");
+        let orphans = world.count("SELECT count(*) FROM settlements WHERE order_no IS NULL");
+        let charges = world.count("SELECT count(*) FROM settlements");
+        assert_eq!((charges, orphans), (1, 0), "seed {seed}: {:?}", world.order(order));
+    }
+}

@@ -24,7 +24,7 @@ const END_STOP_BACKOFF_MS: [u64; 5] = [10_000, 30_000, 60_000, 120_000, 300_000]
 const END_SEEN_MS: u64 = 45 * 60_000;
 /// An event the store did not take is told again.
 const RETELL_MS: u64 = 2_000;
-/// So long after a port was idle and the record of its charge may be on the way, it is asked again.
+/// So long after a port was idle it is asked again, where the record of its charge may be on the way.
 const ASK_AGAIN_MS: u64 = 2_000;
 
 /// What a track asks its device to do.
@@ -75,6 +75,9 @@ pub(super) struct Track {
     start_written: Option<u64>,
     start_asked: bool,
     start_resent: bool,
+    /// An earlier binding may have written the start: its port has to be seen idle twice before it is written again, because a device
+    /// that comes back may answer before it sends the record of a charge that has ended.
+    look_again: bool,
     /// When the port is asked again whether the start arrived; `u64::MAX`: never.
     ask_again_at: u64,
     /// What the device showed of the start: that it arrived, which the store may not know yet.
@@ -109,6 +112,7 @@ impl Track {
             start_written: order.start_written_at.map(|at| mono_of(now, at)),
             start_asked: false,
             start_resent: false,
+            look_again: false,
             ask_again_at: u64::MAX,
             arrived: None,
             limit: limit(order, now, times),
@@ -194,9 +198,10 @@ impl Track {
         self.start_written.get_or_insert(now.mono_ms);
     }
 
-    /// An earlier binding may have written the start, and nobody knows: the port is asked now. Idle, it did not arrive and is written;
-    /// charging, it did.
+    /// An earlier binding may have written the start, and nobody knows: the port is asked now. Idle, and idle again, it did not arrive and
+    /// is written; charging, it did.
     pub(super) fn start_maybe_written(&mut self, now: Now) {
+        self.look_again = true;
         if self.start_written.is_none() {
             self.start_written = Some(now.mono_ms);
             self.start_asked = true;
@@ -276,7 +281,8 @@ impl Track {
                 }
                 None
             }
-            OrderStatus::Pending if self.doubts_start() && record_may_come => {
+            OrderStatus::Pending if self.doubts_start() && (record_may_come || self.look_again) => {
+                self.look_again &= record_may_come;
                 self.ask_again_at = situation.now.mono_ms + ASK_AGAIN_MS;
                 None
             }

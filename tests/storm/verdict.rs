@@ -34,6 +34,11 @@ pub(crate) fn check(books: &Books<'_>, seen: &BTreeMap<String, Shared>, told: &T
     );
     assert_eq!(records.len(), started, "each charge at a device has one record");
     assert!(started > 30, "the storm was a breeze: {started} charges");
+    for row in books.rows("SELECT DISTINCT device_id FROM settlements WHERE order_no IS NULL") {
+        let device = row.into_iter().flatten().next().unwrap();
+        println!("{device} charged without an order:");
+        seen[&device].lock().trace().for_each(|line| println!("{line}"));
+    }
     audit::records_are_stored_once(books, &records);
     audit::events_are_gapless(books);
     audit::orders_live_one_after_the_other(books);

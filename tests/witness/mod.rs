@@ -28,6 +28,13 @@ use chargegate::{
 };
 use chargegate_loadtest::device::{Device, Event, charge::draw};
 
+/// Reads and writes that are kept of a device.
+const TRACE_MAX: usize = 200;
+
+fn unix_ms() -> u128 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
+}
+
 /// A sequence of draws from one seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Draws(u64, u64);
@@ -89,12 +96,27 @@ pub(crate) struct Seen {
     pub(crate) faults: Vec<String>,
     /// The device is switched on and the server answered.
     pub(crate) registered: bool,
+    /// What passed last, a line for each read or write: Unix ms, direction, bytes.
+    trace: VecDeque<String>,
 }
 
 impl Seen {
     /// Nothing is charged, and nothing waits to be settled.
     pub(crate) const fn is_quiet(&self) -> bool {
         self.running == 0 && self.unsettled == 0
+    }
+
+    /// For a person to read.
+    pub(crate) fn trace(&self) -> impl Iterator<Item = &String> {
+        self.trace.iter()
+    }
+
+    fn note(&mut self, what: &str, bytes: &[u8]) {
+        if self.trace.len() == TRACE_MAX {
+            self.trace.pop_front();
+        }
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.trace.push_back(format!("{} {what} {hex}", unix_ms()));
     }
 
     /// Whether a start of this order came (AP3000).
@@ -283,11 +305,13 @@ fn bkv_down(seen: &mut Seen, frame: &bkv::Frame<'_>) {
 
 impl<D: Device> Device for Witness<D> {
     fn connected(&mut self, now_us: u64) {
+        self.seen.lock().note("connected", &[]);
         self.device.connected(now_us);
         self.take_events();
     }
 
     fn receive(&mut self, now_us: u64, bytes: &[u8]) {
+        self.seen.lock().note("down", bytes);
         self.tail.extend_from_slice(bytes);
         self.read_down();
         self.device.receive(now_us, bytes);
@@ -302,6 +326,9 @@ impl<D: Device> Device for Witness<D> {
     fn poll_output(&mut self, out: &mut Vec<u8>) {
         let start = out.len();
         self.device.poll_output(out);
+        if out.len() > start {
+            self.seen.lock().note("up", &out[start..]);
+        }
         self.read_up(&out[start..]);
     }
 

@@ -27,6 +27,8 @@ pub const LENGTH_MAX: usize = 512;
 pub const DATA_MAX: usize = LENGTH_MAX - LENGTH_MIN;
 /// Bytes before the part that the length field counts.
 const PREFIX_LEN: usize = 5;
+/// Bytes before the data.
+const HEAD_LEN: usize = 12;
 /// Longest frame on the wire.
 pub const FRAME_MAX: usize = PREFIX_LEN + LENGTH_MAX;
 /// Most magics that can be configured: each one is compared at every byte of noise.
@@ -267,42 +269,50 @@ pub enum Item<'a> {
 /// Finds what stands at the start of `buf`.
 ///
 /// A refused frame is skipped together with the noise behind it, under the reason for which it was refused.
-#[inline]
+// Inlined because a step that is handed over in memory costs as much as finding it.
+#[inline(always)]
 pub fn deframe<'a>(buf: &'a [u8], magics: &Magics) -> Step<Item<'a>> {
-    if let Some(([m0, m1, m2, l0, l1], _)) = buf.split_first_chunk() {
-        let magic = [*m0, *m1, *m2];
-        if magics.contains(magic) {
-            return deframe_frame(buf, magic, u16::from_le_bytes([*l0, *l1]), magics);
-        }
+    let Some(head) = buf.first_chunk::<HEAD_LEN>() else { return deframe_rest(buf, magics) };
+    let [m0, m1, m2, l0, l1, p0, p1, p2, p3, i0, i1, command] = *head;
+    let magic = [m0, m1, m2];
+    if !magics.contains(magic) {
+        return deframe_rest(buf, magics);
     }
-    deframe_rest(buf, magics)
-}
-
-/// A frame behind a complete magic and length field.
-#[inline]
-fn deframe_frame<'a>(buf: &'a [u8], magic: [u8; 3], length: u16, magics: &Magics) -> Step<Item<'a>> {
-    let length = usize::from(length);
-    if !(LENGTH_MIN..=LENGTH_MAX).contains(&length) {
+    let length = u16::from_le_bytes([l0, l1]);
+    if !is_length(length) {
         return skip(buf, magics, SkipReason::BadLength);
     }
-    let Some((raw, _)) = buf.split_at_checked(PREFIX_LEN.wrapping_add(length)) else { return Step::NeedMore };
+    let Some((raw, _)) = buf.split_at_checked(PREFIX_LEN.wrapping_add(usize::from(length))) else {
+        return Step::NeedMore;
+    };
     let Some((summed, sum)) = raw.split_last_chunk() else { return Step::NeedMore };
-    let Some((head, data)) = summed.split_first_chunk() else { return Step::NeedMore };
+    let Some((_, data)) = summed.split_first_chunk::<HEAD_LEN>() else { return Step::NeedMore };
     if checksum(summed) != u16::from_le_bytes(*sum) {
         return skip(buf, magics, SkipReason::BadChecksum);
     }
-    let [_, _, _, _, _, p0, p1, p2, p3, i0, i1, command] = *head;
-    let frame =
-        Frame { magic, phy_id: PhyId([p0, p1, p2, p3]), msg_id: u16::from_le_bytes([i0, i1]), command, data, raw };
+    let (phy_id, msg_id) = (PhyId([p0, p1, p2, p3]), u16::from_le_bytes([i0, i1]));
+    let frame = Frame { magic, phy_id, msg_id, command, data, raw };
     Step::Item { item: Item::Frame(frame), consumed: raw.len() }
 }
 
-/// Everything that is not a complete magic and length field.
+/// Whether a length field is one.
+#[inline]
+fn is_length(length: u16) -> bool {
+    (LENGTH_MIN..=LENGTH_MAX).contains(&usize::from(length))
+}
+
+/// Everything that does not begin with a magic, and the beginning of a frame.
 fn deframe_rest<'a>(buf: &'a [u8], magics: &Magics) -> Step<Item<'a>> {
     match start_of(buf, magics) {
         Start::Link => Step::Item { item: Item::Link, consumed: LINK.len() },
         Start::Iccid(iccid) => Step::Item { item: Item::Iccid(iccid), consumed: ICCID_LEN },
-        Start::Magic | Start::Incomplete => Step::NeedMore,
+        Start::Magic => match buf {
+            [_, _, _, l0, l1, ..] if !is_length(u16::from_le_bytes([*l0, *l1])) => {
+                skip(buf, magics, SkipReason::BadLength)
+            }
+            _ => Step::NeedMore,
+        },
+        Start::Incomplete => Step::NeedMore,
         Start::Nothing => skip(buf, magics, SkipReason::Noise),
     }
 }
@@ -417,8 +427,15 @@ mod tests {
         for (length, expected) in [(0u16, false), (8, false), (9, true), (512, true), (513, false), (u16::MAX, false)] {
             let mut bytes = *b"DNY\0\0";
             bytes[3..].copy_from_slice(&length.to_le_bytes());
-            let refused = Step::Skip { consumed: 5, reason: SkipReason::BadLength };
-            assert_eq!(step(&bytes), if expected { Step::NeedMore } else { refused }, "length {length}");
+            for more in 0..9 {
+                let bytes = [&bytes[..], &vec![0; more]].concat();
+                let refused = Step::Skip { consumed: bytes.len(), reason: SkipReason::BadLength };
+                assert_eq!(
+                    step(&bytes),
+                    if expected { Step::NeedMore } else { refused },
+                    "{more} bytes behind {length}"
+                );
+            }
         }
     }
 

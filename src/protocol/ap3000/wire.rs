@@ -543,7 +543,14 @@ macro_rules! layout {
                 if input.remaining() < Self::FIXED_SIZE {
                     return Err($crate::protocol::ap3000::wire::cut_field(input.remaining(), Self::FIXED));
                 }
-                $( let $field = <$ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(input, stringify!($field))?; )*
+                // They are passed over here, but for counts, and read when it is known which of the others are there: until then
+                // they would only take up registers.
+                #[allow(unused_variables, unused_mut, reason = "some layouts have none")]
+                let mut fixed = *input;
+                $(
+                    #[allow(unused_variables, reason = "only some count a list")]
+                    let $field = <$ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(input, stringify!($field))?;
+                )*
                 $($(
                     let $list = <$list_ty as $crate::protocol::ap3000::wire::Counted<'a>>::read(
                         input,
@@ -568,7 +575,7 @@ macro_rules! layout {
                     };
                 )?
                 Ok(Self {
-                    $( $field, )*
+                    $( $field: <$ty as $crate::protocol::ap3000::wire::Wire<'a>>::read(&mut fixed, stringify!($field))?, )*
                     $($( $list, )*)?
                     $($( $opt, )*)?
                     extra: $crate::protocol::ap3000::wire::Extra(input.rest()),

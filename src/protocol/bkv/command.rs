@@ -83,8 +83,8 @@ pub struct Layout {
 /// A decoder by what stands in front of the fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Decoder {
-    Fixed(for<'a> fn(&mut Input<'a>) -> Result<Body<'a>, DecodeError>),
-    Inner(for<'a> fn(Inner, &mut Input<'a>) -> Result<Body<'a>, DecodeError>),
+    Fixed(for<'a> fn(Input<'a>) -> Result<Body<'a>, DecodeError>),
+    Inner(for<'a> fn(Inner, Input<'a>) -> Result<Body<'a>, DecodeError>),
     Packet(for<'a> fn(Packet<'a>) -> Result<Body<'a>, DecodeError>),
 }
 
@@ -107,7 +107,33 @@ impl Command {
 /// The row of a command and sub-command.
 #[inline]
 pub fn lookup(command: u16, sub: Option<u16>) -> Option<&'static Command> {
-    TABLE.iter().find(|row| row.command == command && row.sub == sub)
+    match (command, sub) {
+        (CONTROL, Some(sub)) => *CONTROL_ROWS.get(usize::from(sub))?,
+        _ => TABLE.iter().find(|row| row.command == command && row.sub == sub),
+    }
+}
+
+/// The rows of [`CONTROL`] by sub-command, because it has most of them.
+static CONTROL_ROWS: [Option<&Command>; CONTROL_SUBS] = rows_of(CONTROL);
+/// One more than its highest sub-command.
+const CONTROL_SUBS: usize = 0x1E;
+
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler: a mistake does not build"
+)]
+const fn rows_of(command: u16) -> [Option<&'static Command>; CONTROL_SUBS] {
+    let mut rows = [None; CONTROL_SUBS];
+    let mut row = 0;
+    while row < TABLE.len() {
+        if let (true, Some(sub)) = (TABLE[row].command == command, TABLE[row].sub) {
+            assert!(rows[sub as usize].is_none(), "a sub-command has one row");
+            rows[sub as usize] = Some(&TABLE[row]);
+        }
+        row += 1;
+    }
+    rows
 }
 
 /// A size with no documented limit but the frame's.
@@ -117,14 +143,14 @@ const HEADER: usize = 26;
 
 const fn fixed(
     size: RangeInclusive<usize>,
-    decoder: for<'a> fn(&mut Input<'a>) -> Result<Body<'a>, DecodeError>,
+    decoder: for<'a> fn(Input<'a>) -> Result<Body<'a>, DecodeError>,
 ) -> Option<Layout> {
     Some(Layout { size, decoder: Decoder::Fixed(decoder) })
 }
 
 const fn inner(
     size: RangeInclusive<usize>,
-    decoder: for<'a> fn(Inner, &mut Input<'a>) -> Result<Body<'a>, DecodeError>,
+    decoder: for<'a> fn(Inner, Input<'a>) -> Result<Body<'a>, DecodeError>,
 ) -> Option<Layout> {
     Some(Layout { size, decoder: Decoder::Inner(decoder) })
 }

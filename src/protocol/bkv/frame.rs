@@ -120,30 +120,28 @@ impl Frame<'_> {
 ///
 /// A run of bytes that cannot start a frame is skipped in one step; a frame that fails a check costs one byte, so a
 /// frame hidden behind a false start is still found.
-#[inline]
+// Inlined because a step that is handed over in memory costs as much as finding it.
+#[inline(always)]
 pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
-    let direction = match *buf {
-        [] | [0xFC] => return Step::NeedMore,
-        [0xFC, 0xFE, ..] => Direction::Up,
-        [0xFC, 0xFF, ..] => Direction::Down,
-        _ => return Step::Skip { consumed: noise_len(buf), reason: SkipReason::Noise },
+    let Some(head) = buf.first_chunk::<HEAD_LEN>() else { return deframe_rest(buf) };
+    let &[m0, m1, l0, l1, c0, c1, s0, s1, s2, s3, direction_byte, gateway_id @ ..] = head;
+    let direction = match [m0, m1] {
+        MAGIC_UP => Direction::Up,
+        MAGIC_DOWN => Direction::Down,
+        _ => return deframe_rest(buf),
     };
-    let [_, _, length_high, length_low, ..] = *buf else {
-        return Step::NeedMore;
-    };
-    let length = usize::from(u16::from_be_bytes([length_high, length_low]));
-    if !(LENGTH_MIN..=LENGTH_MAX).contains(&length) {
+    let length = u16::from_be_bytes([l0, l1]);
+    if !is_length(length) {
         return refuse(SkipReason::BadLength);
     }
-    let Some(raw) = buf.get(..length.saturating_add(UNCOUNTED_LEN)) else {
+    let Some((raw, _)) = buf.split_at_checked(usize::from(length).wrapping_add(UNCOUNTED_LEN)) else {
         return Step::NeedMore;
     };
-    let Some((head, rest)) = raw.split_first_chunk::<HEAD_LEN>() else {
-        return refuse(SkipReason::BadLength);
-    };
-    let (Some((payload, &[sum, tail @ ..])), [_, _, counted @ .., _, _, _]) = (rest.split_last_chunk::<END_LEN>(), raw)
+    let Some((body, &[sum, tail @ ..])) = raw.split_last_chunk::<END_LEN>() else { return Step::NeedMore };
+    let (Some((_, counted)), Some((_, payload))) =
+        (body.split_first_chunk::<{ MAGIC_UP.len() }>(), body.split_first_chunk::<HEAD_LEN>())
     else {
-        return refuse(SkipReason::BadLength);
+        return Step::NeedMore;
     };
     if tail != TAIL {
         return refuse(SkipReason::BadTail);
@@ -151,7 +149,6 @@ pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
     if checksum(counted) != sum {
         return refuse(SkipReason::BadChecksum);
     }
-    let &[_, _, _, _, c0, c1, s0, s1, s2, s3, direction_byte, gateway_id @ ..] = head;
     if direction_byte != direction_code(direction) {
         return refuse(SkipReason::BadDirection);
     }
@@ -164,6 +161,21 @@ pub fn deframe(buf: &[u8]) -> Step<Frame<'_>> {
         raw,
     };
     Step::Item { item: frame, consumed: raw.len() }
+}
+
+/// Everything that does not begin with a magic, and the beginning of a frame.
+fn deframe_rest(buf: &[u8]) -> Step<Frame<'_>> {
+    match *buf {
+        [0xFC, 0xFE | 0xFF, l0, l1, ..] if !is_length(u16::from_be_bytes([l0, l1])) => refuse(SkipReason::BadLength),
+        [] | [0xFC] | [0xFC, 0xFE | 0xFF, ..] => Step::NeedMore,
+        _ => Step::Skip { consumed: noise_len(buf), reason: SkipReason::Noise },
+    }
+}
+
+/// Whether a length field is one.
+#[inline]
+fn is_length(length: u16) -> bool {
+    (LENGTH_MIN..=LENGTH_MAX).contains(&usize::from(length))
 }
 
 /// The byte sum modulo 256.
@@ -230,5 +242,14 @@ mod tests {
         assert_eq!(deframe(&head(4096)), Step::NeedMore);
         assert_eq!(deframe(&head(4097)), bad);
         assert_eq!(deframe(&head(u16::MAX)), bad);
+        for (length, expected) in [(16, bad), (17, Step::NeedMore), (4096, Step::NeedMore), (4097, bad)] {
+            for more in 0..17 {
+                assert_eq!(
+                    deframe(&[&head(length)[..], &vec![0; more]].concat()),
+                    expected,
+                    "{more} bytes behind {length}"
+                );
+            }
+        }
     }
 }

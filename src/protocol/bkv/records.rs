@@ -24,6 +24,7 @@ pub trait Record: Sized {
 
 /// A run of records that borrows its bytes and reads each on demand.
 pub struct Records<'a, T> {
+    /// The records that are left, and perhaps a part of one.
     bytes: &'a [u8],
     record: PhantomData<fn() -> T>,
 }
@@ -31,15 +32,7 @@ pub struct Records<'a, T> {
 impl<'a, T: Record> Records<'a, T> {
     /// Takes the bytes of the records; a last one that is cut short does not count.
     pub const fn new(bytes: &'a [u8]) -> Self {
-        // Whole records only, so that what is written is what is read.
-        let whole = match bytes.len().checked_rem(T::LEN) {
-            Some(rest) => bytes.len().saturating_sub(rest),
-            None => 0,
-        };
-        match bytes.split_at_checked(whole) {
-            Some((bytes, _)) => Self { bytes, record: PhantomData },
-            None => Self { bytes: &[], record: PhantomData },
-        }
+        Self { bytes, record: PhantomData }
     }
 
     /// Writes `records` into `buffer`, in place of what it held, and borrows them from there.
@@ -58,7 +51,10 @@ impl<'a, T: Record> Records<'a, T> {
 
     /// The bytes of the whole records that are left.
     pub const fn as_bytes(&self) -> &'a [u8] {
-        self.bytes
+        match self.bytes.split_at_checked(self.len().saturating_mul(T::LEN)) {
+            Some((whole, _)) => whole,
+            None => &[],
+        }
     }
 
     /// Number of records.
@@ -95,13 +91,14 @@ impl<T: Record> Iterator for Records<'_, T> {
     }
 }
 
-impl<T> PartialEq for Records<'_, T> {
+/// Bytes behind the last whole record do not count.
+impl<T: Record> PartialEq for Records<'_, T> {
     fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
+        self.as_bytes() == other.as_bytes()
     }
 }
 
-impl<T> Eq for Records<'_, T> {}
+impl<T: Record> Eq for Records<'_, T> {}
 
 impl<T: Record + fmt::Debug> fmt::Debug for Records<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

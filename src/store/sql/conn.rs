@@ -314,6 +314,14 @@ pub(in crate::store) fn run(conn: Conn<'_>, sql: &str, args: impl Args) -> Resul
     }
 }
 
+/// As [`run`], with values that are there already.
+pub(in crate::store) fn run_values(conn: Conn<'_>, sql: &str, values: &[Value<'_>]) -> Result<usize, StoreError> {
+    match conn {
+        Conn::Sqlite(session) => session.run(sql, values),
+        Conn::Postgres(session) => session.run(sql, values),
+    }
+}
+
 /// Runs a statement once for each row of values, prepared once; `done` hears how each went, and its error ends it.
 pub(in crate::store) fn run_each(
     conn: Conn<'_>,
@@ -329,10 +337,20 @@ pub(in crate::store) fn run_each(
 
 /// Inserts one row and gives what the database numbered it with, in column `id`.
 pub(in crate::store) fn insert(conn: Conn<'_>, sql: &str, id: &str, args: impl Args) -> Result<i64, StoreError> {
+    insert_values(conn, sql, id, &args.values())
+}
+
+/// As [`insert`], with values that are there already.
+pub(in crate::store) fn insert_values(
+    conn: Conn<'_>,
+    sql: &str,
+    id: &str,
+    values: &[Value<'_>],
+) -> Result<i64, StoreError> {
     match conn {
         // A RETURNING clause costs SQLite more than the statement.
-        Conn::Sqlite(session) => session.insert(sql, &args.values()).inspect(|_| debug_assert!(!id.is_empty())),
-        Conn::Postgres(session) => session.insert(sql, id, &args.values()),
+        Conn::Sqlite(session) => session.insert(sql, values).inspect(|_| debug_assert!(!id.is_empty())),
+        Conn::Postgres(session) => session.insert(sql, id, values),
     }
 }
 
@@ -350,7 +368,7 @@ pub(in crate::store) fn write<const N: usize>(
         });
         return Ok(());
     }
-    run(conn, bulk.each, values).map(drop)
+    run_values(conn, bulk.each, &values).map(drop)
 }
 
 /// The first column of the first row.

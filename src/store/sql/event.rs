@@ -58,7 +58,7 @@ impl Tx<'_> {
         let device_id = order.device_id.to_string();
         let before = order.sequence_no.saturating_sub(events.len() as u32);
         let plain = json(&OrderEvent::new(order, from, None))?;
-        let settled = late.map(|late| json(&OrderEvent::new(order, from, Some(late)))).transpose()?;
+        let settled = late.map(|late| with_late(&plain, late));
         for (sequence_no, event_type) in (before + 1..).zip(events) {
             let settled = settled.as_ref().filter(|_| *event_type == EventType::OrderSettled);
             self.insert_event(&NewEvent {
@@ -156,7 +156,29 @@ impl Tx<'_> {
     }
 }
 
+/// The text of an [`OrderEvent`] whose last field is `late`, from that of the same without: most of it is written once.
+fn with_late(plain: &str, late: bool) -> String {
+    let open = plain.strip_suffix('}').unwrap_or(plain);
+    format!("{open},\"late\":{late}}}")
+}
+
 /// JSON text of a value of ours.
 pub(super) fn json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Statement(format!("a value does not serialise: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_whether_it_was_late_is_the_same_event_with_a_field_more() {
+        let order_no = OrderNo::parse("THD6H0BG6NY8TR00").expect("a number");
+        let order = Order::pending(order_no, "40aace04".parse().expect("a device"), 1, 1_800_000_000_000);
+        for late in [false, true] {
+            let plain = json(&OrderEvent::new(&order, Some(OrderStatus::Charging), None)).expect("a text");
+            let whole = json(&OrderEvent::new(&order, Some(OrderStatus::Charging), Some(late))).expect("a text");
+            assert_eq!(with_late(&plain, late), whole);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use super::{
     network::{listed, socket_columns},
     row::{card_no, device_id, order, order_columns, order_no, port, port_columns},
     rows::{command_row, command_row_columns, counters, holds_port},
-    settle::key_bytes,
+    settle::{ONLINE, key_bytes},
 };
 use crate::{
     model::{CardNo, CommandState, DeviceId, OrderNo},
@@ -66,7 +66,8 @@ impl Wanted {
                         if start_mode == OFFLINE_CARD {
                             wanted.cards.extend(settlement.card_no.clone());
                         }
-                        if let Some(no) = OrderNo::from_bytes(order_ref) {
+                        // The device's own numbers name no order of ours.
+                        if let Some(no) = OrderNo::from_bytes(order_ref).filter(|_| start_mode == ONLINE) {
                             wanted.orders.insert(no);
                             wanted.commands_of.insert(no);
                         }

@@ -5,7 +5,7 @@
 use super::{
     apply::Tx,
     bind::UPDATE_BIND,
-    conn::{Row, Value, all, args, insert, one, run, write},
+    conn::{Row, Value, all, args, insert, insert_values, one, run, run_values, write},
     event::json,
     limits::signed,
     row::{device_id, order, order_columns, order_no, order_no_or_none, server_id},
@@ -331,6 +331,24 @@ static INSERT_REQUEST: Bulk = Bulk {
     keyed: false,
 };
 
+/// Texts of an order's row that are made for it.
+struct OrderTexts {
+    device: String,
+    spec: String,
+    tariff: Option<String>,
+}
+
+impl OrderTexts {
+    fn of(order: &Order) -> Result<Self, StoreError> {
+        let tariff = order.card.as_deref().and_then(|card| card.tariff.as_ref());
+        Ok(Self {
+            device: order.device_id.to_string(),
+            spec: json(&order.spec)?,
+            tariff: tariff.map(json).transpose()?,
+        })
+    }
+}
+
 /// Orders that hold a port: active ones, and those whose device still shows their charge.
 pub(super) const fn holds_port(order: &Order) -> bool {
     order.status.is_active() || order.device_end_pending
@@ -415,7 +433,8 @@ impl Tx<'_> {
         if self.conn.is_shared() && self.counters(order.device_id)?.is_none() {
             return Err(StoreError::Statement(format!("device {} has no row", order.device_id)));
         }
-        let values = self.order_values(order)?;
+        let texts = OrderTexts::of(order)?;
+        let values = self.order_values(order, &texts);
         let place = (order.device_id, order.port_no);
         let staged = self.conn.staged(|stage| {
             let known = &mut stage.known;
@@ -431,10 +450,10 @@ impl Tx<'_> {
             known.hold(order, holds_port(order));
             known.orders.insert(order.order_no, Some(order.clone()));
             known.commands_of.insert(order.order_no, Vec::new());
-            stage.push(&INSERT_ORDER, values.to_vec());
+            stage.push(&INSERT_ORDER, values.iter().cloned().map(Value::into_owned).collect());
             Some(true)
         });
-        staged.map_or_else(|| Ok(run(self.conn, INSERT_ORDER.each, values.as_slice())? > 0), Ok)
+        staged.map_or_else(|| Ok(run_values(self.conn, INSERT_ORDER.each, &values)? > 0), Ok)
     }
 
     /// Writes what a step changes of an order.
@@ -464,7 +483,8 @@ impl Tx<'_> {
         if !self.conn.is_staged() {
             return run(self.conn, UPDATE_ORDER.each, values).map(drop);
         }
-        let whole = self.order_values(order)?;
+        let texts = OrderTexts::of(order)?;
+        let whole = self.order_values(order, &texts);
         let staged = self.conn.staged(|stage| {
             let known = &mut stage.known;
             // One that was not read may hold a port that is thought to be free.
@@ -473,7 +493,7 @@ impl Tx<'_> {
             known.orders.insert(order.order_no, Some(order.clone()));
             let key = Value::Text(order.order_no.as_str().to_owned().into());
             if stage.waits(&INSERT_ORDER, &key) {
-                stage.push(&INSERT_ORDER, whole);
+                stage.push(&INSERT_ORDER, whole.map(Value::into_owned).to_vec());
             } else {
                 stage.push(&UPDATE_ORDER, values.to_vec());
             }
@@ -506,46 +526,52 @@ impl Tx<'_> {
     }
 
     /// The values of [`INSERT_ORDER`].
-    fn order_values(&self, order: &Order) -> Result<Vec<Value<'static>>, StoreError> {
+    fn order_values<'a>(&self, order: &'a Order, texts: &'a OrderTexts) -> [Value<'a>; 33] {
+        fn int(value: impl Into<i64>) -> Value<'static> {
+            Value::Int(value.into())
+        }
+        fn int_or_null(value: Option<impl Into<i64>>) -> Value<'static> {
+            value.map_or(Value::Null, int)
+        }
+        fn text<'a>(value: impl Into<Option<&'a str>>) -> Value<'a> {
+            value.into().map_or(Value::Null, |value| Value::Text(value.into()))
+        }
         let card = order.card.as_deref();
-        let tariff = card.and_then(|card| card.tariff.as_ref()).map(json).transpose()?;
-        let values = args![
-            order.order_no.as_str(),
-            order.device_id.to_string(),
-            order.port_no,
-            order.status.code(),
-            json(&order.spec)?,
-            order.origin.as_str(),
-            order.device_ref,
-            order.business_no,
-            order.start_time,
-            order.end_time,
-            order.duration_seconds,
-            order.energy_wh,
-            order.amount_cent,
-            order.end_reason,
-            order.end_reason_raw,
-            order.failure_reason,
-            order.start_written_at,
-            order.stop_acked,
-            order.settled_at,
-            order.settlement_match,
-            order.device_end_pending,
-            order.sequence_no,
-            order.request_id,
-            order.created_at,
-            order.status_at,
-            order.updated_at,
-            card.map(|card| card.card_no.as_str()),
-            tariff,
-            card.and_then(|card| card.hold_cent),
-            card.is_some_and(|card| card.hold_open),
-            card.and_then(|card| card.price_cent),
-            card.and_then(|card| card.charged_cent),
-            signed(self.limits.orders.duration_max(&order.spec.mode)),
+        [
+            text(order.order_no.as_str()),
+            text(texts.device.as_str()),
+            int(order.port_no),
+            int(order.status.code()),
+            text(texts.spec.as_str()),
+            text(order.origin.as_str()),
+            order.device_ref.as_deref().map_or(Value::Null, |bytes| Value::Bytes(bytes.into())),
+            int_or_null(order.business_no),
+            int_or_null(order.start_time),
+            int_or_null(order.end_time),
+            int_or_null(order.duration_seconds),
+            int_or_null(order.energy_wh),
+            int_or_null(order.amount_cent),
+            text(order.end_reason.as_deref()),
+            int_or_null(order.end_reason_raw),
+            text(order.failure_reason.as_deref()),
+            int_or_null(order.start_written_at),
+            Value::Bool(order.stop_acked),
+            int_or_null(order.settled_at),
+            text(order.settlement_match.as_deref()),
+            Value::Bool(order.device_end_pending),
+            int(order.sequence_no),
+            text(order.request_id.as_deref()),
+            int(order.created_at),
+            int(order.status_at),
+            int(order.updated_at),
+            text(card.map(|card| card.card_no.as_str())),
+            text(texts.tariff.as_deref()),
+            int_or_null(card.and_then(|card| card.hold_cent)),
+            Value::Bool(card.is_some_and(|card| card.hold_open)),
+            int_or_null(card.and_then(|card| card.price_cent)),
+            int_or_null(card.and_then(|card| card.charged_cent)),
+            int(signed(self.limits.orders.duration_max(&order.spec.mode))),
         ]
-        .map(Value::into_owned);
-        Ok(values.to_vec())
     }
 
     /// All commands of an order, oldest first.
@@ -723,20 +749,19 @@ impl Tx<'_> {
         if let (Some(key), Some(no)) = (row.key, row.order_no) {
             self.conn.staged(|stage| stage.known.settled.insert(key.to_vec(), Some(no)));
         }
-        let device = row.device_id.to_string();
+        let (device, order_no) = (row.device_id.to_string(), row.order_no.as_ref().map(OrderNo::as_str));
         let values = args![
             row.key,
             device,
             row.port_no,
-            row.order_no.as_ref().map(OrderNo::as_str),
+            order_no,
             row.business_no,
             row.duration_seconds,
             row.energy_wh,
             row.amount_cent,
             row.raw,
             row.at,
-        ]
-        .map(Value::into_owned);
+        ];
         write(self.conn, &INSERT_SETTLEMENT, values)
     }
 
@@ -751,12 +776,11 @@ impl Tx<'_> {
             row.sequence_no,
             row.at,
             row.data,
-        ]
-        .map(Value::into_owned);
+        ];
         if self.conn.is_staged() {
             return write(self.conn, &INSERT_EVENT, values).map(|()| 0);
         }
-        insert(self.conn, INSERT_EVENT.each, "id", values)
+        insert_values(self.conn, INSERT_EVENT.each, "id", &values)
     }
 
     /// What a request was answered before.

@@ -27,7 +27,7 @@ const FIT_SLACK_MS: i64 = 120_000;
 /// Order numbers tried for a record without an order.
 pub(super) const NUMBER_TRIES_MAX: u32 = 64;
 /// AP3000 start mode of orders made by the server.
-const ONLINE: u8 = 1;
+pub(super) const ONLINE: u8 = 1;
 
 /// What was found for a BKV/GN settlement.
 enum Match {

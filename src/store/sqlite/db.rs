@@ -12,7 +12,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::session::SqliteSession;
+use super::{session::SqliteSession, wal};
 use crate::{
     gateway::card::CardRules,
     model::{OrderNumbers, ServerId},
@@ -81,7 +81,8 @@ impl Db {
     pub fn open(path: &Path, numbers: OrderNumbers) -> Result<Self, StoreError> {
         let lock = lock(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(path, flags)?;
+        // Its commits sync, always: see `set_up`.
+        let conn = Connection::open_with_flags_and_vfs(path, flags, wal::gathered()?)?;
         conn.busy_timeout(BUSY_TIMEOUT)?;
         let session = SqliteSession::new(conn);
         check_schema(&session, path)?;

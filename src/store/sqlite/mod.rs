@@ -21,6 +21,7 @@ mod db;
 mod session;
 #[cfg(test)]
 mod tests;
+mod wal;
 mod writer;
 
 pub use db::Db;

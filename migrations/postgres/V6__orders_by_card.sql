@@ -1,0 +1,2 @@
+-- No query asks for the orders of a card: what a card paid is in card_transactions.
+DROP INDEX orders_card;
