@@ -160,7 +160,7 @@ pub(super) struct Device {
     /// Of [`Bound::MSG_IDS`](crate::store::Bound::MSG_IDS).
     msg_id_used: u8,
     msg_id_first: u32,
-    streak: u32,
+    streak: u16,
     epoch: i64,
     /// Newest epoch the store told; `None` while it is asked for the next.
     known_epoch: Option<NonZeroI64>,

@@ -31,12 +31,6 @@ impl<T> DerefMut for Few<T> {
     }
 }
 
-impl<T> From<Vec<T>> for Few<T> {
-    fn from(values: Vec<T>) -> Self {
-        Self((!values.is_empty()).then(|| Box::new(values)))
-    }
-}
-
 impl<T> Few<T> {
     /// Appends a value.
     pub(super) fn push(&mut self, value: T) {
@@ -150,6 +144,5 @@ mod tests {
         assert_eq!(&*few, [3]);
         few.retain(|_| false);
         assert!(few.0.is_none(), "the last took the memory with it");
-        assert!(Few::from(Vec::<u8>::new()).0.is_none());
     }
 }

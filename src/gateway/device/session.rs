@@ -287,7 +287,7 @@ impl Device {
         Situation {
             now,
             connected: self.conn.is_some(),
-            streak: self.streak,
+            streak: self.streak.into(),
             resend_blindly: self.protocol == Protocol::Ap3000,
             times: *times,
         }

@@ -238,6 +238,11 @@ impl Drop for SqliteStore {
     }
 }
 
+/// Whether a job comes by the clock, whatever devices and third parties do.
+const fn is_upkeep(job: &Job) -> bool {
+    matches!(job, Job::Backstop(_) | Job::Prune(_) | Job::Instance(_))
+}
+
 /// When a connection is to give its pages back.
 #[derive(Debug, Default)]
 struct Rest {
@@ -268,7 +273,7 @@ struct Writer {
     /// The last transaction of them failed: they wait a while.
     latest_failed: bool,
     probed_at: Instant,
-    /// Durable jobs.
+    /// Durable jobs, but for those that come by the clock: they would put off the rest after a burst.
     worked: Rest,
     /// Anything.
     wrote: Rest,
@@ -328,12 +333,15 @@ impl Writer {
     fn write_batch(&mut self, jobs: &mut Vec<Job>, replies: &mut Vec<Reply>) {
         let now = (self.clock)();
         let start = instant();
+        let of_a_fleet = !jobs.iter().all(is_upkeep);
         let applied = self.db.apply(now, jobs);
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.health.commit_us.store(us, Ordering::Relaxed);
         self.counters.committed_in(us);
         self.counters.count(jobs, &applied);
-        self.worked.used(start);
+        if of_a_fleet {
+            self.worked.used(start);
+        }
         self.wrote.used(start);
         let error = applied.error.as_ref().map(ToString::to_string);
         if error.is_none() {
