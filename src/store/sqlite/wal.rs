@@ -112,7 +112,8 @@ impl Log {
         body(methods, inner).unwrap_or(SQLITE_ERROR)
     }
 
-    /// Writes what waits. What cannot be written is dropped: the transaction it is of fails.
+    /// Writes what waits. What cannot be written goes on waiting: SQLite may have been told that it was, and everything else that is to be
+    /// done with the file fails until it is. What belongs to a transaction that was taken back is written over by the next one.
     fn flush(&mut self) -> c_int {
         if self.bytes.is_empty() {
             return SQLITE_OK;
@@ -120,7 +121,9 @@ impl Log {
         let (bytes, length, start) = (self.bytes.as_ptr(), self.bytes.len() as c_int, self.start);
         // SAFETY: the bytes are there until the call has ended; they are fewer than `BUFFER_BYTES`, or one piece.
         let code = self.call(|methods, inner| Some(unsafe { methods.xWrite?(inner, bytes.cast(), length, start) }));
-        self.bytes.clear();
+        if code == SQLITE_OK {
+            self.bytes.clear();
+        }
         code
     }
 }
