@@ -255,6 +255,13 @@ fn quick_charge(world: &mut World) -> (usize, OrderNo) {
     (peer, order)
 }
 
+fn is_question(frame: &[u8]) -> bool {
+    match bkv::deframe(frame) {
+        Step::Item { item, .. } => matches!(bkv::decode_body(&item), Ok(bkv::Body::SocketQuery(..))),
+        Step::Skip { .. } | Step::NeedMore => false,
+    }
+}
+
 fn bkv_starts(world: &World, peer: usize) -> usize {
     let start = |frame: &&Vec<u8>| match bkv::deframe(frame) {
         Step::Item { item, .. } => {
@@ -272,6 +279,25 @@ fn assert_charged_once(world: &mut World, peer: usize, order: OrderNo) {
     assert_eq!(bkv_starts(world, peer), 1);
     assert_eq!(world.count("SELECT count(*) FROM settlements"), 1);
     assert_eq!(world.order(order).duration_seconds, Some(60));
+}
+
+#[test]
+fn a_start_of_an_earlier_binding_that_never_arrived_is_sent_after_two_looks() {
+    let mut world = World::new();
+    let peer = bkv(&mut world);
+    // Claimed, and lost on the way with the gateway.
+    world.peers[peer].deaf = true;
+    world.store_latency = Some(Box::new(|| 1_000));
+    let order = world.charge(peer, 1, MINUTES_3);
+    world.run_for(10);
+    world.peers[peer].deaf = false;
+    world.store_latency = None;
+    world.restart();
+    world.run_until(10_000, "charging", |world| world.status(order) == OrderStatus::Charging);
+    assert_eq!(bkv_starts(&world, peer), 1);
+    let asked = world.peers[peer].received.iter().filter(|frame| is_question(frame)).count();
+    assert!(asked > 1, "{asked}");
+    world.run_until(10 * MINUTE, "settled", |world| world.order(order).settled);
 }
 
 #[test]

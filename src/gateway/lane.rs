@@ -284,12 +284,15 @@ impl Lane {
         Pushed::Queued
     }
 
-    /// Takes what is to be written now; pacing and the number in flight hold it back.
+    /// Takes what is to be written now; pacing holds it back, and commands the number in flight. A question is not among those: whether
+    /// a start arrived is asked also of a device that answers nothing else.
     pub(super) fn next(&mut self, now_ms: u64) -> Option<Next> {
-        if now_ms < self.pace_until || self.in_flight().len() >= IN_FLIGHT_MAX {
+        if now_ms < self.pace_until {
             return None;
         }
-        let ready = self.waits().iter().position(|waiting| waiting.not_before <= now_ms)?;
+        let has_room = self.in_flight().len() < IN_FLIGHT_MAX;
+        let may_go = |what: &Outgoing| has_room || matches!(what, Outgoing::Ask { .. });
+        let ready = self.waits().iter().position(|waiting| waiting.not_before <= now_ms && may_go(&waiting.what))?;
         let Waiting { what, deadline, writes, attempts, .. } = self.take_waiting(ready)?;
         Some(Next { what, deadline, writes, attempts })
     }

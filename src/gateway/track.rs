@@ -282,10 +282,12 @@ impl Track {
                 None
             }
             OrderStatus::Pending if self.doubts_start() && (record_may_come || self.look_again) => {
-                self.look_again &= record_may_come;
+                self.look_again = record_may_come;
                 self.ask_again_at = situation.now.mono_ms + ASK_AGAIN_MS;
                 None
             }
+            // Answers shortly after one another are one look.
+            OrderStatus::Pending if self.doubts_start() && self.ask_again_at != u64::MAX => None,
             OrderStatus::Pending if self.doubts_start() => {
                 // Asked at half the time, and the hole is idle: the start did not arrive.
                 self.start_resent = true;
