@@ -11,11 +11,11 @@ use super::{
     front::{LogMessage, LogPruning},
 };
 
-/// Rows of a log per transaction. Of the index by device, a transaction writes a page once for all of its rows there.
-const ROWS_MAX: usize = 8000;
+/// Rows of a log per transaction.
+const ROWS_MAX: usize = 2000;
 const IDLE: Duration = Duration::from_millis(250);
 /// How long rows wait for others: a transaction costs more than a few of them, and nobody waits for the logs.
-const GATHER: Duration = Duration::from_millis(400);
+const GATHER: Duration = Duration::from_millis(100);
 /// Pieces pruned between two transactions of rows: together more than these bring.
 const PIECES: usize = 4;
 
@@ -44,7 +44,7 @@ impl Log {
 
 /// The logs in a database. Each call is a transaction.
 pub(super) trait Logs {
-    /// Appends to the command log, in the order of the rows.
+    /// Appends to the command log.
     fn insert_commands(&mut self, rows: &[CommandLogRow]) -> Result<(), StoreError>;
     /// Appends to the delivery log.
     fn insert_deliveries(&mut self, rows: &[DeliveryLogRow]) -> Result<(), StoreError>;
@@ -90,8 +90,6 @@ pub(super) fn write(logs: &mut impl Logs, queue: &Receiver<LogMessage>, counters
             }
         }
         if !commands.is_empty() {
-            // Neighbours in the index by device are written one after the other; those of one device stay in their order.
-            commands.sort_by_key(|row| row.device_id);
             let (rows, stored) = (commands.len() as u64, logs.insert_commands(&commands));
             count("command", stored, rows, (&counters.log_rows, &counters.log_dropped));
             commands.clear();
