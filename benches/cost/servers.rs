@@ -28,7 +28,7 @@ impl Contestant {
     }
 
     /// How long it has to do nothing before it counts as idle. A gateway's threads give back what a burst took once they had nothing
-    /// to do for a little longer than a flush's interval; a job that comes by the clock may put that off once.
+    /// to do for a little longer than a flush's interval.
     pub(crate) fn quiet_for(&self) -> Duration {
         if self.gateway { 2 * FLUSH + Duration::from_millis(500) } else { Duration::from_millis(200) }
     }
