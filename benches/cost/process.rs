@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 
 use crate::load::now;
 
@@ -18,11 +18,12 @@ const START_TRIES: u32 = 200;
 const START_TRY: Duration = Duration::from_millis(50);
 /// Threads of a gateway that serve devices are called so, with a number behind it.
 const SHARD: &str = "shard-";
-/// A server is quiet when it has used less than this of a core...
-const QUIET_SHARE: f64 = 0.02;
+/// A server is quiet when it has used less than this of a core: more than what a gateway in a debug build looks after once a
+/// second, far less than a burst of writes...
+const QUIET_SHARE: f64 = 0.1;
 /// ...in each of as many of these as its quiet lasts.
 const QUIET_STEP: Duration = Duration::from_millis(100);
-const QUIET_DEADLINE: Duration = Duration::from_secs(60);
+const QUIET_DEADLINE: Duration = Duration::from_secs(40);
 
 /// A running server; killed when dropped.
 pub(crate) struct Server(Child);
@@ -71,7 +72,8 @@ impl Server {
         self.0.id()
     }
 
-    /// Waits until the server has done next to nothing for as long as `quiet_for`.
+    /// Waits until the server has done next to nothing for as long as `quiet_for`. One that never does is measured as it is, and
+    /// that is said: how fast a machine is fails no bench.
     pub(crate) fn settle(&self, quiet_for: Duration) -> anyhow::Result<()> {
         let deadline = now() + QUIET_DEADLINE;
         let mut quiet_since = now();
@@ -82,7 +84,10 @@ impl Server {
             if used_us > QUIET_SHARE * began.elapsed().as_micros() as f64 {
                 quiet_since = now();
             }
-            ensure!(now() < deadline, "the server is not quiet without load after {QUIET_DEADLINE:?}");
+            if now() > deadline {
+                eprintln!("the server is not quiet without load after {QUIET_DEADLINE:?}: measured all the same");
+                break;
+            }
         }
         Ok(())
     }
