@@ -24,7 +24,7 @@ use chargegate::{
 /// Connections of one shard.
 const CONNECTIONS: u32 = 15_000;
 /// Bytes that a connection may take, with its device and two ports.
-const BYTES_MAX: usize = 696;
+const BYTES_MAX: usize = 680;
 /// Sizes that are told apart; a larger block is counted with the last.
 const SIZES_MAX: usize = 4096;
 /// What the C library's allocator gives out: its header, rounded up.

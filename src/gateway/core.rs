@@ -674,8 +674,8 @@ impl Core {
     pub fn timeout(&mut self, now: Now, effects: &mut Effects) {
         while let Some((at, timer)) = self.shared.timers.pop(now.mono_ms) {
             match timer {
-                Timer::Conn(key) => self.conn_timeout(now, key, at, effects),
-                Timer::Device(key) => self.device_timeout(now, key, at, effects),
+                Timer::Conn(slot) => self.conn_timeout(now, slot, at, effects),
+                Timer::Device(slot) => self.device_timeout(now, slot, at, effects),
                 Timer::Flush => {
                     self.flush_armed = u64::MAX;
                     self.flush(now, effects);

@@ -4,20 +4,15 @@
 //! looks at all its deadlines when it is called and arms again; arming an earlier one leaves a stale entry, which its owner
 //! recognises by `armed`. So a heartbeat, which only ever moves deadlines back, never touches the heap.
 
-use std::{
-    cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
-};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
-use super::slots::Key;
-
-/// Whose deadline it is.
+/// Whose deadline it is. Slots are enough: a successor in one has an `armed` of its own, and is called when that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
     /// A connection: detection, incomplete frame, write stall, silence.
-    Conn(Key),
+    Conn(u32),
     /// A device: offline, order deadlines, pacing, resends, bind, port sync.
-    Device(Key),
+    Device(u32),
     /// Latest values go to the store.
     Flush,
     /// Accepting may go on.
@@ -26,56 +21,45 @@ pub(super) enum Timer {
     Drain,
 }
 
-/// A deadline and its owner in sixteen bytes: there are two for each connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Armed {
-    /// Deadline << 3 | kind of the owner: no shard lives for 2^61 ms.
-    at_and_kind: u64,
-    key: Key,
-}
+/// A deadline and its owner in one word, since there are two for each connection: deadline << 25 | is it no connection's << 24 | slot.
+/// No shard lives for 2^39 ms or has 2^24 devices. In the order of deadlines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Armed(u64);
 
-const KIND_BITS: u32 = 3;
-const AT_MAX: u64 = u64::MAX >> KIND_BITS;
-const NO_KEY: Key = Key { slot: 0, generation: 0 };
+const SLOT_BITS: u32 = 24;
+const OWNER_BITS: u32 = SLOT_BITS + 1;
+const AT_MAX: u64 = u64::MAX >> OWNER_BITS;
+/// Set where the deadline is no connection's.
+const OTHER: u32 = 1 << SLOT_BITS;
+const DRAIN: u32 = (OTHER << 1) - 1;
+const ACCEPT: u32 = DRAIN - 1;
+const FLUSH: u32 = ACCEPT - 1;
 
 impl Armed {
-    const fn new(at: u64, timer: Timer) -> Self {
-        let (kind, key) = match timer {
-            Timer::Conn(key) => (0, key),
-            Timer::Device(key) => (1, key),
-            Timer::Flush => (2, NO_KEY),
-            Timer::Accept => (3, NO_KEY),
-            Timer::Drain => (4, NO_KEY),
+    fn new(at: u64, timer: Timer) -> Self {
+        let owner = match timer {
+            Timer::Conn(slot) => slot,
+            Timer::Device(slot) => OTHER | slot,
+            Timer::Flush => FLUSH,
+            Timer::Accept => ACCEPT,
+            Timer::Drain => DRAIN,
         };
         // What is later than can be kept never comes.
-        let at = if at > AT_MAX { AT_MAX } else { at };
-        Self { at_and_kind: at << KIND_BITS | kind, key }
+        Self(at.min(AT_MAX) << OWNER_BITS | u64::from(owner))
     }
 
     const fn at(self) -> u64 {
-        self.at_and_kind >> KIND_BITS
+        self.0 >> OWNER_BITS
     }
 
     const fn timer(self) -> Timer {
-        match self.at_and_kind % (1 << KIND_BITS) {
-            0 => Timer::Conn(self.key),
-            1 => Timer::Device(self.key),
-            2 => Timer::Flush,
-            3 => Timer::Accept,
-            _ => Timer::Drain,
+        match self.0 as u32 & DRAIN {
+            DRAIN => Timer::Drain,
+            ACCEPT => Timer::Accept,
+            FLUSH => Timer::Flush,
+            owner if owner & OTHER == 0 => Timer::Conn(owner),
+            owner => Timer::Device(owner & !OTHER),
         }
-    }
-}
-
-impl Ord for Armed {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at_and_kind, self.key).cmp(&(other.at_and_kind, other.key))
-    }
-}
-
-impl PartialOrd for Armed {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
     }
 }
 
@@ -105,5 +89,47 @@ impl Timers {
             return None;
         }
         self.heap.pop().map(|Reverse(armed)| (armed.at(), armed.timer()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_come_in_order_and_say_whose_they_are() {
+        let last = OTHER - 1;
+        let mut timers = Timers::default();
+        let wanted = [
+            (0, Timer::Conn(0)),
+            (5, Timer::Conn(last)),
+            (5, Timer::Device(0)),
+            (5, Timer::Device(FLUSH - OTHER - 1)),
+            (5, Timer::Flush),
+            (5, Timer::Accept),
+            (5, Timer::Drain),
+            (6, Timer::Device(7)),
+            (AT_MAX, Timer::Conn(3)),
+        ];
+        for (at, timer) in wanted.into_iter().rev() {
+            let mut armed = u64::MAX;
+            timers.arm(&mut armed, at, timer);
+            timers.arm(&mut armed, at, timer);
+            assert_eq!(armed, at);
+        }
+        assert_eq!(timers.next(), Some(0));
+        let mut come = Vec::new();
+        come.extend(std::iter::from_fn(|| timers.pop(6)));
+        assert_eq!((timers.pop(AT_MAX - 1), timers.next()), (None, Some(AT_MAX)));
+        come.extend(timers.pop(u64::MAX));
+        assert_eq!(come, wanted);
+    }
+
+    #[test]
+    fn what_is_too_late_to_be_kept_does_not_come_early() {
+        let mut timers = Timers::default();
+        timers.arm(&mut u64::MAX.clone(), u64::MAX - 1, Timer::Conn(1));
+        timers.arm(&mut u64::MAX.clone(), AT_MAX + 1, Timer::Conn(2));
+        assert_eq!(timers.pop(AT_MAX - 1), None);
     }
 }

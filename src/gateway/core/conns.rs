@@ -203,12 +203,13 @@ impl Core {
         let Some(at) = self.conns.get(key).map(|conn| self.conn_deadline(conn)) else { return };
         let at = at.max(now.mono_ms + 1);
         if let Some(conn) = self.conns.get_mut(key) {
-            self.shared.timers.arm(&mut conn.armed, at, Timer::Conn(key));
+            self.shared.timers.arm(&mut conn.armed, at, Timer::Conn(key.slot));
         }
     }
 
-    pub(super) fn conn_timeout(&mut self, now: Now, key: Key, at: u64, effects: &mut Effects) {
+    pub(super) fn conn_timeout(&mut self, now: Now, slot: u32, at: u64, effects: &mut Effects) {
         let timeouts = self.shared.config.timeouts;
+        let Some((key, _)) = self.conns.in_slot(slot) else { return };
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.armed != at {
             return;

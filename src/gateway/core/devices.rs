@@ -237,11 +237,12 @@ impl Core {
         if let Some(device) = self.devices.get_mut(device_key) {
             // What is due now was done now; anything else would turn the timer loop for ever.
             let at = device.deadline(now, &self.shared.config.orders).max(now.mono_ms + 1);
-            self.shared.timers.arm(&mut device.armed, at, Timer::Device(device_key));
+            self.shared.timers.arm(&mut device.armed, at, Timer::Device(device_key.slot));
         }
     }
 
-    pub(super) fn device_timeout(&mut self, now: Now, device_key: Key, at: u64, effects: &mut Effects) {
+    pub(super) fn device_timeout(&mut self, now: Now, slot: u32, at: u64, effects: &mut Effects) {
+        let Some((device_key, _)) = self.devices.in_slot(slot) else { return };
         let mut cx = Cx { now, shared: &mut self.shared, effects };
         let Some(device) = self.devices.get_mut(device_key) else { return };
         if device.armed != at {
