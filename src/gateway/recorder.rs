@@ -6,15 +6,19 @@
 //!   … │ head │ raw, 512 at most │ head │ raw │ …            ◀── written here, over what is oldest
 //!        └─ back: how far away the connection's record before begins ──▶ …
 //!
-//! head: | at 6 | slot 3 | generation 3 | epoch 4 | back 4 | length and flags 3 |
+//! head: | what follows 1 | at 6 | slot 2 | generation 1 | epoch 0 to 4 | back 0 to 4 | length 0 to 3 |
 //! ```
+//!
+//! Numbers take the bytes they need: most epochs fit into one, an answer lies right behind its question, and most frames are short.
+//! That makes a head about half as long, so a ring holds more frames, and fewer pages of it are touched.
 //!
 //! A connection keeps a [`Trail`], the offset of its last record; each record leads to the one before. Recording a frame is a copy,
 //! whatever is recorded: no allocation, no search, nothing to take out. The memory is asked for with the first frame, and pages that no frame has
 //! touched are not resident.
 //!
 //! Invariants: a record is given out whole or not at all, because a record of which any byte is overwritten has lost its first one;
-//! and it is given out only to the connection whose slot and generation it carries.
+//! and it is given out only to the connection whose slot and generation it carries. A trail leads to records of its own connection
+//! alone, so the few bytes of them that are kept are a check.
 //!
 //! No decoding here: frames are kept as they were on the wire, and explained by whoever shows them.
 
@@ -27,21 +31,32 @@ use crate::{model::DeviceId, protocol::Direction};
 
 /// Bytes of a frame that are kept; only packets of firmware and garbage are longer.
 pub const FRAME_KEPT_MAX: usize = 512;
-/// Bytes in front of each frame.
-pub const HEAD_LEN: usize = 23;
+/// Bytes in front of each frame, at most.
+pub const HEAD_MAX: usize = 21;
+/// Of them those that are always there: what follows, time, slot and generation.
+const HEAD_MIN: usize = 10;
+/// A head as it is put together: each number is written in four bytes, and the next over what it does not need.
+const HEAD_ROOM: usize = HEAD_MAX + 1;
 /// Connections that ended and are remembered with the way to their frames.
 const ENDED_MAX: usize = 1024;
 
-/// Set in the last field of the head: the server wrote it.
-const DOWN: u32 = 1 << 23;
+/// Set in the first byte of the head: the server wrote it.
+const DOWN: u8 = 1 << 7;
 /// Set there: no frame, but bytes that were skipped.
-const SKIPPED: u32 = 1 << 22;
-/// The rest of it; more bytes than that are never read at a time.
-const LENGTH: u32 = SKIPPED - 1;
-/// What is kept of a slot and of its generation: more sockets than a shard has, and more than a slot has seen while a ring lasts.
-const PLACE: u32 = (1 << 24) - 1;
+const SKIPPED: u8 = 1 << 6;
+/// More bytes than that are never read at a time.
+const LENGTH: u32 = (1 << 22) - 1;
+/// Bytes of an epoch, a way back and a length by the two bits of each in the first byte of the head.
+const EPOCH_LENS: [usize; 4] = [0, 1, 2, 4];
+const BACK_LENS: [usize; 4] = [0, 1, 3, 4];
+const LENGTH_LENS: [usize; 4] = [0, 1, 2, 3];
 
-const _: () = assert!(crate::shard::READ_BUFFER_BYTES <= LENGTH as usize, "flags and length share a field");
+/// The two bits that stand for how many bytes `value` takes.
+const fn code_of(value: u32, lens: [usize; 4]) -> u8 {
+    (value > 0) as u8 + (value >> (8 * lens[1]) > 0) as u8 + (value >> (8 * lens[2]) > 0) as u8
+}
+
+const _: () = assert!(crate::shard::READ_BUFFER_BYTES <= LENGTH as usize, "a length fits into its bytes");
 
 /// Where a connection's last record begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +120,7 @@ impl Recorder {
         let size = match bytes {
             0 => 0,
             // Distances are kept in 32 bits.
-            bytes => bytes.clamp(HEAD_LEN + FRAME_KEPT_MAX, u32::MAX as usize),
+            bytes => bytes.clamp(HEAD_MAX + FRAME_KEPT_MAX, u32::MAX as usize),
         };
         Self { ring: Box::default(), size, head: 1, place: 0, ended: VecDeque::new() }
     }
@@ -126,32 +141,21 @@ impl Recorder {
         }
         let kept = frame.get(..FRAME_KEPT_MAX).unwrap_or(frame);
         let back = if self.is_intact(*trail) { u32::try_from(self.head - trail.0).unwrap_or(0) } else { 0 };
-        let mut last = u32::try_from(frame.len()).unwrap_or(u32::MAX).min(LENGTH);
-        if label.direction == Direction::Down {
-            last |= DOWN;
-        }
-        if label.skipped {
-            last |= SKIPPED;
-        }
-        let mut head = [0; HEAD_LEN];
-        head[..6].copy_from_slice(&label.at.to_le_bytes()[..6]);
-        head[6..9].copy_from_slice(&conn.slot.to_le_bytes()[..3]);
-        head[9..12].copy_from_slice(&conn.generation.to_le_bytes()[..3]);
-        head[12..16].copy_from_slice(&label.epoch.to_le_bytes());
-        head[16..20].copy_from_slice(&back.to_le_bytes());
-        head[20..].copy_from_slice(&last.to_le_bytes()[..3]);
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX).min(LENGTH);
+        let (head, head_len) = head_of(conn, label, back, length);
         *trail = Trail(self.head);
-        let len = HEAD_LEN + kept.len();
-        match self.ring.get_mut(self.place..self.place + len).and_then(|place| place.split_first_chunk_mut()) {
-            Some((head_place, raw_place)) => {
-                *head_place = head;
-                raw_place.copy_from_slice(kept);
+        let len = head_len + kept.len();
+        match self.ring.get_mut(self.place..self.place + len) {
+            // What the head does not need of its room is written over by the frame.
+            Some(place) if len >= HEAD_ROOM => {
+                place[..HEAD_ROOM].copy_from_slice(&head);
+                place[head_len..].copy_from_slice(kept);
                 self.place += len;
                 self.head += len as u64;
             }
-            // Around the end of the ring.
-            None => {
-                self.put(&head);
+            // Around the end of the ring, or hardly anything.
+            _ => {
+                self.put(&head[..head_len]);
                 self.put(kept);
             }
         }
@@ -207,6 +211,43 @@ impl Recorder {
     }
 }
 
+/// A head with its length.
+fn head_of(conn: ConnId, label: Label, back: u32, length: u32) -> ([u8; HEAD_ROOM], usize) {
+    let (epoch, back, length) = ((label.epoch, EPOCH_LENS), (back, BACK_LENS), (length, LENGTH_LENS));
+    let mut head = [0; HEAD_ROOM];
+    head[1..7].copy_from_slice(&label.at.to_le_bytes()[..6]);
+    (head[7], head[8], head[9]) = tag_of(conn);
+    let (mut what, mut at) = (0, HEAD_MIN);
+    for (shift, (value, lens)) in [(0, epoch), (2, back), (4, length)] {
+        let code = code_of(value, lens);
+        what |= code << shift;
+        head[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        at += lens[usize::from(code)];
+    }
+    if label.direction == Direction::Down {
+        what |= DOWN;
+    }
+    if label.skipped {
+        what |= SKIPPED;
+    }
+    head[0] = what;
+    (head, at)
+}
+
+/// The number in `len` bytes of a head from `at` on, which moves behind it.
+fn number(head: &[u8; HEAD_ROOM], at: &mut usize, len: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes[..len].copy_from_slice(&head[*at..*at + len]);
+    *at += len;
+    u32::from_le_bytes(bytes)
+}
+
+/// What is kept of a connection's slot and generation.
+const fn tag_of(conn: ConnId) -> (u8, u8, u8) {
+    let [s0, s1, ..] = conn.slot.to_le_bytes();
+    (s0, s1, conn.generation as u8)
+}
+
 /// The records of a connection, the last one first.
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
@@ -219,7 +260,8 @@ pub struct Records<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     recorder: &'a Recorder,
-    offset: u64,
+    /// Where its frame begins.
+    raw: u64,
     conn: ConnId,
     /// What was said of it.
     pub label: Label,
@@ -235,27 +277,26 @@ impl<'a> Iterator for Records<'a> {
         if !self.recorder.is_intact(self.next) {
             return None;
         }
-        let mut head = [0; HEAD_LEN];
+        let mut head = [0; HEAD_ROOM];
         self.recorder.copy(offset, &mut head);
-        let [a0, a1, a2, a3, a4, a5, s0, s1, s2, g0, g1, g2, e0, e1, e2, e3, b0, b1, b2, b3, l0, l1, l2] = head;
-        let conn =
-            ConnId { slot: u32::from_le_bytes([s0, s1, s2, 0]), generation: u32::from_le_bytes([g0, g1, g2, 0]) };
-        if (conn.slot, conn.generation) != (self.conn.slot & PLACE, self.conn.generation & PLACE) {
+        let [what, a0, a1, a2, a3, a4, a5, s0, s1, generation, ..] = head;
+        if (s0, s1, generation) != tag_of(self.conn) {
             self.next = Trail::default();
             return None;
         }
         let conn = self.conn;
-        let back = u64::from(u32::from_le_bytes([b0, b1, b2, b3]));
+        let mut at = HEAD_MIN;
+        let epoch = number(&head, &mut at, EPOCH_LENS[usize::from(what & 3)]);
+        let back = u64::from(number(&head, &mut at, BACK_LENS[usize::from(what >> 2 & 3)]));
+        let length = number(&head, &mut at, LENGTH_LENS[usize::from(what >> 4 & 3)]);
+        let raw = offset + at as u64;
         self.next = if back == 0 { Trail::default() } else { Trail(offset.saturating_sub(back)) };
-        let last = u32::from_le_bytes([l0, l1, l2, 0]);
-        let length = last & LENGTH;
         // Its sign is in the highest of the bytes that were kept.
         let at = i64::from_le_bytes([0, 0, a0, a1, a2, a3, a4, a5]) >> 16;
-        let direction = if last & DOWN == 0 { Direction::Up } else { Direction::Down };
-        let epoch = u32::from_le_bytes([e0, e1, e2, e3]);
-        let label = Label { at, direction, skipped: last & SKIPPED != 0, epoch };
+        let direction = if what & DOWN == 0 { Direction::Up } else { Direction::Down };
+        let label = Label { at, direction, skipped: what & SKIPPED != 0, epoch };
         let kept = (length as usize).min(FRAME_KEPT_MAX);
-        Some(Record { recorder: self.recorder, offset, conn, label, length, kept })
+        Some(Record { recorder: self.recorder, raw, conn, label, length, kept })
     }
 }
 
@@ -266,14 +307,14 @@ impl Record<'_> {
         if at + N > self.kept {
             return None;
         }
-        self.recorder.copy(self.offset + (HEAD_LEN + at) as u64, &mut bytes);
+        self.recorder.copy(self.raw + at as u64, &mut bytes);
         Some(bytes)
     }
 
     /// A copy of it, as it is given out.
     pub fn recorded(&self) -> Recorded {
         let mut raw = vec![0; self.kept].into_boxed_slice();
-        self.recorder.copy(self.offset + HEAD_LEN as u64, &mut raw);
+        self.recorder.copy(self.raw, &mut raw);
         Recorded { conn: self.conn, label: self.label, length: self.length, raw }
     }
 }
@@ -399,8 +440,10 @@ mod tests {
                         let (id, trail) = &mut conns[slot];
                         recorder.record(*id, trail, label(number as i64), &frame);
                         let kept = frame[..len.min(FRAME_KEPT_MAX)].to_vec();
+                        let len = head_of(*id, label(number as i64), 0, len as u32).1 + kept.len();
                         let begin = written;
-                        written += (HEAD_LEN + kept.len()) as u64;
+                        written = recorder.head - 1;
+                        prop_assert!((len..=len + 4).contains(&((written - begin) as usize)), "{} bytes", written - begin);
                         all.push((*id, begin, kept));
                     }
                 }
