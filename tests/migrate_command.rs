@@ -163,3 +163,37 @@ fn a_server_that_is_not_there_is_told_apart() {
     );
     assert!(error.lines().count() == 1 && !error.contains("hunter2"), "{error}");
 }
+
+mod migrations {
+    refinery::embed_migrations!("migrations/postgres");
+}
+
+#[test]
+fn events_keep_their_positions_when_the_log_becomes_runs() {
+    let dir = TempDir::new().unwrap();
+    let url = services::postgres().database("migrate");
+    let mut client = client(&url);
+    let before_runs = refinery::Target::Version(6);
+    migrations::migrations::runner().set_target(before_runs).run(&mut client).unwrap();
+    // Some were rolled back, one came late, the last have no position yet.
+    client
+        .batch_execute(
+            "INSERT INTO events (event_id, event_type, key, sequence_no, at, data) \
+             SELECT 'e' || n, 'device.alarm', 'k' || n, 1, n, '{}' FROM generate_series(1, 100) n; \
+             DELETE FROM events WHERE id IN (20, 21, 50); \
+             INSERT INTO event_log (pos, id) SELECT row_number() OVER (ORDER BY CASE id WHEN 7 THEN 60.5 ELSE id END), id \
+             FROM events WHERE id <= 90; \
+             UPDATE event_sequencer SET pos = 87",
+        )
+        .unwrap();
+    let mut all = || {
+        let rows = client.query("SELECT pos, event_id, at, data FROM all_events ORDER BY pos, event_id", &[]).unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
+    };
+    let before: Vec<(i64, String, i64, String)> = all();
+    assert_eq!(migrate(dir.path(), &clustered(&url)).status.code(), Some(0));
+    assert_eq!(all(), before);
+    let one = |row: postgres::Row| -> (i64, i64) { (row.get(0), row.get(1)) };
+    let runs = client.query_one("SELECT count(*), max(pos) FROM event_runs", &[]).unwrap();
+    assert_eq!(one(runs), (6, 58), "1 to 6, 8 to 19, 22 to 49, 51 to 60, 7, 61 to 90");
+}

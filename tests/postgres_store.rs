@@ -23,7 +23,8 @@ use chargegate::{
     gateway::order::Event,
     model::{CommandState, DeviceId, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Bound, CommandUpdate, Created, Job, Latest, NewOrder, Notify, Outcome, Reply, Requester, Store,
+        Bind, Bound, CommandUpdate, Created, Job, Latest, NewOrder, Notify, Outcome, Prune, Reader, Reply, Requester,
+        Store, StoreError,
         postgres::{Options, PostgresStore, Timeouts},
     },
 };
@@ -79,6 +80,17 @@ impl Instance {
             card_no: None,
             idempotency: None,
         }
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> T {
+        let (reply, answer) = mpsc::channel();
+        let call =
+            Box::new(move |reader: Result<&mut dyn Reader, StoreError>| drop(reply.send(reader.and_then(query))));
+        assert!(self.store.read(call).is_ok(), "the queue has room");
+        answer.recv_timeout(PATIENCE).expect("the reader answers").unwrap()
     }
 
     fn ready(&self) -> bool {
@@ -208,7 +220,11 @@ fn a_start_reads_its_own_rows_and_changes_its_order_in_place() {
             assert!(matches!(instance.run(Job::Order(Box::new(job))), Outcome::Order(_)));
         }
     }
-    assert_log_is_in_order(&mut client(&url));
+    let mut reads_no_index = client(&url);
+    reads_no_index
+        .batch_execute("SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off")
+        .unwrap();
+    assert_log_is_in_order(&mut reads_no_index);
     // What a session counted is told when it ends.
     drop(instance);
     let mut client = client(&url);
@@ -216,7 +232,7 @@ fn a_start_reads_its_own_rows_and_changes_its_order_in_place() {
     until("the sessions have told what they did", || count(&mut client, orders) == i64::from(ORDERS) * 3);
     let in_place = count(&mut client, "SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'orders'");
     assert!(in_place >= i64::from(ORDERS) * 5 / 2, "{in_place} in place");
-    for table in ["orders", "outbound_queue", "events", "event_log"] {
+    for table in ["orders", "outbound_queue", "events", "event_runs"] {
         let sql = format!(
             "SELECT coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes WHERE relname = '{table}'"
         );
@@ -253,6 +269,63 @@ fn a_late_commit_is_not_left_out_of_the_log() {
         }
     }
     assert_log_is_in_order(&mut watch);
+}
+
+#[test]
+fn the_log_is_read_and_pruned_across_its_runs() {
+    const EVENTS: i64 = 40;
+    let url = postgres_database("runs");
+    let mut other = client(&url);
+    // Ids that were never committed, and a third of the log one event at a time.
+    for n in 1..=EVENTS {
+        let end = if n % 9 == 0 { "ROLLBACK; BEGIN" } else { "" };
+        let insert = format!(
+            "INSERT INTO events (event_id, event_type, key, sequence_no, at, data) \
+             VALUES ('e{n}', 'device.alarm', 'k{n}', 1, {n}, '{{}}')"
+        );
+        other.batch_execute(&format!("BEGIN; {insert}; {end}; COMMIT")).unwrap();
+    }
+    let instance = Instance::open(&url, "a", |_| {});
+    until("every event has its position", || count(&mut other, WITHOUT_POSITION) == 0);
+    assert!(count(&mut other, "SELECT count(*) FROM event_runs") > 1);
+    let mut log = |after: i64| -> Vec<(i64, String)> {
+        let sql = "SELECT pos, event_id FROM logged_events WHERE pos > $1 ORDER BY pos";
+        other.query(sql, &[&after]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    let assert_reads_are_whole = |log: &[(i64, String)]| {
+        for limit in [1, 3, 7, 1_000] {
+            let mut read = Vec::new();
+            loop {
+                let after = read.last().map_or(0, |(pos, _)| *pos);
+                let piece = instance.read(move |reader| reader.events_after(after, limit));
+                assert!(piece.len() <= limit as usize);
+                if piece.is_empty() {
+                    break;
+                }
+                read.extend(piece.into_iter().map(|event| (event.pos, event.event_id)));
+            }
+            assert_eq!(read, log, "{limit} at a time");
+        }
+        for (pos, event_id) in log {
+            let at = event_id[1..].parse().unwrap();
+            assert_eq!(instance.read(move |reader| reader.pos_at(at)), *pos, "of {event_id}");
+        }
+    };
+    let mut left = log(0);
+    let last = left.last().cloned();
+    while left.len() > 1 {
+        assert_reads_are_whole(&left);
+        // Everything is past its retention but for the newest, which stays.
+        assert!(matches!(instance.run(Job::Prune(Prune::all(i64::MAX, 5))), Outcome::Pruned { .. }));
+        let after = log(0);
+        assert_eq!(after, left[left.len().min(6) - 1..], "the five oldest are gone");
+        left = after;
+    }
+    assert_eq!(left.last(), last.as_ref());
+    assert_reads_are_whole(&left);
+    instance.bind(ap(1));
+    until("the next event has its position", || log(0).len() == 2);
+    assert_eq!(log(0)[1].0, left[0].0 + 1, "no position is given twice");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The thread of the logs: rows of commands and of deliveries go in by the thousand, and what is past its retention goes out between
 //! them. Nothing waits for it: what does not fit its queue, or comes while the database is away, is dropped and counted.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, after, select};
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::{
     CommandLogRow, DeliveryLogRow, StoreError,
@@ -16,6 +16,10 @@ const ROWS_MAX: usize = 2000;
 const IDLE: Duration = Duration::from_millis(250);
 /// How long rows wait for others: a transaction costs more than a few of them, and nobody waits for the logs.
 const GATHER: Duration = Duration::from_millis(100);
+/// How often it is looked whether there are others. A thread that waits for them would be woken by each shard at each turn, which costs both
+/// sides more than the rows; the queue takes what shards hand over in many times this long.
+const LOOK: Duration = Duration::from_millis(10);
+const LOOKS: u128 = GATHER.as_millis() / LOOK.as_millis();
 /// Pieces pruned between two transactions of rows: together more than these bring.
 const PIECES: usize = 4;
 
@@ -75,7 +79,7 @@ pub(super) fn write(logs: &mut impl Logs, queue: &Receiver<LogMessage>, counters
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         };
-        let gathered = after(GATHER);
+        let mut looks = 0;
         while let Some(message) = next.take() {
             match message {
                 LogMessage::Commands(more) => commands.extend(more),
@@ -83,9 +87,15 @@ pub(super) fn write(logs: &mut impl Logs, queue: &Receiver<LogMessage>, counters
                 LogMessage::Prune(wanted) => pruning = Some(wanted),
             }
             if commands.len().max(deliveries.len()) < ROWS_MAX {
-                next = select! {
-                    recv(queue) -> message => message.ok(),
-                    recv(gathered) -> _ => None,
+                next = loop {
+                    match queue.try_recv() {
+                        Ok(message) => break Some(message),
+                        Err(TryRecvError::Empty) if looks < LOOKS => {
+                            looks += 1;
+                            thread::sleep(LOOK);
+                        }
+                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => break None,
+                    }
                 };
             }
         }

@@ -14,7 +14,7 @@ mod embedded {
 
 const HISTORY: &str = "refinery_schema_history";
 /// Everything the migrations make.
-const TABLES: [&str; 30] = [
+const TABLES: [&str; 32] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -24,6 +24,8 @@ const TABLES: [&str; 30] = [
     "outbound_queue",
     "events",
     "event_log",
+    "event_runs",
+    "log_bounds",
     "event_sequencer",
     "logged_events",
     "all_events",

@@ -12,6 +12,9 @@
 //! **Watermark**: ids up to it have a position or were never committed, so that looking begins behind it. It is raised to the last id
 //! given out at some time, once every transaction of that time has ended: transactions take their number before their ids
 //! (their first statement writes), so those that may hold an id up to it are below a number taken afterwards.
+//!
+//! **Runs**: events whose ids follow one another get positions that do, and one row of `event_runs` tells all of them. Behind the
+//! watermark the leader knows which ids have a position (`Given`), so that it looks only where an event may have come since.
 
 use std::{
     sync::{
@@ -83,11 +86,63 @@ pub(super) struct Sequencer {
     pub(super) told: i64,
 }
 
-#[derive(Default)]
 pub(super) struct Term {
-    watermark: i64,
+    given: Given,
     /// The last id given out at some time, and a number above those of all transactions of that time.
     candidate: Option<(i64, i64)>,
+}
+
+/// Which ids have a position.
+#[derive(Debug)]
+struct Given {
+    /// Up to here an event has one, or will never be.
+    watermark: i64,
+    /// Beyond it: first and last id of what has one, in their order, with something missing between any two. As long as what
+    /// transactions under way hold back, and what was rolled back since the watermark.
+    runs: Vec<(i64, i64)>,
+}
+
+impl Given {
+    const fn up_to(watermark: i64) -> Self {
+        Self { watermark, runs: Vec::new() }
+    }
+
+    /// Takes in what has a position: all or a part of a hole.
+    fn add(&mut self, first: i64, last: i64) {
+        let mut at = self.runs.partition_point(|(begin, _)| *begin < first);
+        if at > 0 && self.runs[at - 1].1 + 1 >= first {
+            at -= 1;
+            self.runs[at].1 = self.runs[at].1.max(last);
+        } else {
+            self.runs.insert(at, (first, last));
+        }
+        if let Some(&(begin, end)) = self.runs.get(at + 1)
+            && self.runs[at].1 + 1 >= begin
+        {
+            self.runs[at].1 = self.runs[at].1.max(end);
+            self.runs.remove(at + 1);
+        }
+        self.raise(self.watermark);
+    }
+
+    fn raise(&mut self, watermark: i64) {
+        self.watermark = self.watermark.max(watermark);
+        while let Some(&(first, last)) = self.runs.first()
+            && first <= self.watermark + 1
+        {
+            // Nothing is missing up to the end of one that begins right behind it.
+            self.watermark = self.watermark.max(last);
+            self.runs.remove(0);
+        }
+    }
+
+    /// First and last ids of where events without a position may be; the last one has no end.
+    fn holes(&self) -> (Vec<i64>, Vec<i64>) {
+        let ends = self.runs.iter().map(|(_, last)| last + 1);
+        let firsts = std::iter::once(self.watermark + 1).chain(ends).collect();
+        let lasts = self.runs.iter().map(|(first, _)| first - 1).chain(std::iter::once(i64::MAX)).collect();
+        (firsts, lasts)
+    }
 }
 
 impl Sequencer {
@@ -145,7 +200,15 @@ impl Sequencer {
             drop(
                 session.call(|client| client.batch_execute(&format!("SET idle_session_timeout = '{LEADER_IDLE_MAX}'"))),
             );
-            self.term = Some(Term { watermark, candidate: None });
+            let mut given = Given::up_to(watermark);
+            let statement = session.prepared(
+                "SELECT r.id, r.id + r.count - 1 FROM event_runs r WHERE r.id >= \
+                 coalesce((SELECT max(o.id) FROM event_runs o WHERE o.id <= $1), $1) AND r.id + r.count > $1 ORDER BY r.id",
+            )?;
+            for row in session.call(|client| client.query(&statement, &[&watermark]))? {
+                given.add(row.get(0), row.get(1));
+            }
+            self.term = Some(Term { given, candidate: None });
             self.state.leader.store(true, Relaxed);
             add(&self.state.terms, 1);
             log::info!("this instance orders events, from position {pos} on");
@@ -167,26 +230,40 @@ impl Sequencer {
         let Some(term) = &mut self.term else { return Ok(false) };
         // One statement, one snapshot: what it sees of transactions holds for the events it sees.
         let statement = session.prepared(
-            "WITH new AS MATERIALIZED (SELECT e.id FROM events e WHERE e.id > $1 \
-             AND NOT EXISTS (SELECT 1 FROM event_log l WHERE l.id = e.id) ORDER BY e.id LIMIT $2), \
-             given AS (INSERT INTO event_log (pos, id) \
-             SELECT (SELECT pos FROM event_sequencer) + row_number() OVER (ORDER BY id), id FROM new RETURNING pos), \
-             last AS (SELECT max(pos) AS pos, count(*) AS count FROM given), \
-             noted AS (UPDATE event_sequencer s SET pos = last.pos, watermark = greatest(s.watermark, $1) FROM last \
-             WHERE last.count > 0) \
-             SELECT coalesce(last.pos, 0), last.count, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM last",
+            "WITH new AS MATERIALIZED (SELECT e.id, row_number() OVER (ORDER BY e.id) AS n FROM (SELECT v.id \
+             FROM UNNEST($1::bigint[], $2::bigint[]) AS hole(first, last), \
+             LATERAL (SELECT id FROM events WHERE id >= hole.first AND id <= hole.last ORDER BY id LIMIT $3) v \
+             ORDER BY v.id LIMIT $3) e), \
+             given AS (INSERT INTO event_runs (pos, id, count) SELECT s.pos + min(new.n), min(new.id), count(*) \
+             FROM new, event_sequencer s GROUP BY s.pos, new.id - new.n RETURNING pos, id, count), \
+             noted AS (UPDATE event_sequencer s SET pos = s.pos + found.count, watermark = greatest(s.watermark, $4) \
+             FROM (SELECT count(*) AS count FROM new) found WHERE found.count > 0) \
+             SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, given.pos, given.id, given.count \
+             FROM (SELECT 1) always LEFT JOIN given ON TRUE ORDER BY given.id",
         )?;
-        let row = session.call(|client| client.query_one(&statement, &[&term.watermark, &EVENTS_MAX]))?;
-        let (pos, count, oldest): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+        let (firsts, lasts) = term.given.holes();
+        let rows =
+            session.call(|client| client.query(&statement, &[&firsts, &lasts, &EVENTS_MAX, &term.given.watermark]))?;
+        let (mut pos, mut count, mut oldest) = (0, 0, 0);
+        for row in &rows {
+            oldest = row.get(0);
+            if let Some(first_pos) = row.get::<_, Option<i64>>(1) {
+                let (first, of_run): (i64, i64) = (row.get(2), row.get(3));
+                term.given.add(first, first + of_run - 1);
+                pos = pos.max(first_pos + of_run - 1);
+                count += of_run;
+            }
+        }
         let more = count >= EVENTS_MAX;
         if let Some((last, number)) = term.candidate.filter(|_| !more)
             && oldest >= number
         {
-            term.watermark = term.watermark.max(last);
+            term.given.raise(last);
             term.candidate = None;
         }
         if count > 0 {
-            if term.candidate.is_none() {
+            // Without a hole the watermark is at the log's end already.
+            if term.candidate.is_none() && !term.given.runs.is_empty() {
                 term.candidate = Some(candidate(session)?);
             }
             add(&self.state.given, count.unsigned_abs());
@@ -208,5 +285,51 @@ fn candidate(session: &PgSession) -> Result<(i64, i64), StoreError> {
     match (rows.next(), rows.next()) {
         (Some(last), Some(number)) => Ok((last, number)),
         _ => Err(StoreError::Corrupt("the server does not say which transactions there are".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_looked_for() {
+        let mut given = Given::up_to(5);
+        given.add(6, 10);
+        assert_eq!(given.holes(), (vec![11], vec![i64::MAX]), "nothing was missing");
+        given.add(13, 15);
+        given.add(18, 18);
+        assert_eq!(given.holes(), (vec![11, 16, 19], vec![12, 17, i64::MAX]));
+        given.add(16, 17);
+        assert_eq!(given.holes(), (vec![11, 19], vec![12, i64::MAX]));
+        given.raise(12);
+        assert_eq!(given.holes(), (vec![19], vec![i64::MAX]), "nothing is missing up to 18");
+        assert_eq!(given.watermark, 18);
+    }
+
+    proptest! {
+        #[test]
+        fn holes_are_all_that_has_no_position(
+            steps in prop::collection::vec((prop::collection::btree_set(1_i64..60, 0..8), 0_i64..60), 1..20)
+        ) {
+            let mut given = Given::up_to(0);
+            let mut free: std::collections::BTreeSet<i64> = (1..60).collect();
+            for (ids, raised_to) in steps {
+                // As the leader does: what is in no hole is not seen again.
+                let seen: Vec<i64> = ids.into_iter().filter(|id| free.remove(id)).collect();
+                for run in seen.chunk_by(|one, next| one + 1 == *next) {
+                    given.add(run[0], run[run.len() - 1]);
+                }
+                given.raise(raised_to);
+                free.retain(|id| *id > raised_to);
+                let (firsts, lasts) = given.holes();
+                let in_holes = (1..60).filter(|id| {
+                    firsts.iter().zip(&lasts).any(|(first, last)| first <= id && id <= last)
+                });
+                prop_assert_eq!(in_holes.collect::<Vec<_>>(), free.iter().copied().collect::<Vec<_>>());
+            }
+        }
     }
 }

@@ -77,7 +77,7 @@ impl Tx<'_> {
         run(
             self.conn,
             "INSERT INTO event_cursors (endpoint, pos, disabled_at, disabled_reason) \
-             VALUES ($1, (SELECT coalesce(max(pos), 0) FROM event_log), $2, $3) ON CONFLICT (endpoint) DO UPDATE \
+             VALUES ($1, (SELECT coalesce(last, 0) FROM log_bounds), $2, $3) ON CONFLICT (endpoint) DO UPDATE \
              SET disabled_at = excluded.disabled_at, disabled_reason = excluded.disabled_reason \
              WHERE event_cursors.disabled_at IS NULL",
             (endpoint, at, reason),
@@ -123,7 +123,7 @@ impl Tx<'_> {
             )?;
             run(
                 self.conn,
-                "UPDATE event_cursors SET pos = greatest(pos, (SELECT coalesce(max(pos), 0) FROM event_log)) \
+                "UPDATE event_cursors SET pos = greatest(pos, (SELECT coalesce(last, 0) FROM log_bounds)) \
                  WHERE endpoint = $1",
                 [endpoint],
             )?;
@@ -186,21 +186,22 @@ impl Tx<'_> {
         let cursor: Option<i64> = scalar(self.conn, "SELECT pos FROM event_cursors WHERE endpoint = $1", [endpoint])?;
         // What lies beyond is delivered anyway.
         let Some(to_pos) = cursor.map(|cursor| cursor.min(to_pos)) else { return Ok((0, None)) };
-        let last: Option<i64> = scalar::<Option<i64>>(
-            self.conn,
-            "SELECT max(pos) FROM (SELECT pos FROM event_log WHERE pos >= $1 AND pos <= $2 ORDER BY pos LIMIT $3) piece",
-            (from_pos, to_pos, rows_max),
-        )?
-        .flatten();
-        let Some(last) = last else { return Ok((0, None)) };
+        let Some((first_pos, last_pos)) = bounds(self.conn)? else { return Ok((0, None)) };
+        let (from_pos, to_pos) = (from_pos.max(first_pos), to_pos.min(last_pos));
+        let last = to_pos.min(from_pos.saturating_add(i64::from(rows_max) - 1));
+        if last < from_pos {
+            return Ok((0, None));
+        }
         let changed = run(
             self.conn,
-            "INSERT INTO event_delivery (endpoint, state, pos, key, attempts, next_at, reason) \
-             SELECT CAST($1 AS text), 'parked', e.pos, e.key, 0, CAST($2 AS bigint), 'redelivery' FROM logged_events e \
-             WHERE e.pos >= $3 AND e.pos <= $4 \
-             AND e.event_type IN (SELECT value FROM json_array_elements_text($5::json)) \
-             ON CONFLICT (endpoint, pos) DO UPDATE SET state = excluded.state, attempts = excluded.attempts, \
-             next_at = excluded.next_at, reason = excluded.reason WHERE event_delivery.state = 'dead'",
+            &format!(
+                "INSERT INTO event_delivery (endpoint, state, pos, key, attempts, next_at, reason) \
+                 SELECT CAST($1 AS text), 'parked', e.pos, e.key, 0, CAST($2 AS bigint), 'redelivery' FROM {} \
+                 WHERE e.event_type IN (SELECT value FROM json_array_elements_text($5::json)) \
+                 ON CONFLICT (endpoint, pos) DO UPDATE SET state = excluded.state, attempts = excluded.attempts, \
+                 next_at = excluded.next_at, reason = excluded.reason WHERE event_delivery.state = 'dead'",
+                logged_between(self.conn, "$3", "$4")
+            ),
             (endpoint, at, from_pos, last, json(&event_types)?),
         )?;
         Ok((changed, (last < to_pos).then_some(last)))
@@ -255,13 +256,16 @@ pub(super) fn deliveries(
     limit: u32,
     offset: u64,
 ) -> Result<Vec<(ParkedDelivery, EventRecord)>, StoreError> {
+    let event_of_delivery = match conn {
+        Conn::Sqlite(_) => "logged_events e ON e.pos = d.pos",
+        Conn::Postgres(_) => "LATERAL logged_between(d.pos, d.pos) e ON TRUE",
+    };
     all(
         conn,
-        concat!(
-            "SELECT ",
-            event_columns!(),
-            ", d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN logged_events e ON e.pos = d.pos \
-             WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3 OFFSET $4"
+        &format!(
+            "SELECT {}, d.attempts, d.next_at, d.reason, d.key FROM event_delivery d JOIN {event_of_delivery} \
+             WHERE d.endpoint = $1 AND d.state = $2 ORDER BY d.pos LIMIT $3 OFFSET $4",
+            event_columns!()
         ),
         (endpoint, state, limit, offset),
         |row| {
@@ -298,25 +302,33 @@ fn offset(page: u32, size: u32) -> u64 {
 /// The position that everything older than `at` lies below. Times rise with positions but for corrections of clocks, and what of
 /// these lies on the wrong side is found on it.
 pub(super) fn pos_at(conn: Conn<'_>, at: i64) -> Result<i64, StoreError> {
-    let bounds = one(conn, "SELECT min(pos), max(pos) FROM event_log", (), |row| {
-        Ok(row.get::<Option<i64>>(0)?.zip(row.get::<Option<i64>>(1)?))
-    })?;
-    let Some((mut low, last)) = bounds.flatten() else { return Ok(0) };
+    let Some((mut low, last)) = bounds(conn)? else { return Ok(0) };
     let mut high = last + 1;
+    let sql = format!("SELECT e.at FROM {}", logged_between(conn, "$1", "$2"));
     while low < high {
         let middle = low + (high - low) / 2;
-        let found = one(
-            conn,
-            "SELECT e.pos, e.at FROM logged_events e WHERE e.pos >= $1 AND e.pos < $2 ORDER BY e.pos LIMIT 1",
-            (middle, high),
-            |row| Ok((row.get::<i64>(0)?, row.get::<i64>(1)?)),
-        )?;
-        match found {
-            Some((pos, event_at)) if event_at < at => low = pos + 1,
+        match scalar::<i64>(conn, &sql, (middle, middle))? {
+            Some(event_at) if event_at < at => low = middle + 1,
             _ => high = middle,
         }
     }
     Ok(low)
+}
+
+/// First and last position of the log, which has no gaps; `None`: it is empty.
+pub(super) fn bounds(conn: Conn<'_>) -> Result<Option<(i64, i64)>, StoreError> {
+    let bounds = one(conn, "SELECT first, last FROM log_bounds", (), |row| {
+        Ok(row.get::<Option<i64>>(0)?.zip(row.get::<Option<i64>>(1)?))
+    })?;
+    Ok(bounds.flatten())
+}
+
+/// Events `e` from one position to another, as a table to select from.
+fn logged_between(conn: Conn<'_>, first: &str, last: &str) -> String {
+    match conn {
+        Conn::Sqlite(_) => format!("(SELECT * FROM logged_events WHERE pos >= {first} AND pos <= {last}) e"),
+        Conn::Postgres(_) => format!("logged_between({first}, {last}) e"),
+    }
 }
 
 /// The log of deliveries to an endpoint, newest first.

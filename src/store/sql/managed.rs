@@ -269,7 +269,7 @@ impl Tx<'_> {
         self.forget_deliveries(&new.name)?;
         run(
             self.conn,
-            "INSERT INTO event_cursors (endpoint, pos) VALUES ($1, (SELECT coalesce(max(pos), 0) FROM event_log))",
+            "INSERT INTO event_cursors (endpoint, pos) VALUES ($1, (SELECT coalesce(last, 0) FROM log_bounds))",
             [&new.name],
         )?;
         self.done_endpoint(&new.name)

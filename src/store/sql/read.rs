@@ -194,12 +194,19 @@ impl Reader for SqlReader<'_> {
     }
 
     fn events_after(&mut self, pos: i64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
-        all(
-            self.conn,
-            concat!("SELECT ", event_columns!(), " FROM logged_events e WHERE e.pos > $1 ORDER BY e.pos LIMIT $2"),
-            (pos, limit),
-            event,
-        )
+        let sql = match self.conn {
+            Conn::Sqlite(_) => {
+                concat!("SELECT ", event_columns!(), " FROM logged_events e WHERE e.pos > $1 ORDER BY e.pos LIMIT $2")
+            }
+            // Positions have no gaps: so many of them are so many events.
+            Conn::Postgres(_) => concat!(
+                "SELECT ",
+                event_columns!(),
+                " FROM (SELECT greatest($1::bigint + 1, first) AS first FROM log_bounds) b, \
+                 LATERAL logged_between(b.first, b.first + $2::bigint - 1) e ORDER BY e.pos"
+            ),
+        };
+        all(self.conn, sql, (pos, limit), event)
     }
 
     fn pos_at(&mut self, at: i64) -> Result<i64, StoreError> {
@@ -242,7 +249,7 @@ impl Reader for SqlReader<'_> {
     }
 
     fn last_pos(&mut self) -> Result<i64, StoreError> {
-        Ok(scalar(self.conn, "SELECT coalesce(max(pos), 0) FROM event_log", ())?.unwrap_or(0))
+        Ok(scalar(self.conn, "SELECT coalesce(last, 0) FROM log_bounds", ())?.unwrap_or(0))
     }
 
     fn earlier(&mut self, asked: &Idempotency) -> Result<Option<Earlier>, StoreError> {

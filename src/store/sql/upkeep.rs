@@ -184,7 +184,7 @@ impl Tx<'_> {
         let events = all(self.conn, old_events(self.conn), (prune.events_before, rows_max), |row| row.get::<bool>(0))?;
         self.events_lost += events.iter().filter(|undelivered| **undelivered).count() as u64;
         if !events.is_empty() {
-            run(self.conn, "DELETE FROM event_delivery WHERE pos < coalesce((SELECT min(pos) FROM event_log), 0)", ())?;
+            run(self.conn, "DELETE FROM event_delivery WHERE pos < coalesce((SELECT first FROM log_bounds), 0)", ())?;
         }
         let commands = run(
             self.conn,
@@ -222,11 +222,16 @@ const fn old_events(conn: Conn<'_>) -> &'static str {
              RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)"
         }
         Conn::Postgres(_) => {
-            "WITH oldest AS (SELECT l.pos, l.id, e.at FROM event_log l JOIN events e ON e.id = l.id \
-             WHERE l.pos < (SELECT max(pos) FROM event_log) ORDER BY l.pos LIMIT $2), \
-             old AS (SELECT pos, id FROM oldest WHERE at < $1), \
-             unlogged AS (DELETE FROM event_log l USING old WHERE l.pos = old.pos), \
-             gone AS (DELETE FROM events e USING old WHERE e.id = old.id) \
+            // Here, too: positions have no gaps.
+            "WITH oldest AS MATERIALIZED (SELECT e.pos, e.id, e.at FROM log_bounds b, \
+             LATERAL logged_between(b.first, least(b.first + $2::bigint, b.last) - 1) e), \
+             old AS MATERIALIZED (SELECT pos, id FROM oldest WHERE pos < \
+             coalesce((SELECT min(pos) FROM oldest WHERE at >= $1), 9223372036854775807)), \
+             gone AS (DELETE FROM events e USING old WHERE e.id = old.id), \
+             kept AS MATERIALIZED (SELECT max(pos) + 1 AS pos FROM old), \
+             emptied AS (DELETE FROM event_runs r USING kept WHERE r.pos < kept.pos AND r.pos + r.count <= kept.pos), \
+             cut AS (UPDATE event_runs r SET pos = kept.pos, id = r.id + (kept.pos - r.pos), \
+             count = r.count - (kept.pos - r.pos) FROM kept WHERE r.pos < kept.pos AND r.pos + r.count > kept.pos) \
              SELECT pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors) FROM old"
         }
     }

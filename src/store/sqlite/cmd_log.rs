@@ -103,23 +103,26 @@ impl Logs for LogFile {
     fn insert_commands(&mut self, rows: &[CommandLogRow]) -> Result<(), StoreError> {
         let transaction = self.session.raw().unchecked_transaction()?;
         let instance = self.instance.as_ref().map(ServerId::as_str);
+        // Prepared once, and no values are copied: more rows are written here than anywhere else.
+        let mut statement = self.session.raw().prepare_cached(
+            "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?;
         for row in rows {
-            run(
-                Conn::Sqlite(&self.session),
-                "INSERT INTO cmd_log (at, device_id, direction, command, msg_id, raw, epoch, instance) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-                (
-                    row.at,
-                    row.device_id.to_string(),
-                    if row.up { "up" } else { "down" },
-                    row.command,
-                    row.msg_id,
-                    &row.raw,
-                    row.epoch,
-                    instance,
-                ),
-            )?;
+            let direction = if row.up { "up" } else { "down" };
+            let device_id = row.device_id.to_string();
+            statement.execute((
+                row.at,
+                device_id,
+                direction,
+                row.command,
+                row.msg_id,
+                &row.raw[..],
+                row.epoch,
+                instance,
+            ))?;
         }
+        drop(statement);
         Ok(transaction.commit()?)
     }
 

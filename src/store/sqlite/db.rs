@@ -29,7 +29,7 @@ mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-const TABLES: [&str; 25] = [
+const TABLES: [&str; 26] = [
     "devices",
     "gateway_sockets",
     "ports",
@@ -39,6 +39,7 @@ const TABLES: [&str; 25] = [
     "outbound_queue",
     "events",
     "event_log",
+    "log_bounds",
     "logged_events",
     "all_events",
     "event_cursors",
