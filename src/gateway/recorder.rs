@@ -35,7 +35,7 @@ pub const FRAME_KEPT_MAX: usize = 512;
 pub const HEAD_MAX: usize = 21;
 /// Of them those that are always there: what follows, time, slot and generation.
 const HEAD_MIN: usize = 10;
-/// A head as it is put together: each number is written in four bytes, and the next over what it does not need.
+/// A head as it is put together, with room for what its numbers may need.
 const HEAD_ROOM: usize = HEAD_MAX + 1;
 /// Connections that ended and are remembered with the way to their frames.
 const ENDED_MAX: usize = 1024;
@@ -50,11 +50,6 @@ const LENGTH: u32 = (1 << 22) - 1;
 const EPOCH_LENS: [usize; 4] = [0, 1, 2, 4];
 const BACK_LENS: [usize; 4] = [0, 1, 3, 4];
 const LENGTH_LENS: [usize; 4] = [0, 1, 2, 3];
-
-/// The two bits that stand for how many bytes `value` takes.
-const fn code_of(value: u32, lens: [usize; 4]) -> u8 {
-    (value > 0) as u8 + (value >> (8 * lens[1]) > 0) as u8 + (value >> (8 * lens[2]) > 0) as u8
-}
 
 const _: () = assert!(crate::shard::READ_BUFFER_BYTES <= LENGTH as usize, "a length fits into its bytes");
 
@@ -211,27 +206,43 @@ impl Recorder {
     }
 }
 
-/// A head with its length.
+/// A head with its length. Put together in registers: bytes that are stored one after the other and read as a whole right after
+/// would cost more than the rest of it.
 fn head_of(conn: ConnId, label: Label, back: u32, length: u32) -> ([u8; HEAD_ROOM], usize) {
-    let (epoch, back, length) = ((label.epoch, EPOCH_LENS), (back, BACK_LENS), (length, LENGTH_LENS));
-    let mut head = [0; HEAD_ROOM];
-    head[1..7].copy_from_slice(&label.at.to_le_bytes()[..6]);
-    (head[7], head[8], head[9]) = tag_of(conn);
-    let (mut what, mut at) = (0, HEAD_MIN);
-    for (shift, (value, lens)) in [(0, epoch), (2, back), (4, length)] {
-        let code = code_of(value, lens);
-        what |= code << shift;
-        head[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        at += lens[usize::from(code)];
-    }
+    let (epoch, back, length) =
+        (Number::new(label.epoch, EPOCH_LENS), Number::new(back, BACK_LENS), Number::new(length, LENGTH_LENS));
+    let mut what = epoch.code | back.code << 2 | length.code << 4;
     if label.direction == Direction::Down {
         what |= DOWN;
     }
     if label.skipped {
         what |= SKIPPED;
     }
-    head[0] = what;
-    (head, at)
+    let (s0, s1, generation) = tag_of(conn);
+    let first = u64::from(what) | (label.at as u64) << 16 >> 8 | u64::from(s0) << 56;
+    let numbers = u128::from(length.value) << (8 * (epoch.len + back.len))
+        | u128::from(back.value) << (8 * epoch.len)
+        | u128::from(epoch.value);
+    let mut head = [0; HEAD_ROOM];
+    head[..8].copy_from_slice(&first.to_le_bytes());
+    [head[8], head[9]] = [s1, generation];
+    head[HEAD_MIN..].copy_from_slice(&numbers.to_le_bytes()[..HEAD_ROOM - HEAD_MIN]);
+    (head, HEAD_MIN + epoch.len + back.len + length.len)
+}
+
+/// A number as it goes into a head.
+struct Number {
+    value: u32,
+    /// The two bits that say how many bytes it takes.
+    code: u8,
+    len: usize,
+}
+
+impl Number {
+    const fn new(value: u32, lens: [usize; 4]) -> Self {
+        let code = (value > 0) as u8 + (value >> (8 * lens[1]) > 0) as u8 + (value >> (8 * lens[2]) > 0) as u8;
+        Self { value, code, len: lens[code as usize] }
+    }
 }
 
 /// The number in `len` bytes of a head from `at` on, which moves behind it.
