@@ -11,24 +11,18 @@ use chargegate::api::auth::{Attempt, Authenticator};
 use chargegate::config::{ApiKey, Scope, Scopes};
 use chargegate::gateway::Message;
 use chargegate::gateway::order::{End, Event, Facts, Verdict, transition};
-// What `slots` takes from its crate.
-use chargegate::memory;
 use chargegate::model::OrderStatus;
 use chargegate::shard::{Mailbox, Wake};
 use chargegate::signature::{SignedRequest, standard_webhooks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sha2::{Digest as _, Sha256};
 
-// The heap of deadlines is private to the core. It stands on slots alone, so that its source can be a part of this program, and
+// The heap of deadlines is private to the core. It stands on nothing else, so that its source can be a part of this program, and
 // the library has no door that only a bench goes through.
-#[path = "../src/gateway/slots.rs"]
-#[allow(dead_code, unused_imports, reason = "only keys are needed of it")]
-mod slots;
 #[path = "../src/gateway/timers.rs"]
 #[allow(dead_code, unused_imports, reason = "the core uses all of it")]
 mod timers;
 
-use slots::Slots;
 use timers::{Timer, Timers};
 
 const EVENTS: [Event; 18] = [
@@ -89,15 +83,13 @@ const AWAY_MS: u64 = 180_000;
 
 fn deadlines(c: &mut Criterion) {
     let mut group = c.benchmark_group("timers");
-    for owners in [15_000_u64, 60_000] {
-        let mut keys = Slots::default();
+    for owners in [15_000_u32, 60_000] {
         let mut timers = Timers::default();
         let mut armed = Vec::new();
         for owner in 0..owners {
-            let timer = Timer::Device(keys.insert(owner));
             let mut note = u64::MAX;
             // Spread over the time that deadlines are away, in no order.
-            timers.arm(&mut note, 1 + owner * 7_919 % AWAY_MS, timer);
+            timers.arm(&mut note, 1 + u64::from(owner) * 7_919 % AWAY_MS, Timer::Device(owner));
             armed.push(note);
         }
         // What a heartbeat does: the deadline moves back.
