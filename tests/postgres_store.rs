@@ -23,14 +23,13 @@ use chargegate::{
     gateway::order::Event,
     model::{CommandState, DeviceId, OrderNumbers, Protocol, ServerId},
     store::{
-        Bind, Bound, CommandUpdate, Created, Job, Latest, NewOrder, Notify, Outcome, Prune, Reader, Reply, Requester,
-        Store, StoreError,
+        Bind, Bound, CommandUpdate, Created, Job, Latest, NewOrder, Notify, Outcome, Prune, Reply, Requester, Store,
         postgres::{Options, PostgresStore, Timeouts},
     },
 };
 use postgres::{Client, NoTls};
 use services::{Postgres, PostgresOptions};
-use store::{PATIENCE, T0, Told, ap, ap_settlement, clock, minutes, order_job, postgres_database, until};
+use store::{PATIENCE, T0, Told, ap, ap_settlement, clock, minutes, order_job, postgres_database, read, until};
 
 /// One process of a cluster, as far as the store is concerned.
 struct Instance {
@@ -80,17 +79,6 @@ impl Instance {
             card_no: None,
             idempotency: None,
         }
-    }
-
-    fn read<T: Send + 'static>(
-        &self,
-        query: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
-    ) -> T {
-        let (reply, answer) = mpsc::channel();
-        let call =
-            Box::new(move |reader: Result<&mut dyn Reader, StoreError>| drop(reply.send(reader.and_then(query))));
-        assert!(self.store.read(call).is_ok(), "the queue has room");
-        answer.recv_timeout(PATIENCE).expect("the reader answers").unwrap()
     }
 
     fn ready(&self) -> bool {
@@ -294,21 +282,21 @@ fn the_log_is_read_and_pruned_across_its_runs() {
     };
     let assert_reads_are_whole = |log: &[(i64, String)]| {
         for limit in [1, 3, 7, 1_000] {
-            let mut read = Vec::new();
+            let mut all = Vec::new();
             loop {
-                let after = read.last().map_or(0, |(pos, _)| *pos);
-                let piece = instance.read(move |reader| reader.events_after(after, limit));
+                let after = all.last().map_or(0, |(pos, _)| *pos);
+                let piece = read(&instance.store, move |reader| reader.events_after(after, limit));
                 assert!(piece.len() <= limit as usize);
                 if piece.is_empty() {
                     break;
                 }
-                read.extend(piece.into_iter().map(|event| (event.pos, event.event_id)));
+                all.extend(piece.into_iter().map(|event| (event.pos, event.event_id)));
             }
-            assert_eq!(read, log, "{limit} at a time");
+            assert_eq!(all, log, "{limit} at a time");
         }
         for (pos, event_id) in log {
             let at = event_id[1..].parse().unwrap();
-            assert_eq!(instance.read(move |reader| reader.pos_at(at)), *pos, "of {event_id}");
+            assert_eq!(read(&instance.store, move |reader| reader.pos_at(at)), *pos, "of {event_id}");
         }
     };
     let mut left = log(0);

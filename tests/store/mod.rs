@@ -230,11 +230,7 @@ impl Bench {
         &self,
         query: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> T {
-        let (reply, answer) = mpsc::channel();
-        let call =
-            Box::new(move |reader: Result<&mut dyn Reader, StoreError>| drop(reply.send(reader.and_then(query))));
-        assert!(self.store.read(call).is_ok(), "the queue has room");
-        answer.recv_timeout(PATIENCE).expect("the reader answers").unwrap()
+        read(&*self.store, query)
     }
 
     pub(crate) fn bind(&self, device_id: DeviceId, at: i64) -> Bound {
@@ -336,6 +332,17 @@ impl Bench {
         };
         alarms.map(reason).collect()
     }
+}
+
+/// What a query of the store finds.
+pub(crate) fn read<T: Send + 'static>(
+    store: &dyn Store,
+    query: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
+) -> T {
+    let (reply, answer) = mpsc::channel();
+    let call = Box::new(move |reader: Result<&mut dyn Reader, StoreError>| drop(reply.send(reader.and_then(query))));
+    assert!(store.read(call).is_ok(), "the queue has room");
+    answer.recv_timeout(PATIENCE).expect("the reader answers").unwrap()
 }
 
 /// Looks until it is so.
