@@ -16,8 +16,8 @@ const ROWS_MAX: usize = 2000;
 const IDLE: Duration = Duration::from_millis(250);
 /// How long rows wait for others: a transaction costs more than a few of them, and nobody waits for the logs.
 const GATHER: Duration = Duration::from_millis(100);
-/// How often it is looked whether there are others. A thread that waits for them would be woken by each shard at each turn, which costs both
-/// sides more than the rows; the queue takes what shards hand over in many times this long.
+/// How often it is looked whether there are others. A thread that waits for them would be woken by each shard at each turn, which
+/// costs both sides more than the rows; the queue takes what shards hand over in many times this long.
 const LOOK: Duration = Duration::from_millis(10);
 const LOOKS: u128 = GATHER.as_millis() / LOOK.as_millis();
 /// Pieces pruned between two transactions of rows: together more than these bring.

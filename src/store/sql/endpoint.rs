@@ -316,7 +316,7 @@ pub(super) fn pos_at(conn: Conn<'_>, at: i64) -> Result<i64, StoreError> {
 }
 
 /// First and last position of the log, which has no gaps; `None`: it is empty.
-pub(super) fn bounds(conn: Conn<'_>) -> Result<Option<(i64, i64)>, StoreError> {
+fn bounds(conn: Conn<'_>) -> Result<Option<(i64, i64)>, StoreError> {
     let bounds = one(conn, "SELECT first, last FROM log_bounds", (), |row| {
         Ok(row.get::<Option<i64>>(0)?.zip(row.get::<Option<i64>>(1)?))
     })?;

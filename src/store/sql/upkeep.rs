@@ -222,7 +222,7 @@ const fn old_events(conn: Conn<'_>) -> &'static str {
              RETURNING pos > (SELECT coalesce(min(pos), 9223372036854775807) FROM event_cursors)"
         }
         Conn::Postgres(_) => {
-            // Here, too: positions have no gaps.
+            // The first young row ends it here as well: what is left has no gaps, which reading the log relies on.
             "WITH oldest AS MATERIALIZED (SELECT e.pos, e.id, e.at FROM log_bounds b, \
              LATERAL logged_between(b.first, least(b.first + $2::bigint, b.last) - 1) e), \
              old AS MATERIALIZED (SELECT pos, id FROM oldest WHERE pos < \
