@@ -215,7 +215,11 @@ impl Lane {
         let batch = self.batch;
         let result = begin(session, &self.row, batch, savepoints)
             .and_then(|()| apply_open(Conn::Postgres(session), self.shared.rules(), at, jobs))
-            .and_then(|applied| session.flush().map(|()| applied));
+            .and_then(|applied| {
+                // What is left to write is of this lane's devices: the others go on beside it, and while it waits for the disk.
+                self.held = None;
+                session.flush().map(|()| applied)
+            });
         let applied = match result {
             Ok(applied) => applied,
             Err(error) => {
@@ -233,8 +237,6 @@ impl Lane {
                 });
             }
         };
-        // Others go on while this waits for the disk.
-        self.held = None;
         let Err(error) = session.commit() else { return Ok(applied) };
         match session.take_fault() {
             Some(Fault::Conflict | Fault::Locked) => Err(Stop::Conflict(error)),

@@ -2,8 +2,10 @@
 //!
 //! A transaction costs the server something of its own, whatever is in it. Lanes that begin as soon as they have a job make many
 //! small ones, side by side: on two cores a start over HTTP then took a fifth more of their time. So one lane at a time reads and
-//! writes; from its COMMIT on, which waits for the disk, it is the next one's turn, and what is submitted meanwhile gathers. Nobody waits
-//! who would have nothing to wait for: an idle store begins at once, a lane with a full batch does not wait, and nobody waits for long.
+//! runs its jobs; from its last statements on, which are of its own devices only, and through its COMMIT, which waits for the disk, it is
+//! the next one's turn, and what is submitted meanwhile gathers. (With a turn until the COMMIT an order takes 4 % less of
+//! the machine's time, but a quarter of two cores stays unused, and a sixth fewer orders get through.) Nobody waits who would have nothing
+//! to wait for: an idle store begins at once, a lane with a full batch does not wait, and nobody waits for long.
 
 use std::{sync::Arc, time::Duration};
 
