@@ -23,7 +23,7 @@ help:
 	@echo "crash-test  $(RUNS) seeds of kill -9 in a storm, each about a minute, then the store is compared with what was acknowledged"
 	@echo "lint        format, clippy, documentation; licences and advisories where cargo-deny is installed"
 	@echo "fmt         format the code"
-	@echo "bench       every benchmark in five rounds, then all figures beside their goals: 40 minutes on two idle cores"
+	@echo "bench       every benchmark in five rounds, then all figures beside their goals: 40 to 60 minutes on two idle cores"
 	@echo "            (BENCH_ONLY=\"cost api\": some parts); installs PostgreSQL and Redis where they are missing (Debian)"
 	@echo "bench-smoke that the benchmarks run: each for a moment, in a debug build"
 	@echo "soak        $(DEVICES) simulated devices for $(HOURS) hours of virtual time, then the books are compared"
