@@ -82,11 +82,16 @@ impl Two {
         };
         entry.set_ports((1..).zip(ports).map(state).collect());
         entry.set_epoch(epoch);
-        eventually("it is told of", || {
-            let status = self.here.get(&format!("/devices/{device_id}/status"));
-            (status.status == 200 && status.data(200)["online"] == true).then_some(())
-        });
+        self.shows(device_id, "online", &json!(true));
         entry
+    }
+
+    /// Waits until the instance that is asked shows `field` of a device's status as `value`.
+    fn shows(&self, device_id: DeviceId, field: &str, value: &Value) {
+        eventually(&format!("{field} is {value}"), || {
+            let status = self.here.get(&format!("/devices/{device_id}/status"));
+            (status.status == 200 && status.data(200)[field] == *value).then_some(())
+        });
     }
 }
 
@@ -141,19 +146,18 @@ fn a_start_elsewhere_is_checked_by_what_is_told() {
     stop.error(404, "PORT_NOT_FOUND");
     two.here.post("/devices/00000000000001/stop", &json!({"port_no": 2})).error(404, "ORDER_NOT_FOUND");
 
+    // Told of together with its signal. Asking before would fill the device's queue in the store, which is another reason.
     entry.set_waiting(16);
+    entry.set_signal(21);
     entry.mark();
+    two.shows(device(1), "signal", &json!(21));
     let call = json!({"command": "query_socket", "socket": 0});
-    eventually("its lane is full", || {
-        let answer = two.here.post("/devices/00000000000001/commands", &call);
-        (answer.status == 503).then(|| answer.error(503, "QUEUE_OVERLOADED"))
-    });
+    let full = two.here.post("/devices/00000000000001/commands", &call).error(503, "QUEUE_OVERLOADED");
+    assert_eq!(full, "16 commands wait for this device, at most 16 may");
     entry.set_waiting(0);
     entry.set_disconnected(unix_ms());
-    eventually("it has no connection", || {
-        let answer = charge(1);
-        (answer.status == 400).then(|| answer.error(400, "DEVICE_OFFLINE"))
-    });
+    two.shows(device(1), "instance", &Value::Null);
+    charge(1).error(400, "DEVICE_OFFLINE");
     let accepted = two.here.post("/devices/00000000000001/commands", &call);
     accepted.data(202);
 }
