@@ -357,6 +357,29 @@ fn a_refusal_keeps_the_devices_code() {
 }
 
 #[test]
+fn of_two_ends_a_port_waits_for_the_newest_is_named() {
+    let bench = Bench::new();
+    let epoch = bench.bind(ap(1), T0).epoch;
+    let over = |port_no, at| {
+        let (order, _) = bench.created(ap(1), port_no, Some(epoch), at);
+        bench.happens(order.order_no, Event::StartRefused { relay_may_be_on: false }, Some(epoch), at);
+        order.order_no
+    };
+    for (port_no, newest_first) in [(1, false), (2, true)] {
+        let (older, newer) = (over(port_no, T0 + 1), over(port_no, T0 + 2));
+        let shown = if newest_first { [newer, older] } else { [older, newer] };
+        for order_no in shown {
+            bench.happens(order_no, Event::Evidence, Some(epoch), T0 + 3);
+        }
+        let Created::PortBusy { holder } = bench.create(ap(1), port_no, Some(epoch), T0 + 4) else { panic!() };
+        assert_eq!(holder, newer);
+        bench.happens(newer, Event::PortMismatch, Some(epoch), T0 + 5);
+        let Created::PortBusy { holder } = bench.create(ap(1), port_no, Some(epoch), T0 + 6) else { panic!() };
+        assert_eq!(holder, older);
+    }
+}
+
+#[test]
 fn binds_claim_what_is_still_wanted_with_the_same_message_id() {
     let bench = Bench::new();
     let epoch = bench.bind(ap(1), T0).epoch;

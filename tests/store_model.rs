@@ -98,7 +98,7 @@ impl Model {
     fn holder(&self, device: u32, port: u16) -> Option<&ModelOrder> {
         let on_port = |order: &&ModelOrder| order.device == device && order.port == port;
         let on = || self.orders.iter().filter(on_port);
-        on().find(|order| order.facts.status.is_active()).or_else(|| on().find(|order| order.facts.end_pending))
+        on().find(|order| order.facts.status.is_active()).or_else(|| on().rfind(|order| order.facts.end_pending))
     }
 
     /// Starts that a claim takes up: of pending orders, not claimed yet, or claimed for an older epoch.

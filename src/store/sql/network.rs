@@ -4,7 +4,6 @@
 use super::{
     apply::Tx,
     conn::{Conn, Row, all, one, run},
-    row::order_no,
 };
 use crate::{
     gateway::network::{Answer, Listed, NetworkList, Refresh, SocketState},
@@ -125,15 +124,9 @@ impl Tx<'_> {
 
     /// An order that still holds a port of one of these sockets.
     fn holder_among(&self, device_id: DeviceId, sockets: &[u8]) -> Result<Option<(u8, u16, OrderNo)>, StoreError> {
-        let holders = all(
-            self.conn,
-            "SELECT port_no, order_no FROM orders WHERE device_id = $1 AND is_active = TRUE \
-             UNION SELECT port_no, order_no FROM orders WHERE device_id = $1 AND device_end_pending = TRUE ORDER BY 1",
-            [device_id.to_string()],
-            |row| Ok((row.get::<u16>(0)?, order_no(row, 1)?)),
-        )?;
         let socket_of = |port_no: u16| u8::try_from(port_no.div_ceil(2)).unwrap_or(0);
-        let mut held = holders.into_iter().map(|(port_no, holder)| (socket_of(port_no), port_no, holder));
+        let holders = self.held_by(device_id)?.into_iter();
+        let mut held = holders.map(|order| (socket_of(order.port_no), order.port_no, order.order_no));
         Ok(held.find(|(socket, ..)| sockets.contains(socket)))
     }
 

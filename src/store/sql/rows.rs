@@ -384,19 +384,22 @@ impl Tx<'_> {
         )
     }
 
-    /// An order whose charge the port still shows behind its end.
+    /// The newest order whose charge the port still shows behind its end. There may be two: one that was over before the other
+    /// began, and whose charge the device named again afterwards.
     pub(super) fn pending_end_on(&self, device: DeviceId, port_no: u16) -> Result<Option<OrderNo>, StoreError> {
         let known = self.conn.staged(|stage| {
             let holders = stage.known.ports.get(&(device, port_no))?;
-            let mut orders = holders.iter().filter_map(|no| stage.known.orders.get(no)?.as_ref());
-            Some(orders.find(|order| order.device_end_pending).map(|order| order.order_no))
+            let orders = holders.iter().filter_map(|no| stage.known.orders.get(no)?.as_ref());
+            let pending = orders.filter(|order| order.device_end_pending);
+            Some(pending.map(|order| (order.created_at, order.order_no)).max().map(|(_, no)| no))
         });
         if let Some(known) = known {
             return Ok(known);
         }
         one(
             self.conn,
-            "SELECT order_no FROM orders WHERE device_id = $1 AND port_no = $2 AND device_end_pending = TRUE",
+            "SELECT order_no FROM orders WHERE device_id = $1 AND port_no = $2 AND device_end_pending = TRUE \
+             ORDER BY created_at DESC, order_no DESC LIMIT 1",
             (device.to_string(), port_no),
             |row| order_no(row, 0),
         )
