@@ -27,6 +27,9 @@ struct Memory {
     kernel: f64,
 }
 
+/// A server that does nothing for so long has started.
+const STARTED: Duration = Duration::from_millis(500);
+
 /// All figures by connections, window and server.
 type Figures = BTreeMap<(usize, usize, usize), Vec<Figure>>;
 
@@ -60,6 +63,8 @@ fn measure(
 ) -> anyhow::Result<Memory> {
     let port = process::free_port()?;
     let server = Server::start(contestant.command(port), SERVER_CPU, port)?;
+    // What a start goes on to touch is no connection's.
+    server.settle(STARTED)?;
     let before = (server.resident()?, process::slab()?);
     let mut load = Load::connect(port, connections)?;
     // Each device is known to the server before anything is measured, and what its store has to write for that is written.
