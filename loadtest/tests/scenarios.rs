@@ -185,11 +185,11 @@ fn wrong_answers_and_none_are_found() {
 fn the_wait_of_a_stalled_server_counts_for_every_heartbeat_that_was_due() {
     let directory = tempfile::tempdir().unwrap();
     let stall = Flaw::Stalls(Duration::from_secs(3));
+    // Of 40 heartbeats of each device 10 waited longer than one second, whatever the machine does.
     let run =
-        run(directory.path(), stall, &["--set", "beat.duration=8s", "--set", "thresholds=['heartbeat.p50_ms < 1']"]);
+        run(directory.path(), stall, &["--set", "beat.duration=8s", "--set", "thresholds=['heartbeat.p90_ms < 1000']"]);
     assert_eq!(run.code(), Some(1), "{}", run.text());
     let heartbeat = |property: &str| run.report["figures"][format!("heartbeat.{property}")].as_f64().unwrap();
-    // Of 40 heartbeats of each device 10 waited longer than one second, whatever the machine does.
     assert!(heartbeat("max_ms") >= 2_500.0 && heartbeat("p90_ms") >= 1_000.0, "{}", run.text());
     assert_eq!(run.report["correctness"]["lost"], 0, "late, not lost: {}", run.text());
 }
