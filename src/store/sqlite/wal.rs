@@ -279,7 +279,10 @@ unsafe extern "C" fn is_reserved(_: *mut sqlite3_file, reserved: *mut c_int) -> 
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::{Connection, OpenFlags};
+    use rusqlite::{
+        Connection, OpenFlags,
+        ffi::{SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_FULL, sqlite3_file_control},
+    };
 
     use super::*;
 
@@ -340,5 +343,72 @@ mod tests {
             .expect("a sum")
         };
         assert_eq!(sum(&copied), sum(&writer), "the last commit is in the log");
+    }
+
+    unsafe extern "C" fn full(_: *mut sqlite3_file, _: *const c_void, _: c_int, _: sqlite3_int64) -> c_int {
+        SQLITE_FULL
+    }
+
+    /// The default's file of a connection's log.
+    fn file_of(conn: &Connection) -> *mut sqlite3_file {
+        let mut file: *mut sqlite3_file = ptr::null_mut();
+        // SAFETY: the connection is open, and SQLite puts a pointer to its journal's file there.
+        let code = unsafe {
+            sqlite3_file_control(conn.handle(), ptr::null(), SQLITE_FCNTL_JOURNAL_POINTER, (&raw mut file).cast())
+        };
+        assert_eq!(code, SQLITE_OK);
+        // SAFETY: as above.
+        assert!(ptr::eq(unsafe { (*file).pMethods }, &raw const METHODS), "not a log of ours");
+        // SAFETY: `open` put it there, and SQLite does not use it meanwhile.
+        unsafe { log_of(file) }.inner()
+    }
+
+    #[test]
+    fn what_a_full_disk_refused_is_not_committed_and_does_no_harm_later() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("t.db");
+        let writer = open(&path);
+        writer.execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, b BLOB)").expect("a table");
+        let reader = Connection::open(&path).expect("a reader");
+        writer.execute_batch(MORE).expect("rows");
+
+        let inner = file_of(&writer);
+        // SAFETY: the file is open, and its methods are static.
+        let whole = unsafe { (*inner).pMethods };
+        // SAFETY: as above.
+        let broken = sqlite3_io_methods { xWrite: Some(full), ..unsafe { *whole } };
+        let write_with = |methods: *const sqlite3_io_methods| {
+            // SAFETY: both live as long as they are in use, and differ in one method.
+            unsafe { (*inner).pMethods = methods };
+        };
+        // In one piece at the sync, and in many before it.
+        for refused in
+            ["INSERT INTO t VALUES (900000, 'refused')", &format!("{MORE}; INSERT INTO t VALUES (900000, '')")]
+        {
+            write_with(&raw const broken);
+            for attempt in 1..=2 {
+                let error = writer.execute_batch(&format!("BEGIN; {refused}; COMMIT")).expect_err("the disk is full");
+                assert_eq!(
+                    error.sqlite_error_code(),
+                    Some(rusqlite::ErrorCode::DiskFull),
+                    "attempt {attempt}: {error}"
+                );
+                if !writer.is_autocommit() {
+                    writer.execute_batch("ROLLBACK").expect("a rollback");
+                }
+                assert_eq!(count(&reader), 2000, "others read on");
+            }
+            write_with(whole);
+            let ids = "SELECT count(*) FROM t WHERE id = 900000";
+            assert_eq!((count(&writer), count(&reader)), (2000, 2000));
+            assert_eq!(writer.query_row(ids, [], |row| row.get(0)), Ok(0));
+        }
+        writer.execute_batch("UPDATE t SET b = zeroblob(1000)").expect("a commit");
+        drop((reader, writer));
+        let again = Connection::open(&path).expect("the file");
+        let whole: String = again.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");
+        let zeros: i64 =
+            again.query_row("SELECT count(*) FROM t WHERE b = zeroblob(1000)", [], |row| row.get(0)).expect("a count");
+        assert_eq!((whole.as_str(), zeros), ("ok", 2000));
     }
 }
